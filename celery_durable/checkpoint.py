@@ -1,0 +1,65 @@
+"""Checkpoints: the stored outcomes of a run's steps, and the keys they are found by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+OK = "ok"
+ERROR = "error"
+TRYING = "trying"
+STARTED = "started"
+DISCARDED = "discarded"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One stored step.
+
+    `outcome` is `ok` or `error` when the step is finished, `trying` after a failed try that will be
+    retried, `started` for the marker of an at-most-once step, and `discarded` for an error that a retry
+    of the whole run has put aside. `tries` counts every time the body failed or finished, and `spent`
+    says how many of them belong to a policy that was already used up.
+    """
+
+    key: str
+    seq: int
+    outcome: str
+    output: bytes | None
+    codec: str | None
+    digest: bytes
+    arguments: str
+    tries: int
+    spent: int
+    clock: tuple[datetime, ...] = ()
+
+    @property
+    def finished(self) -> bool:
+        """Whether a replay returns (or raises) this instead of running the step."""
+        return self.outcome in (OK, ERROR)
+
+
+@dataclass(frozen=True)
+class StepWrite:
+    """What one write of a step stores; a retried write is recognised by attempt, key and tries."""
+
+    key: str
+    seq: int
+    outcome: str
+    output: bytes | None
+    codec: str | None
+    digest: bytes
+    arguments: str
+    tries: int
+    spent: int
+    error: str | None
+    clock: list[datetime] | None
+    seconds: float
+
+
+def occurrence(name: str, count: int) -> str:
+    """Return the key of the `count`-th call of a step in its run: `thumbnail`, `thumbnail#2`, ..."""
+    return name if count == 1 else f"{name}#{count}"

@@ -1,0 +1,202 @@
+"""Connections to Postgres: one pool per process, made after fork, and patience while Postgres is away."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import re
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psycopg
+from psycopg import errors
+from psycopg.rows import dict_row
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from celery_durable.exceptions import ConfigurationError, StoreError, StoreUnavailableError
+from celery_durable.store.url import conninfo, redact
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+Connection = psycopg.Connection[Row]
+T = TypeVar("T")
+
+# Worth another try: the server went away or is not ready, or another transaction was in the way.
+_PASSING = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, errors.ReadOnlySqlTransaction)
+# No use waiting: the server answered, and said that these credentials or names are wrong.
+_REFUSED = re.compile(
+    r"authentication failed|no password supplied|no pg_hba\.conf entry"
+    r'|(database|role) ".*" (does not exist|is not permitted)|permission denied for'
+)
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+_KEEPALIVE = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+
+
+class Connections:
+    """The connections of one process to one database.
+
+    Arguments:
+        url: the backend URL, with or without its `durable+`.
+        size: how many connections one process holds at most.
+        prepare: whether statements are prepared on the server; off behind PgBouncer in transaction mode.
+        outage_budget: seconds that a write waits for Postgres to come back.
+        on_open: called once per process with the first connection; checks the schema.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        size: int = 10,
+        prepare: bool = True,
+        outage_budget: float = 300.0,
+        on_open: Callable[[Connection], None] | None = None,
+    ) -> None:
+        self.url = url
+        self.outage_budget = outage_budget
+        self._size = size
+        self._prepare = prepare
+        self._on_open = on_open
+        self._pool: ConnectionPool[Connection] | None = None
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._inherited: list[object] = []
+
+    @property
+    def pool(self) -> ConnectionPool[Connection]:
+        """The pool of this process; a child forgets the one it inherited without touching its sockets."""
+        if self._pool is not None and self._pid == os.getpid():
+            return self._pool
+        return self._open()
+
+    def _open(self) -> ConnectionPool[Connection]:
+        if self._pid != os.getpid():
+            # Kept, not closed: closing would say goodbye on sockets that the parent still uses.
+            self._inherited.append(self._pool)
+            self._pool, self._pid, self._lock = None, os.getpid(), threading.Lock()
+        with self._lock:
+            if self._pool is None:
+                if self._on_open is not None:
+                    with self.dedicated() as connection:
+                        self._on_open(connection)
+                self._pool = ConnectionPool(
+                    self._conninfo(),
+                    kwargs=self._options(),
+                    min_size=0,
+                    max_size=self._size,
+                    max_idle=300,
+                    timeout=5,
+                    reconnect_timeout=5,
+                    num_workers=1,
+                    open=True,
+                    name="celery-durable",
+                )
+            return self._pool
+
+    def _conninfo(self) -> str:
+        return conninfo(self.url)
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            **_KEEPALIVE,
+            "autocommit": True,
+            "prepare_threshold": 0 if self._prepare else None,
+            "row_factory": dict_row,
+            "application_name": "celery-durable",
+        }
+
+    def connect(self) -> Connection:
+        """Open a connection outside the pool; the caller closes it."""
+        try:
+            return psycopg.connect(self._conninfo(), **self._options())
+        except psycopg.ProgrammingError as exc:
+            message = f"{redact(self.url)!r} is not a URL that libpq understands: {exc}"
+            raise ConfigurationError(message) from exc
+
+    @contextmanager
+    def dedicated(self) -> Iterator[Connection]:
+        """Yield a connection of one's own and close it at the end."""
+        connection = self.connect()
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    def once(self, work: Callable[[Connection], T]) -> T:
+        """Do `work` with a connection of the pool, without a second try."""
+        pool = self.pool
+        connection = pool.getconn()
+        try:
+            return work(connection)
+        finally:
+            pool.putconn(connection)
+
+    def patiently(
+        self,
+        work: Callable[[Connection], T],
+        *,
+        budget: float | None = None,
+        give_up: Callable[[], bool] | None = None,
+    ) -> T:
+        """Do `work`, again and again while Postgres is away, for `budget` seconds (default: the outage budget).
+
+        `work` must recognise its own earlier success, as its answer may have been lost.
+        Raises `StoreUnavailableError` at the end of the budget or when `give_up()` says so.
+        """
+        try:
+            return self.once(work)
+        except _PASSING as exc:
+            return self._again(work, exc, self.outage_budget if budget is None else budget, give_up)
+
+    def _again(
+        self,
+        work: Callable[[Connection], T],
+        error: Exception,
+        budget: float,
+        give_up: Callable[[], bool] | None,
+    ) -> T:
+        deadline = time.monotonic() + budget
+        pause = _FIRST_PAUSE
+        first = True
+        while True:
+            if _REFUSED.search(str(error)):
+                message = f"Postgres refuses {redact(self.url)!r}: {_line(error)}"
+                raise StoreError(message) from error
+            if first:
+                logger.warning("Postgres is away, trying again: %s", _line(error))
+                first = False
+            if time.monotonic() >= deadline or (give_up is not None and give_up()):
+                message = f"Postgres did not answer for {budget:g} s ({_line(error)}); nothing committed is lost"
+                raise StoreUnavailableError(message) from error
+            threading.Event().wait(pause * random.uniform(0.5, 1.0))  # noqa: S311  (jitter)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+            try:
+                result = self.once(work)
+            except _PASSING as exc:
+                error = exc
+            else:
+                logger.warning("Postgres is back")
+                return result
+
+    def close(self) -> None:
+        """Close the pool of this process."""
+        if self._pool is not None and self._pid == os.getpid():
+            self._pool.close()
+        self._pool = None
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

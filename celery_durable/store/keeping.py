@@ -1,0 +1,174 @@
+"""What the keeper reads and writes: workers, the leader lease, timers, orphans, lost messages, retention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from celery_durable.store import queries
+
+if TYPE_CHECKING:
+    import uuid
+    from collections.abc import Sequence
+    from datetime import datetime, timedelta
+
+    from celery_durable.store.connections import Connection
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A stored message, ready to be published again."""
+
+    id: str
+    message: bytes
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """A run taken from a lost worker: pending again, or over."""
+
+    id: str
+    state: str
+    recoveries: int
+    message: bytes
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Unclaimed:
+    """A published run that nobody has claimed within its check time."""
+
+    id: str
+    queue: str
+    priority: int | None
+    published_at: datetime
+    checks: int
+    now: datetime
+
+
+@dataclass(frozen=True)
+class Look:
+    """The leader's small query: what there is to do."""
+
+    next_timer: float | None
+    unpublished: bool
+    unclaimed: bool
+    outbox: bool
+    leading: bool
+
+
+class KeeperStore:
+    """Statements of the keeper on a connection of its own; nothing here waits for an outage to end.
+
+    Arguments:
+        connection: a connection in autocommit mode that nobody else uses.
+        schema: the schema's name.
+        check: how long after a publish the keeper looks whether the message was lost.
+    """
+
+    def __init__(self, connection: Connection, *, schema: str, check: timedelta) -> None:
+        self.connection = connection
+        self._sql = queries.load("keeper", schema)
+        self._unpublish = queries.load("runs", schema)["unpublish"]
+        self._check = check
+
+    def _all(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
+        return self.connection.execute(self._sql[name], parameters).fetchall()
+
+    def register(self, token: uuid.UUID, *, hostname: str, pid: int, version: str) -> int:
+        """Bring a worker process to life; return the id of its row."""
+        rows = self._all("register_worker", token=token, hostname=hostname, pid=pid, version=version)
+        return int(rows[0]["id"])
+
+    def beat(self, token: uuid.UUID, *, reserved: int) -> bool | None:
+        """Beat; return whether other workers' help is wanted with due runs, None when declared dead."""
+        rows = self._all("beat", token=token, reserved=reserved)
+        return bool(rows[0]["backlog"]) if rows else None
+
+    def retire(self, token: uuid.UUID) -> list[str]:
+        """End a worker cleanly; return the ids of the runs it still owned, which are handed on."""
+        return [row["id"] for row in self._all("retire_worker", token=token)]
+
+    def lead(self, token: uuid.UUID, lease: timedelta) -> int | None:
+        """Take or renew the leader lease; return its term, None when another worker leads."""
+        rows = self._all("lead", token=token, lease=lease)
+        return int(rows[0]["term"]) if rows else None
+
+    def look(self, term: int) -> Look:
+        """See whether anything is to be done."""
+        return Look(**self._all("look", term=term)[0])
+
+    def beats(self) -> tuple[datetime | None, dict[int, int]]:
+        """Return the database's time and every worker's heartbeat counter."""
+        rows = self._all("beats")
+        return (rows[0]["now"] if rows else None), {row["id"]: row["beat"] for row in rows}
+
+    def bury(self, term: int, dead: dict[int, int]) -> list[int]:
+        """Remove the rows of workers whose counter still stands where it stood a lease ago."""
+        return [row["id"] for row in self._all("bury", term=term, ids=list(dead), beats=list(dead.values()))]
+
+    def recover_orphans(
+        self, term: int, *, limit: int, max_recoveries: int, result: bytes, result_type: str
+    ) -> list[Recovered]:
+        """Take runs from workers that are gone."""
+        rows = self._all(
+            "recover_orphans",
+            term=term,
+            limit=limit,
+            max_recoveries=max_recoveries,
+            result=result,
+            result_type=result_type,
+        )
+        return [Recovered(**row) for row in rows]
+
+    def wake(self, limit: int) -> list[Stored]:
+        """Turn waiting runs that are due into pending ones; the caller publishes them."""
+        return [Stored(**row) for row in self._all("wake", limit=limit, check=self._check)]
+
+    def publishable(self, limit: int) -> list[Stored]:
+        """Take pending runs that the broker does not know of; the caller publishes them."""
+        return [Stored(**row) for row in self._all("publishable", limit=limit, check=self._check)]
+
+    def unpublish(self, ids: Sequence[str], delay: timedelta) -> None:
+        """The broker did not take these: try again after `delay`."""
+        self.connection.execute(self._unpublish, {"ids": list(ids), "delay": delay})
+
+    def expire(self, limit: int) -> list[str]:
+        """End runs that nobody claimed before they expired."""
+        return [row["id"] for row in self._all("expire_due", limit=limit)]
+
+    def unclaimed(self, limit: int) -> list[Unclaimed]:
+        """Return published runs whose check time has come."""
+        return [Unclaimed(**row) for row in self._all("unclaimed", limit=limit)]
+
+    def claimed_up_to(self, queue: str, priority: int | None, grace: timedelta) -> datetime | None:
+        """Return the latest publish time among runs of a queue that were claimed at least `grace` ago."""
+        rows = self._all("claims_of_queue", queue=queue, priority=priority, grace=grace)
+        at: datetime | None = rows[0]["published_at"]
+        return at
+
+    def reservations(self) -> tuple[int, datetime | None]:
+        """Return how many messages live workers hold unstarted, and when the oldest report was made."""
+        row = self._all("reservations")[0]
+        return int(row["reserved"]), row["oldest"]
+
+    def recheck(self, verdicts: dict[str, bool]) -> list[Stored]:
+        """Record which unclaimed runs are lost; return those, for the caller to publish."""
+        rows = self._all(
+            "recheck", ids=list(verdicts), lost=list(verdicts.values()), check=self._check
+        )
+        return [Stored(row["id"], row["message"], row["body"]) for row in rows if row["lost"]]
+
+    def outbox(self, *, age: timedelta, limit: int) -> list[tuple[int, Stored]]:
+        """Return messages to plain tasks that nobody has published yet."""
+        rows = self._all("outbox_take", age=age, limit=limit)
+        return [(row["key"], Stored(row["id"], row["message"], row["body"])) for row in rows]
+
+    def outbox_done(self, keys: Sequence[int]) -> None:
+        """Forget published messages of the outbox."""
+        self.connection.execute(self._sql["outbox_done"], {"keys": list(keys)})
+
+    def prune(self, age: timedelta, limit: int) -> int:
+        """Delete final runs older than `age`, whole trees only; return how many."""
+        return int(self._all("prune", age=age, limit=limit)[0]["runs"])

@@ -1,0 +1,88 @@
+"""What Celery's result API reads and writes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from celery_durable.store import queries
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import timedelta
+
+    from celery_durable.store.connections import Connections, Row
+
+
+class ResultStore:
+    """Results of plain tasks, the Celery view of runs, and group results.
+
+    Arguments:
+        connections: where to read and write.
+        schema: the schema's name.
+    """
+
+    def __init__(self, connections: Connections, *, schema: str) -> None:
+        self._connections = connections
+        self._sql = queries.load("results", schema)
+
+    def store(  # noqa: PLR0913  (a row)
+        self,
+        task_id: str,
+        status: str,
+        result: bytes | None,
+        result_type: str,
+        traceback: str | None,
+        meta: bytes | None,
+    ) -> None:
+        """Store a plain task's state; the first SUCCESS stays, and ids of runs are left alone."""
+        self._execute(
+            "store",
+            task_id=task_id,
+            status=status,
+            result=result,
+            result_type=result_type,
+            traceback=traceback,
+            meta=meta,
+        )
+
+    def get(self, ids: Sequence[str]) -> list[Row]:
+        """Return the rows of these ids, those of runs first; unknown ids have none."""
+        sql, parameters = self._sql["get"], {"ids": list(ids)}
+        return self._connections.patiently(
+            lambda connection: connection.execute(sql, parameters).fetchall()
+        )
+
+    def forget(self, task_id: str) -> None:
+        """Delete a result, or a final run with all that belongs to it."""
+        self._execute("forget_run", task_id=task_id)
+
+    def save_group(self, group_id: str, result: bytes, result_type: str) -> None:
+        """Store a group's result ids."""
+        self._execute("save_group", id=group_id, result=result, result_type=result_type)
+
+    def restore_group(self, group_id: str) -> Row | None:
+        """Return a stored group."""
+        sql = self._sql["restore_group"]
+        return self._connections.patiently(
+            lambda connection: connection.execute(sql, {"id": group_id}).fetchone()
+        )
+
+    def delete_group(self, group_id: str) -> None:
+        """Delete a stored group."""
+        self._execute("delete_group", id=group_id)
+
+    def expire(self, age: timedelta, *, batch: int = 1000) -> dict[str, int]:
+        """Delete plain results and groups older than `age`, in batches; return how many."""
+        sql, total = self._sql["expire"], {"results": 0, "groups": 0}
+        while True:
+            row = self._connections.patiently(
+                lambda connection: connection.execute(sql, {"age": age, "limit": batch}).fetchone()
+            )
+            counts = row or {}
+            total = {name: total[name] + int(counts.get(name, 0)) for name in total}
+            if max(counts.values(), default=0) < batch:
+                return total
+
+    def _execute(self, name: str, **parameters: Any) -> None:
+        sql = self._sql[name]
+        self._connections.patiently(lambda connection: connection.execute(sql, parameters))

@@ -1,0 +1,325 @@
+"""The hot path against Postgres: enqueue, claim, checkpoint, finish, release. One round trip each."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from celery_durable.checkpoint import Checkpoint, StepWrite
+from celery_durable.exceptions import LeaseLostError, NondeterminismError
+from celery_durable.run import Claim, Refusal, RunState
+from celery_durable.store import queries
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime, timedelta
+
+    from celery_durable.store.connections import Connection, Connections
+
+_ENQUEUE_BUDGET = 15.0
+
+
+@dataclass(frozen=True)
+class NewRun:
+    """A run as `enqueue` stores it: what the keeper needs to publish its message again, and when."""
+
+    id: str
+    task: str
+    queue: str
+    priority: int | None
+    message: bytes
+    body: bytes
+    parent: str | None = None
+    root: str | None = None
+    group: str | None = None
+    version: str | None = None
+    countdown: timedelta | None = None
+    eta: datetime | None = None
+    expires: timedelta | None = None
+    expires_at: datetime | None = None
+    publish: bool = True
+
+
+@dataclass(frozen=True)
+class PlainMessage:
+    """A message to a task without a run, kept until it is published."""
+
+    id: str
+    message: bytes
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Finish:
+    """A run's outcome."""
+
+    state: RunState
+    result: bytes | None = None
+    result_type: str | None = None
+    traceback: str | None = None
+    meta: bytes | None = None
+    error: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Release:
+    """How a run leaves its worker before it is over."""
+
+    outcome: str
+    delay: timedelta
+    reason: str | None = None
+    publish: bool = False
+    retries: int | None = None
+    error: str | None = None
+    traceback: str | None = None
+    result: bytes | None = None
+    result_type: str | None = None
+    body: bytes | None = None
+    message: bytes | None = None
+    task: str | None = None
+    queue: str | None = None
+    priority: int | None = None
+    discard: str = "none"
+
+
+def closed(fence: uuid.UUID) -> uuid.UUID:
+    """Return the fence that a release leaves behind: known to the attempt that wrote it, matched by no write."""
+    return uuid.uuid5(fence, "closed")
+
+
+class RunStore:
+    """Writes of one run, each fenced and each safe to repeat after a lost answer.
+
+    Arguments:
+        connections: where to write.
+        schema: the schema's name.
+        check: how long after a publish the keeper looks whether the message was lost.
+    """
+
+    def __init__(self, connections: Connections, *, schema: str, check: timedelta) -> None:
+        self._connections = connections
+        self._sql = queries.load("runs", schema)
+        self._check = check
+
+    def enqueue(self, run: NewRun) -> str | None:
+        """Store a run; return its state, or None when a run with this id is there already."""
+        rows = self.enqueue_many([run])
+        return rows[0]
+
+    def enqueue_many(self, runs: Sequence[NewRun]) -> list[str | None]:
+        """Store runs in one round trip and one transaction; return each one's state, None for known ids."""
+        parameters = [{**run.__dict__, "check": self._check} for run in runs]
+        if len(runs) == 1:
+            state = self._one("enqueue", parameters[0], budget=_ENQUEUE_BUDGET)
+            return [state and state["state"]]
+
+        def work(connection: Connection) -> list[str | None]:
+            with connection.pipeline():
+                cursors = [connection.execute(self._sql["enqueue"], row) for row in parameters]
+            return [(row := cursor.fetchone()) and row["state"] for cursor in cursors]
+
+        return self._connections.patiently(work, budget=_ENQUEUE_BUDGET)
+
+    def unpublish(self, ids: Sequence[str], delay: timedelta) -> None:
+        """Hand runs whose message the broker did not take to the keeper."""
+        self._one("unpublish", {"ids": list(ids), "delay": delay}, fetch=False)
+
+    def claim(  # noqa: PLR0913  (one attempt's identity)
+        self,
+        run_id: str,
+        *,
+        fence: uuid.UUID,
+        token: uuid.UUID,
+        pid: int,
+        revision: int,
+        give_up: Callable[[], bool] | None = None,
+    ) -> tuple[Claim, list[Checkpoint]] | Refusal:
+        """Lease a pending run and read its whole history in one round trip; or say why not.
+
+        Waits for Postgres as long as it takes, or until `give_up()`: the message stays unacknowledged
+        meanwhile.
+        """
+        parameters = {"id": run_id, "fence": fence, "token": token, "pid": pid, "revision": revision}
+
+        def work(connection: Connection) -> tuple[Any, list[Any]]:
+            with connection.pipeline():
+                claimed = connection.execute(self._sql["claim"], parameters)
+                history = connection.execute(self._sql["history"], parameters)
+            return claimed.fetchone(), history.fetchall()
+
+        row, history = self._connections.patiently(work, budget=float("inf"), give_up=give_up)
+        if row is None:
+            return self._refusal(parameters)
+        return Claim(**row), [
+            Checkpoint(**{**step, "clock": tuple(step["clock"] or ())}) for step in history
+        ]
+
+    def _refusal(self, parameters: dict[str, Any]) -> Refusal:
+        row = self._one("standing", parameters)
+        if row["state"] is None:
+            return Refusal.UNKNOWN if row["worker_alive"] else Refusal.NO_WORKER
+        state = RunState(row["state"])
+        if state is RunState.PENDING and row["expired"]:
+            self._one("expire", parameters, fetch=False)
+            return Refusal.EXPIRED
+        if state is RunState.PENDING and not row["worker_alive"]:
+            return Refusal.NO_WORKER
+        if state.final:
+            return Refusal.FINAL
+        return Refusal.WAITING if state is RunState.WAITING else Refusal.OWNED
+
+    def checkpoint(self, run: int, fence: uuid.UUID, step: StepWrite, *, relaxed: bool = False) -> bool:
+        """Store one step's outcome; return whether the run is asked to stop.
+
+        Raises `LeaseLostError` when another attempt owns the run.
+        """
+        sql = self._sql["checkpoint_async" if relaxed else "checkpoint"]
+        parameters = {**step.__dict__, "run": run, "fence": fence}
+        row = self._connections.patiently(lambda connection: connection.execute(sql, parameters).fetchone())
+        if row is None:
+            raise LeaseLostError(step=step.key)
+        if not row["stored"]:
+            message = f"Step {step.key!r} is stored already with another outcome: two calls share its key"
+            raise NondeterminismError(message, step=step.key)
+        return bool(row["cancel_requested"])
+
+    def enqueue_child(
+        self, run: int, fence: uuid.UUID, step: StepWrite, child: NewRun
+    ) -> bool:
+        """Store a child run and the step that says it was started, in one fenced transaction."""
+        step_parameters = {**step.__dict__, "run": run, "fence": fence}
+        child_parameters = {**child.__dict__, "check": self._check, "holder": run, "fence": fence}
+
+        def work(connection: Connection) -> Any:  # noqa: ANN401
+            with connection.pipeline():
+                stored = connection.execute(self._sql["checkpoint"], step_parameters)
+                connection.execute(self._sql["enqueue_linked"], child_parameters)
+            return stored.fetchone()
+
+        row = self._connections.patiently(work)
+        if row is None:
+            raise LeaseLostError(step=step.key)
+        return bool(row["cancel_requested"])
+
+    def finish(
+        self,
+        run: int,
+        fence: uuid.UUID,
+        outcome: Finish,
+        links: Sequence[NewRun | PlainMessage] = (),
+    ) -> list[str | None]:
+        """End a run and store the runs its links start, in one transaction and one round trip.
+
+        Returns for each link its state, None for one that is known already.
+        Raises `LeaseLostError` when another attempt owns the run.
+        """
+        parameters = {**outcome.__dict__, "run": run, "fence": fence, "state": outcome.state.value}
+
+        def work(connection: Connection) -> tuple[Any, list[Any]]:
+            if not links:
+                return connection.execute(self._sql["finish"], parameters).fetchone(), []
+            with connection.pipeline():
+                finished = connection.execute(self._sql["finish"], parameters)
+                linked = [self._link(connection, run, fence, link) for link in links]
+            return finished.fetchone(), [cursor.fetchone() for cursor in linked]
+
+        row, linked = self._connections.patiently(work)
+        if row is None:
+            raise LeaseLostError
+        return [link and str(link.get("state") or link.get("key")) for link in linked]
+
+    def _link(self, connection: Connection, run: int, fence: uuid.UUID, link: NewRun | PlainMessage) -> Any:  # noqa: ANN401
+        parameters = {**link.__dict__, "check": self._check, "holder": run, "fence": fence}
+        name = "enqueue_linked" if isinstance(link, NewRun) else "enqueue_outbox"
+        return connection.execute(self._sql[name], parameters)
+
+    def release(self, run: int, fence: uuid.UUID, release: Release) -> RunState:
+        """Leave the worker for a retry, a timer or another worker; return the state the run is left in.
+
+        Raises `LeaseLostError` when another attempt owns the run.
+        """
+        parameters = {
+            **release.__dict__,
+            "run": run,
+            "fence": fence,
+            "closed": closed(fence),
+            "check": self._check,
+        }
+        row = self._one("release", parameters)
+        if row is None:
+            raise LeaseLostError
+        return RunState(row["state"])
+
+    def update_state(self, run: int, fence: uuid.UUID, state: str, result: bytes | None, result_type: str) -> None:
+        """Store a custom state of a running task; raise `LeaseLostError` when the lease is gone."""
+        parameters = {"run": run, "fence": fence, "state": state, "result": result, "result_type": result_type}
+        if self._one("update_state", parameters) is None:
+            raise LeaseLostError
+
+    def recover_child(  # noqa: PLR0913  (the facts of one loss)
+        self,
+        run_id: str,
+        *,
+        token: uuid.UUID,
+        pid: int | None,
+        error: str,
+        max_recoveries: int,
+        result: bytes,
+        result_type: str,
+        budget: float,
+    ) -> dict[str, Any] | None:
+        """Hand on the run of a pool child that is gone; None when this worker does not own it any more."""
+        parameters = {
+            "id": run_id,
+            "token": token,
+            "pid": pid,
+            "error": error,
+            "max_recoveries": max_recoveries,
+            "result": result,
+            "result_type": result_type,
+            "check": self._check,
+        }
+        row: dict[str, Any] | None = self._one("recover_child", parameters, budget=budget)
+        return row
+
+    def revoke(self, run_id: str, *, token: uuid.UUID | None, terminated: bool) -> bool:
+        """End a run as Celery's revoke does; return whether it was ended."""
+        parameters = {"id": run_id, "token": token, "terminated": terminated}
+        return self._one("revoke", parameters, budget=_ENQUEUE_BUDGET) is not None
+
+    def withdraw(self, run_id: str) -> None:
+        """Forget a run whose message could not be sent."""
+        self._one("withdraw", {"id": run_id}, fetch=False)
+
+    def outbox_done(self, keys: Sequence[int]) -> None:
+        """Forget published messages to tasks without a run."""
+        self._one("outbox_done", {"keys": list(keys)}, fetch=False)
+
+    def owned(self, token: uuid.UUID) -> list[tuple[str, uuid.UUID]]:
+        """Return id and fence of each run that a worker owns."""
+        rows = self._connections.once(
+            lambda connection: connection.execute(self._sql["owned"], {"token": token}).fetchall()
+        )
+        return [(row["id"], row["fence"]) for row in rows]
+
+    def release_strays(self, token: uuid.UUID, ids: Sequence[str]) -> list[str]:
+        """Hand on runs that this worker owns and does not execute."""
+        parameters = {"token": token, "ids": list(ids)}
+        rows = self._connections.once(
+            lambda connection: connection.execute(self._sql["release_strays"], parameters).fetchall()
+        )
+        return [row["id"] for row in rows]
+
+    def _one(
+        self, name: str, parameters: dict[str, Any], *, budget: float | None = None, fetch: bool = True
+    ) -> Any:  # noqa: ANN401  (a row)
+        def work(connection: Connection) -> Any:  # noqa: ANN401
+            cursor = connection.execute(self._sql[name], parameters)
+            return cursor.fetchone() if fetch else None
+
+        return self._connections.patiently(work, budget=budget)
+
+
+__all__ = ["Finish", "NewRun", "PlainMessage", "Release", "RunStore", "closed"]

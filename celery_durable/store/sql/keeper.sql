@@ -1,0 +1,220 @@
+-- What keeps runs moving: heartbeats, the leader lease, timers, recovery, lost messages, retention.
+
+-- name: register_worker
+-- A worker process comes to life under a random token; a dead id never comes back.
+insert into durable.worker (token, hostname, pid, version) values (%(token)s, %(hostname)s, %(pid)s, %(version)s)
+on conflict (token) do update set hostname = excluded.hostname
+returning id
+
+-- name: beat
+-- The heartbeat touches the worker's own row only. No row back: this worker was declared dead.
+update durable.worker set beat = beat + 1, beat_at = durable.clock(), reserved = %(reserved)s
+where token = %(token)s
+returning id,
+    exists (select from durable.run where state = 'waiting' and due < durable.clock() - interval '2 s')
+    or exists (select from durable.run
+               where state = 'pending' and published_at is null and due < durable.clock() - interval '2 s')
+    as backlog
+
+-- name: retire_worker
+-- A clean end: the worker's row goes, and what it still owned is handed on, without counting a recovery.
+with gone as (
+    delete from durable.worker where token = %(token)s returning id
+), owned as (
+    select r.key from durable.run r join gone on gone.id = r.worker
+    where r.state = 'running' order by r.key for update of r
+), released as (
+    update durable.run r
+    set state = case when cancel_requested then 'cancelled' else 'pending' end,
+        reason = case when cancel_requested then 'cancelled' end,
+        due = case when not cancel_requested then durable.clock() end,
+        finished_at = case when cancel_requested then durable.clock() end,
+        published_at = null, fence = gen_random_uuid(), worker = null, pid = null, custom_state = null
+    from owned where r.key = owned.key
+    returning r.*
+), ended as (
+    update durable.attempt a set ended_at = durable.clock(), outcome = 'released'
+    from released r where a.run_key = r.key and a.number = r.attempt
+), lead as (
+    delete from durable.leader where holder in (select id from gone)
+)
+select id from released
+
+-- name: lead
+-- Take or renew the leader lease. A new holder opens a new term, which every keeper write of its own names.
+insert into durable.leader (holder, term, expires_at)
+select w.id, 1, durable.clock() + %(lease)s::interval from durable.worker w where w.token = %(token)s
+on conflict (only) do update
+set holder = excluded.holder, expires_at = excluded.expires_at,
+    term = leader.term + case when leader.holder = excluded.holder then 0 else 1 end
+where leader.holder = excluded.holder or leader.expires_at < durable.clock()
+   or not exists (select from durable.worker where id = leader.holder)
+returning term
+
+-- name: look
+-- The leader's one small query: is there anything to do, and when is the next timer?
+select
+    (select extract(epoch from due - durable.clock())::float8
+     from durable.run where state = 'waiting' and due is not null order by due limit 1) as next_timer,
+    exists (select from durable.run
+            where state = 'pending' and published_at is null and due <= durable.clock()) as unpublished,
+    exists (select from durable.run
+            where state = 'pending' and published_at is not null and due <= durable.clock()) as unclaimed,
+    exists (select from durable.outbox where created_at < durable.clock() - interval '10 s') as outbox,
+    exists (select from durable.leader
+            where term = %(term)s and expires_at > durable.clock()) as leading
+
+-- name: beats
+-- The heartbeats as they stand now; the leader compares them with what it saw a lease ago.
+select id, beat, durable.clock() as now from durable.worker
+
+-- name: bury
+-- Workers whose heartbeat stood still for a whole lease under the leader's eyes.
+delete from durable.worker w
+using unnest(%(ids)s::bigint[], %(beats)s::bigint[]) as seen (id, beat)
+where w.id = seen.id and w.beat = seen.beat
+  and exists (select from durable.leader where term = %(term)s and expires_at > durable.clock())
+returning w.id
+
+-- name: recover_orphans
+-- Runs whose worker is no longer there, found by anti-join each time: it misses none, however often it runs.
+with orphan as (
+    select r.key from durable.run r
+    where r.state = 'running' and not exists (select from durable.worker w where w.id = r.worker)
+      and exists (select from durable.leader where term = %(term)s and expires_at > durable.clock())
+    order by r.key limit %(limit)s for update of r skip locked
+), recovered as (
+    update durable.run r
+    set state = case when cancel_requested then 'cancelled'
+                     when recoveries + 1 > %(max_recoveries)s then 'failed' else 'pending' end,
+        reason = case when cancel_requested then 'cancelled'
+                      when recoveries + 1 > %(max_recoveries)s then 'exhausted' end,
+        due = case when not cancel_requested and recoveries + 1 <= %(max_recoveries)s then durable.clock() end,
+        finished_at = case when cancel_requested or recoveries + 1 > %(max_recoveries)s then durable.clock() end,
+        result = case when recoveries + 1 > %(max_recoveries)s then %(result)s else result end,
+        result_type = case when recoveries + 1 > %(max_recoveries)s then %(result_type)s else result_type end,
+        published_at = null,
+        recoveries = recoveries + 1, fence = gen_random_uuid(), worker = null, pid = null, custom_state = null
+    from orphan where r.key = orphan.key
+    returning r.*
+), ended as (
+    update durable.attempt a set ended_at = durable.clock(), outcome = 'lost', error = 'the worker was lost'
+    from recovered r where a.run_key = r.key and a.number = r.attempt
+), noted as (
+    insert into durable.event (run_key, kind, detail)
+    select key, 'recovered', jsonb_build_object('attempt', attempt, 'error', 'the worker was lost', 'state', state)
+    from recovered
+)
+select id, state, recoveries, message, body from recovered
+
+-- name: wake
+-- Timers that are due become pending; whoever takes them publishes them. Every worker may drain these.
+with due as (
+    select key from durable.run
+    where state = 'waiting' and due <= durable.clock()
+    order by due limit %(limit)s for update skip locked
+)
+update durable.run r
+set state = 'pending', reason = null, published_at = durable.clock(), checks = 0,
+    due = durable.clock() + %(check)s::interval
+from due where r.key = due.key
+returning r.id, r.message, r.body
+
+-- name: publishable
+-- Pending runs that the broker does not know of.
+with due as (
+    select key from durable.run
+    where state = 'pending' and published_at is null and due <= durable.clock()
+    order by due limit %(limit)s for update skip locked
+)
+update durable.run r
+set published_at = durable.clock(), due = durable.clock() + %(check)s::interval * power(2, least(r.checks, 8))
+from due where r.key = due.key
+returning r.id, r.message, r.body
+
+-- name: expire_due
+-- Pending runs that nobody claimed in time.
+update durable.run
+set state = 'cancelled', reason = 'expired', due = null, finished_at = durable.clock(), fence = gen_random_uuid()
+where key in (
+    select key from durable.run
+    where state = 'pending' and attempt = 0 and due <= durable.clock() and expires_at <= durable.clock()
+    order by due limit %(limit)s for update skip locked)
+returning id
+
+-- name: unclaimed
+-- Messages that nobody claimed within their check time: perhaps lost, perhaps just far back in a queue.
+select id, queue, priority, published_at, checks, durable.clock() as now
+from durable.run
+where state = 'pending' and published_at is not null and due <= durable.clock()
+order by due limit %(limit)s
+
+-- name: claims_of_queue
+-- Evidence on one queue and priority: the latest publish time among runs that were claimed a while ago.
+select max(published_at) as published_at from (
+    (select published_at from durable.run
+     where state in ('running', 'cancelling') and queue = %(queue)s and priority is not distinct from %(priority)s
+       and claimed_at < durable.clock() - %(grace)s::interval
+     order by worker limit 1000)
+    union all
+    (select published_at from durable.run
+     where state in ('succeeded', 'failed', 'cancelled') and finished_at > durable.clock() - interval '1 hour'
+       and queue = %(queue)s and priority is not distinct from %(priority)s
+       and claimed_at < durable.clock() - %(grace)s::interval
+     order by finished_at desc limit 1000)
+) as claims
+
+-- name: reservations
+-- Messages that live workers hold and have not started; and when the oldest report of it was made.
+select coalesce(sum(reserved), 0)::bigint as reserved, min(beat_at) as oldest from durable.worker
+
+-- name: recheck
+-- Judged lost: publish again. Judged waiting: look again later. Either way the next check is twice as far.
+with judged as (
+    select r.key, j.lost from durable.run r
+    join unnest(%(ids)s::text[], %(lost)s::boolean[]) as j (id, lost) on j.id = r.id
+    where r.state = 'pending' and r.published_at is not null and r.due <= durable.clock()
+    order by r.key for update of r skip locked
+)
+update durable.run r
+set checks = r.checks + 1,
+    due = durable.clock() + %(check)s::interval * power(2, least(r.checks + 1, 8)),
+    published_at = case when judged.lost then durable.clock() else r.published_at end
+from judged where r.key = judged.key
+returning r.id, judged.lost, case when judged.lost then r.message end as message,
+          case when judged.lost then r.body end as body
+
+-- name: outbox_take
+-- Messages to plain tasks whose sender died before it could publish them.
+select key, id, message, body from durable.outbox
+where created_at < durable.clock() - %(age)s::interval
+order by key limit %(limit)s
+
+-- name: outbox_done
+delete from durable.outbox where key = any(%(keys)s)
+
+-- name: prune
+-- Whole final trees only, with everything that belongs to them, in one transaction.
+with old as (
+    select r.key from durable.run r
+    where r.state in ('succeeded', 'failed', 'cancelled')
+      and r.finished_at < durable.clock() - %(age)s::interval
+      and not exists (
+          select from durable.run t
+          where t.root = coalesce(r.root, r.id) and t.root <> t.id
+            and (t.finished_at is null or t.finished_at >= durable.clock() - %(age)s::interval))
+      and not exists (
+          select from durable.run t
+          where t.id = r.root
+            and (t.finished_at is null or t.finished_at >= durable.clock() - %(age)s::interval))
+    order by r.finished_at limit %(limit)s for update of r skip locked
+), gone as (
+    delete from durable.run r using old where r.key = old.key and r.finished_at is not null returning r.key
+), checkpoints as (
+    delete from durable.checkpoint c using gone where c.run_key = gone.key
+), attempts as (
+    delete from durable.attempt a using gone where a.run_key = gone.key
+), events as (
+    delete from durable.event e using gone where e.run_key = gone.key
+)
+select count(*) as runs from gone

@@ -1,0 +1,311 @@
+-- One run, from its first row to its last write. Everything here touches the rows of one run only.
+-- A holder's write names the run's key and its fence: no row back means that the lease is lost.
+
+-- name: enqueue
+-- Store one run before its message is published; a second one with the same id changes nothing, unless the
+-- first was replaced (Task.replace) by a chord or group whose body comes back under its id.
+insert into durable.run
+    (id, task, queue, priority, state, reason, due, published_at,
+     message, body, parent, root, "group", version, expires_at)
+select %(id)s, %(task)s, %(queue)s, %(priority)s::smallint,
+       case when due.at > durable.clock() then 'waiting' else 'pending' end,
+       case when due.at > durable.clock() then 'timer' end,
+       case when due.at > durable.clock() then due.at
+            when %(publish)s then durable.clock() + %(check)s::interval
+            else durable.clock() end,
+       case when %(publish)s and not due.at > durable.clock() then durable.clock() end,
+       %(message)s, %(body)s, %(parent)s, %(root)s, %(group)s, %(version)s,
+       coalesce(%(expires_at)s::timestamptz, durable.clock() + %(expires)s::interval)
+from (select coalesce(%(eta)s::timestamptz, durable.clock() + %(countdown)s::interval, durable.clock())) as due (at)
+on conflict (id) do update
+set task = excluded.task, queue = excluded.queue, priority = excluded.priority,
+    state = excluded.state, reason = excluded.reason, due = excluded.due,
+    published_at = excluded.published_at, message = excluded.message, body = excluded.body
+where run.state = 'waiting' and run.reason = 'replaced'
+returning state
+
+-- name: enqueue_linked
+-- Store a run that the finish of another one starts; the fence keeps a superseded attempt from starting any.
+insert into durable.run
+    (id, task, queue, priority, state, reason, due, published_at,
+     message, body, parent, root, "group", version, expires_at)
+select %(id)s, %(task)s, %(queue)s, %(priority)s::smallint,
+       case when due.at > durable.clock() then 'waiting' else 'pending' end,
+       case when due.at > durable.clock() then 'timer' end,
+       case when due.at > durable.clock() then due.at
+            when %(publish)s then durable.clock() + %(check)s::interval
+            else durable.clock() end,
+       case when %(publish)s and not due.at > durable.clock() then durable.clock() end,
+       %(message)s, %(body)s, %(parent)s, %(root)s, %(group)s, %(version)s,
+       coalesce(%(expires_at)s::timestamptz, durable.clock() + %(expires)s::interval)
+from (select coalesce(%(eta)s::timestamptz, durable.clock() + %(countdown)s::interval, durable.clock())) as due (at)
+where exists (select from durable.run where key = %(holder)s and fence = %(fence)s)
+on conflict (id) do update
+set task = excluded.task, queue = excluded.queue, priority = excluded.priority,
+    state = excluded.state, reason = excluded.reason, due = excluded.due,
+    published_at = excluded.published_at, message = excluded.message, body = excluded.body
+where run.state = 'waiting' and run.reason = 'replaced'
+returning state
+
+-- name: enqueue_outbox
+-- Keep a message to a task without a run until it is published: the link of a finished run.
+insert into durable.outbox (id, message, body)
+select %(id)s, %(message)s, %(body)s
+where exists (select from durable.run where key = %(holder)s and fence = %(fence)s)
+returning key
+
+-- name: unpublish
+-- The broker did not take these messages: hand them to the keeper.
+update durable.run set published_at = null, due = durable.clock() + %(delay)s::interval
+where id = any(%(ids)s) and state = 'pending'
+
+-- name: claim
+-- Lease, fence and a row of history in one statement; repeated after a lost answer it recognises itself.
+-- The worker row is looked up by token, so that an attempt never claims for a worker that was declared dead.
+with claimed as (
+    update durable.run r
+    set state = 'running', reason = null, due = null, fence = %(fence)s,
+        attempt = r.attempt + case when r.fence = %(fence)s then 0 else 1 end,
+        worker = w.id, pid = %(pid)s, custom_state = null, checks = 0,
+        claimed_at = durable.clock(), started_at = coalesce(r.started_at, durable.clock())
+    from durable.worker w
+    where r.id = %(id)s and w.token = %(token)s
+      and (r.state = 'pending' or (r.state = 'running' and r.fence = %(fence)s))
+      and (r.attempt > 0 or r.expires_at is null or r.expires_at > durable.clock())
+    returning r.*, w.hostname
+), history as (
+    insert into durable.attempt (run_key, number, fence, worker, hostname, pid)
+    select key, attempt, fence, worker, hostname, pid from claimed
+    on conflict (run_key, number) do nothing
+)
+select key, id, task, fence, attempt, generation, retries, recoveries, seed, cancel_requested, claimed_at,
+       case when revision <> %(revision)s then body end as body,
+       case when revision <> %(revision)s then message end as message
+from claimed
+
+-- name: history
+-- The finished steps of a run just claimed. A statement of its own: its snapshot must be younger than the
+-- claim's lock, or the last checkpoint of the attempt it replaced would be missed.
+select c.key, c.seq, c.outcome, c.output, c.codec, c.digest, c.arguments, c.tries, c.spent, c.clock
+from durable.run r join durable.checkpoint c on c.run_key = r.key
+where r.id = %(id)s and r.fence = %(fence)s and r.state = 'running'
+order by c.seq
+
+-- name: standing
+-- Why a claim was refused.
+select r.state, r.expires_at <= durable.clock() and r.attempt = 0 as expired,
+       exists (select from durable.worker where token = %(token)s) as worker_alive
+from (select) as one left join durable.run r on r.id = %(id)s
+
+-- name: expire
+-- A run that nobody claimed in time is over.
+update durable.run
+set state = 'cancelled', reason = 'expired', due = null, finished_at = durable.clock(), fence = gen_random_uuid()
+where id = %(id)s and state = 'pending' and attempt = 0 and expires_at <= durable.clock()
+returning id
+
+-- name: checkpoint
+-- Store one step's outcome, fenced by the lock on the run row. A finished checkpoint is never replaced:
+-- the only write that meets one is this very write, repeated after its answer was lost.
+with fence as (
+    select key, attempt, cancel_requested from durable.run
+    where key = %(run)s and fence = %(fence)s and state in ('running', 'cancelling')
+    for no key update
+), stored as (
+    insert into durable.checkpoint as c
+        (run_key, key, seq, outcome, output, codec, digest, arguments, fence, attempt,
+         tries, spent, error, clock, seconds)
+    select fence.key, %(key)s, %(seq)s, %(outcome)s, %(output)s, %(codec)s, %(digest)s, %(arguments)s,
+           %(fence)s, fence.attempt, %(tries)s, %(spent)s, %(error)s, %(clock)s, %(seconds)s
+    from fence
+    on conflict (run_key, key) do update
+    set seq = excluded.seq, outcome = excluded.outcome, output = excluded.output, codec = excluded.codec,
+        digest = excluded.digest, arguments = excluded.arguments, fence = excluded.fence,
+        attempt = excluded.attempt, tries = excluded.tries, spent = excluded.spent, error = excluded.error,
+        clock = excluded.clock, seconds = excluded.seconds, stored_at = excluded.stored_at
+    where c.outcome in ('trying', 'started', 'discarded')
+       or (c.fence = excluded.fence and c.tries = excluded.tries and c.outcome = excluded.outcome)
+    returning key
+)
+select fence.cancel_requested, exists (select from stored) as stored from fence
+
+-- name: checkpoint_async
+-- The same for steps that are cheap to repeat: this one commit does not wait for the disk.
+with relaxed as materialized (
+    select set_config('synchronous_commit', 'off', true) as set_for_this_commit
+), fence as (
+    select key, attempt, cancel_requested from durable.run, relaxed
+    where key = %(run)s and fence = %(fence)s and state in ('running', 'cancelling')
+      and set_for_this_commit is not null
+    for no key update of run
+), stored as (
+    insert into durable.checkpoint as c
+        (run_key, key, seq, outcome, output, codec, digest, arguments, fence, attempt,
+         tries, spent, error, clock, seconds)
+    select fence.key, %(key)s, %(seq)s, %(outcome)s, %(output)s, %(codec)s, %(digest)s, %(arguments)s,
+           %(fence)s, fence.attempt, %(tries)s, %(spent)s, %(error)s, %(clock)s, %(seconds)s
+    from fence
+    on conflict (run_key, key) do update
+    set seq = excluded.seq, outcome = excluded.outcome, output = excluded.output, codec = excluded.codec,
+        digest = excluded.digest, arguments = excluded.arguments, fence = excluded.fence,
+        attempt = excluded.attempt, tries = excluded.tries, spent = excluded.spent, error = excluded.error,
+        clock = excluded.clock, seconds = excluded.seconds, stored_at = excluded.stored_at
+    where c.outcome in ('trying', 'started', 'discarded')
+       or (c.fence = excluded.fence and c.tries = excluded.tries and c.outcome = excluded.outcome)
+    returning key
+)
+select fence.cancel_requested, exists (select from stored) as stored from fence
+
+-- name: finish
+-- The run's one outcome, its result and the end of its attempt. The fence stays, so that a repeated finish
+-- finds its own row and writes the same again.
+with finished as (
+    update durable.run
+    set state = %(state)s, reason = %(reason)s, due = null, worker = null, pid = null, custom_state = null,
+        result = %(result)s, result_type = %(result_type)s, traceback = %(traceback)s, meta = %(meta)s,
+        finished_at = coalesce(finished_at, durable.clock())
+    where key = %(run)s and fence = %(fence)s and state in ('running', 'cancelling', %(state)s)
+    returning key, attempt
+), ended as (
+    update durable.attempt a
+    set ended_at = durable.clock(), outcome = %(state)s, error = %(error)s, traceback = %(traceback)s
+    from finished f where a.run_key = f.key and a.number = f.attempt
+)
+select key from finished
+
+-- name: release
+-- Leave the worker: for a retry (with a due time), or to hand the run on (due now). Step errors recorded
+-- after the last successful step are put aside when the run is tried again. The fence is closed with a value
+-- that only this attempt can derive, so that the write, repeated, recognises itself.
+with released as (
+    update durable.run
+    set state = case when cancel_requested then 'cancelled'
+                     when %(reason)s::text = 'replaced' or %(delay)s::interval > interval '0' then 'waiting'
+                     else 'pending' end,
+        reason = case when cancel_requested then 'cancelled'
+                      when %(reason)s::text = 'replaced' or %(delay)s::interval > interval '0' then %(reason)s end,
+        due = case when not cancel_requested and %(reason)s::text is distinct from 'replaced'
+                   then durable.clock()
+                   + case when %(delay)s::interval > interval '0' then %(delay)s::interval
+                          when %(publish)s then %(check)s::interval else interval '0' end end,
+        published_at = case when %(publish)s and not %(delay)s::interval > interval '0' then durable.clock() end,
+        finished_at = case when cancel_requested then durable.clock() end,
+        fence = %(closed)s, worker = null, pid = null, custom_state = null,
+        retries = coalesce(%(retries)s, retries),
+        result = coalesce(%(result)s, result), result_type = coalesce(%(result_type)s, result_type),
+        traceback = coalesce(%(traceback)s, traceback),
+        task = coalesce(%(task)s, task), queue = coalesce(%(queue)s, queue),
+        priority = coalesce(%(priority)s::smallint, priority),
+        revision = revision + case when %(body)s::bytea is null then 0 else 1 end,
+        body = coalesce(%(body)s, body), message = coalesce(%(message)s, message)
+    where key = %(run)s and fence = %(fence)s and state = 'running'
+    returning key, attempt, state
+), ended as (
+    update durable.attempt a
+    set ended_at = durable.clock(), outcome = %(outcome)s, error = %(error)s, traceback = %(traceback)s
+    from released r where a.run_key = r.key and a.number = r.attempt
+), discarded as (
+    update durable.checkpoint c set outcome = 'discarded', spent = c.tries
+    from released r
+    where c.run_key = r.key
+      and case %(discard)s::text
+          when 'all' then true
+          when 'errors' then c.outcome = 'error'
+                             and c.seq > coalesce((select max(seq) from durable.checkpoint
+                                                   where run_key = r.key and outcome = 'ok'), 0)
+          else false end
+)
+select state from released
+union all
+select state from durable.run
+where key = %(run)s and fence = %(closed)s and not exists (select from released)
+
+-- name: update_state
+-- Task.update_state() from inside the run.
+update durable.run set custom_state = %(state)s, result = %(result)s, result_type = %(result_type)s
+where key = %(run)s and fence = %(fence)s and state = 'running'
+returning key
+
+-- name: recover_child
+-- The pool child that executed this run is gone. Only the worker that owns the run may say so, and only of
+-- the child recorded at the claim.
+with lost as (
+    select r.key from durable.run r join durable.worker w on w.id = r.worker
+    where r.id = %(id)s and r.state = 'running' and w.token = %(token)s
+      and (r.pid = %(pid)s or %(pid)s::integer is null)
+    for update of r
+), recovered as (
+    update durable.run r
+    set state = case when cancel_requested then 'cancelled'
+                     when recoveries + 1 > %(max_recoveries)s then 'failed' else 'pending' end,
+        reason = case when cancel_requested then 'cancelled'
+                      when recoveries + 1 > %(max_recoveries)s then 'exhausted' end,
+        due = case when not cancel_requested and recoveries + 1 <= %(max_recoveries)s
+                   then durable.clock() + %(check)s::interval end,
+        published_at = durable.clock(),
+        finished_at = case when cancel_requested or recoveries + 1 > %(max_recoveries)s then durable.clock() end,
+        result = case when recoveries + 1 > %(max_recoveries)s then %(result)s else result end,
+        result_type = case when recoveries + 1 > %(max_recoveries)s then %(result_type)s else result_type end,
+        recoveries = recoveries + 1, fence = gen_random_uuid(), worker = null, pid = null, custom_state = null
+    from lost where r.key = lost.key
+    returning r.*
+), ended as (
+    update durable.attempt a set ended_at = durable.clock(), outcome = 'lost', error = %(error)s
+    from recovered r where a.run_key = r.key and a.number = r.attempt
+), noted as (
+    insert into durable.event (run_key, kind, detail)
+    select key, 'recovered', jsonb_build_object('attempt', attempt, 'error', %(error)s::text, 'state', state)
+    from recovered
+)
+select id, state, recoveries, message, body from recovered
+
+-- name: release_strays
+-- Runs this worker owns and does not execute: their release never reached the database. Not a crash.
+with stray as (
+    select r.key from durable.run r join durable.worker w on w.id = r.worker
+    where w.token = %(token)s and r.state = 'running' and r.id = any(%(ids)s)
+    order by r.key for update of r
+), released as (
+    update durable.run r
+    set state = case when cancel_requested then 'cancelled' else 'pending' end,
+        reason = case when cancel_requested then 'cancelled' end,
+        due = case when not cancel_requested then durable.clock() end,
+        finished_at = case when cancel_requested then durable.clock() end,
+        published_at = null, fence = gen_random_uuid(), worker = null, pid = null, custom_state = null
+    from stray where r.key = stray.key
+    returning r.*
+), ended as (
+    update durable.attempt a set ended_at = durable.clock(), outcome = 'released'
+    from released r where a.run_key = r.key and a.number = r.attempt
+)
+select id from released
+
+-- name: owned
+-- What a worker owns, to be compared with what it executes.
+select r.id, r.fence from durable.run r join durable.worker w on w.id = r.worker
+where w.token = %(token)s and r.state = 'running'
+
+-- name: revoke
+-- Celery's revoke: a run that is not executing ends at once; an executing one only where its own worker
+-- has just terminated it.
+with revoked as (
+    update durable.run r
+    set state = 'cancelled', reason = 'revoked', due = null, worker = null, pid = null, custom_state = null,
+        finished_at = durable.clock(), fence = gen_random_uuid()
+    where r.id = %(id)s
+      and (r.state in ('pending', 'waiting')
+           or (r.state = 'running' and %(terminated)s
+               and exists (select from durable.worker w where w.id = r.worker and w.token = %(token)s)))
+    returning r.key, r.attempt
+), ended as (
+    update durable.attempt a set ended_at = durable.clock(), outcome = 'cancelled'
+    from revoked r where a.run_key = r.key and a.number = r.attempt and a.ended_at is null
+)
+select key from revoked
+
+-- name: withdraw
+-- The caller was told that the message could not be sent: the run never was.
+delete from durable.run where id = %(id)s and state in ('pending', 'waiting') and attempt = 0
+
+-- name: outbox_done
+delete from durable.outbox where key = any(%(keys)s)

@@ -1,0 +1,58 @@
+"""The database a URL names: `postgresql://…` as libpq takes it, or `embedded://` for a server of our own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from celery_durable.exceptions import ConfigurationError
+
+_POSTGRES = frozenset({"postgresql", "postgres"})
+_EXAMPLE = "durable+postgresql://user:password@host:5432/database or durable+embedded://"
+
+
+def strip_prefix(url: str) -> str:
+    """Return `url` without the `durable+` that makes Celery pick this backend."""
+    return url.removeprefix("durable+").removeprefix("durable:")
+
+
+def conninfo(url: str) -> str:
+    """Return what libpq connects to for a backend URL, starting the embedded server if that is meant.
+
+    Raises `ConfigurationError` for a URL of another kind and `EmbeddedPostgresError` when the embedded
+    server cannot be started.
+    """
+    url = strip_prefix(url)
+    parts = urlsplit(url)
+    dialect, _, driver = parts.scheme.partition("+")
+    if dialect == "embedded":
+        return _embedded(parts.netloc, parts.path)
+    if dialect not in _POSTGRES:
+        message = f"{redact(url)!r} is not a database URL of celery-durable: use {_EXAMPLE}"
+        raise ConfigurationError(message, url=redact(url))
+    if driver not in ("", "psycopg"):
+        message = f"{redact(url)!r} asks for the driver {driver!r}; celery-durable uses psycopg: use {_EXAMPLE}"
+        raise ConfigurationError(message, url=redact(url))
+    return urlunsplit(("postgresql", *parts[1:]))
+
+
+def _embedded(netloc: str, path: str) -> str:
+    if netloc:
+        message = (
+            f"durable+embedded://{netloc}{path} names a host; use durable+embedded:// for the project's own "
+            f"directory or durable+embedded:///an/absolute/path"
+        )
+        raise ConfigurationError(message)
+    from celery_durable.store.embedded import ensure_server  # noqa: PLC0415  (only who embeds needs the wheel)
+
+    return ensure_server(Path(unquote(path)) if path.strip("/") else None)
+
+
+def redact(url: str) -> str:
+    """Return `url` without its password."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    user = parts.netloc.rpartition("@")[0].partition(":")[0]
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{user}:**@{host}"))
