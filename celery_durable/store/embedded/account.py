@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import pwd
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from celery_durable.exceptions import EmbeddedPostgresError
 
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable, Sequence
 
     from celery_durable.store.embedded.layout import Layout
@@ -44,8 +44,12 @@ class Account:
         """
         return "/proc/self/cwd" if self.uid is not None and sys.platform == "linux" else str(path)
 
-    def own(self, path: Path) -> None:
-        """Make this account the owner of `path`."""
+    def own(self, path: Path | int) -> None:
+        """Make this account the owner of a file.
+
+        Arguments:
+            path: or the descriptor of an open file.
+        """
         if self.uid is not None and self.gid is not None:
             os.chown(path, self.uid, self.gid)
 
@@ -91,7 +95,7 @@ def choose_account(layout: Layout) -> Account:
     if os.geteuid() != 0:
         if owner not in (None, os.geteuid()):
             message = (
-                f"The data in {layout.data} belong to user id {owner}: the server was started by root before. Go on "
+                f"The data in {layout.data} belong to user id {owner}: root started the server before. Go on "
                 f"as root, or set CELERY_DURABLE_DIR to another directory"
             )
             raise EmbeddedPostgresError(message, directory=str(layout.directory))
@@ -136,8 +140,8 @@ def _before_exec(death_signal: signal.Signals, *, borrow_name: bool) -> Callable
 def _borrow_name() -> None:
     """Appear as `nobody` in a user namespace of our own: initdb refuses a user id without a name.
 
-    Containers often run as such a user (`docker run --user 12345`). Files still belong to the real user. Where
-    namespaces are not allowed, initdb goes on to say what is missing.
+    Containers often run as such a user (`docker run --user 12345`). Files still belong to the real user.
+    Where namespaces are not allowed, initdb goes on to say what is missing.
     """
     uid, gid = os.geteuid(), os.getegid()
     if _LIBC.unshare(_CLONE_NEWUSER) == 0:

@@ -70,7 +70,7 @@ class Binaries:
             return self
         copied = _copy(self)
         if not account.can_use([copied.initdb, copied.postgres, copied.prefix / "share"]):
-            message = f"User id {account.uid}, which runs the embedded Postgres for root, cannot run {copied.postgres}"
+            message = f"User id {account.uid}, which runs Postgres for root, cannot run {copied.postgres}"
             raise EmbeddedPostgresError(message, path=str(copied.postgres))
         return copied
 

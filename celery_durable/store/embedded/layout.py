@@ -150,12 +150,13 @@ class Layout:
             secret = self.password.read_text("ascii").strip() if password else ""
         except FileNotFoundError:
             message = (
-                f"{self.password} is missing: nobody can log in to the embedded Postgres without it. Bring the "
-                f"file back, or remove {self.data} to start with an empty database"
+                f"{self.password} is missing: nobody can log in to the embedded Postgres without it. "
+                f"Bring it back, or remove {self.data} to start with an empty database"
             )
             raise EmbeddedPostgresError(message, directory=str(self.directory)) from None
         user = f"{USER}:{secret}" if password else USER
-        return f"postgresql://{user}@/{DATABASE}?host={quote(str(self.socket_directory()), safe='/')}&port={PORT}"
+        host = quote(str(self.socket_directory()), safe="/")
+        return f"postgresql://{user}@/{DATABASE}?host={host}&port={PORT}"
 
     def socket_directory(self) -> Path:
         """Return a path to the server's socket directory that fits into a socket address."""
@@ -176,8 +177,8 @@ def _private_temporary_directory() -> Path:
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         message = (
-            f"{directory} is not a private directory of user id {os.geteuid()}: remove it, or set TMPDIR, or give "
-            f"the embedded Postgres a shorter path with CELERY_DURABLE_DIR"
+            f"{directory} is not a private directory of user id {os.geteuid()}: remove it, or set TMPDIR, or "
+            f"give the embedded Postgres a shorter path with CELERY_DURABLE_DIR"
         )
         raise EmbeddedPostgresError(message, directory=str(directory))
     return directory

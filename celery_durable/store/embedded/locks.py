@@ -2,11 +2,11 @@
 
 Two kinds are used on purpose:
 
-- A *held* lock (`fcntl.lockf`) belongs to one process and is not inherited. "The supervisor lives" is one, and so
-  is "somebody is starting it": a child forked at that moment must not keep either.
-- A *shared* lock (`fcntl.flock`) belongs to an open file and lives on in every child that inherited it. "Somebody
-  uses the server" is one (the children of a prefork worker keep the server), and so is "a process of the server
-  still runs" (it ends with the last backend).
+- A *held* lock (`fcntl.lockf`) belongs to one process and is not inherited. "The supervisor lives" is one,
+  and so is "somebody is starting it": a child forked at that moment must not keep either.
+- A *shared* lock (`fcntl.flock`) belongs to an open file and lives on in every child that inherited it.
+  "Somebody uses the server" is one (the children of a prefork worker keep the server), and so is "a process
+  of the server still runs" (it ends with the last backend).
 """
 
 from __future__ import annotations
