@@ -42,15 +42,17 @@ def recorded(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        if durable.current_run() is None:
+        try:
+            key = durable.idempotency_key()
+        except durable.DurableError:  # called as the plain function it is
             return function(*args, **kwargs)
-        _write("start")
+        _write("start", key)
         try:
             value = function(*args, **kwargs)
         except Exception:
-            _write("error")
+            _write("error", key)
             raise
-        _write("finish")
+        _write("finish", key)
         return value
 
     return wrapper
@@ -71,8 +73,8 @@ def read(path: Path, run: str) -> list[Entry]:
     return [entry for entry in (Entry(**json.loads(line)) for line in lines) if entry.run == run]
 
 
-def _write(event: Event) -> None:
-    run, _, step = durable.idempotency_key().partition("/")
+def _write(event: Event, key: str) -> None:
+    run, _, step = key.partition("/")
     entry = Entry(time.time(), event, step, run, current_task.request.hostname, os.getpid())
     _append(ledger_path(), json.dumps(asdict(entry)) + "\n")
 

@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
 TIME_LIMIT = 3600.0  # seconds for one call; a decoder stuck on a damaged file must not hold a worker
 
-# A "video" may be a playlist that names other files or URLs. Only the file itself is opened.
-LOCAL_ONLY = ("-protocol_whitelist", "file")
-
 
 class Output(NamedTuple):
     """What ffmpeg printed."""
@@ -36,7 +33,7 @@ def convert(source: str | Path, *arguments: str, seek: float = 0.0) -> Output:
     Raises:
         MediaError: ffmpeg failed; the message is the last thing it said.
     """
-    return run("-ss", f"{seek:.3f}", *LOCAL_ONLY, "-i", str(source), *arguments)
+    return run("-ss", f"{seek:.3f}", "-i", str(source), *arguments)
 
 
 def run(*arguments: str) -> Output:
@@ -53,7 +50,7 @@ def run(*arguments: str) -> Output:
 
 def describe(source: str | Path) -> str:
     """What ffmpeg says about a file's streams; the wheel has no ffprobe."""
-    return _execute(*LOCAL_ONLY, "-i", str(source)).stderr  # fails by design: there is no output
+    return _execute("-i", str(source)).stderr  # fails by design: there is no output
 
 
 def _execute(*arguments: str) -> subprocess.CompletedProcess[str]:

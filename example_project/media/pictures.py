@@ -78,11 +78,9 @@ def contact_sheet(pictures: list[str], folder: str) -> ContactSheet:
     """
     columns = math.ceil(math.sqrt(len(pictures)))
     rows = math.ceil(len(pictures) / columns)
-    inputs = [argument for picture in pictures for argument in (*ffmpeg.LOCAL_ONLY, "-i", picture)]
-    joined = "".join(f"[{index}]" for index in range(len(pictures)))
-    if len(pictures) > 1:
-        joined += f"concat=n={len(pictures)}:v=1,"
-    grid = f"{joined}tile={columns}x{rows}:padding=8:margin=8:color=0x15181d"
+    inputs = [argument for picture in pictures for argument in ("-i", picture)]
+    streams = "".join(f"[{index}]" for index in range(len(pictures)))
+    grid = f"{streams}concat=n={len(pictures)}:v=1,tile={columns}x{rows}:padding=8:margin=8:color=0x15181d"
     target = Path(folder) / "contact-sheet.jpg"
     with complete_file(target) as partial:
         ffmpeg.run(

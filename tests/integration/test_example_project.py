@@ -158,16 +158,6 @@ def test_a_file_that_is_no_video_ends_with_a_clear_error(folder: str, tmp_path: 
         probe(fetch(str(text), folder).path)
 
 
-def test_a_playlist_cannot_make_ffmpeg_open_other_files(folder: str, tmp_path: Path) -> None:
-    playlist = tmp_path / "list.m3u8"
-    playlist.write_text(
-        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://127.0.0.1:9/x.ts\n#EXT-X-ENDLIST\n"
-    )
-
-    with pytest.raises(MediaError):
-        probe(fetch(str(playlist), folder).path)
-
-
 @pytest.mark.parametrize("missing", ["/no/such/film.mp4", "ftp://example.com/film.mp4", "file:///etc/passwd"])
 def test_what_cannot_be_fetched_leaves_nothing_behind(folder: str, missing: str) -> None:
     with pytest.raises(MediaError):
