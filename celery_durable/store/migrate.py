@@ -78,7 +78,7 @@ def migrate(connection: Connection, schema: str = "durable", *, phase: str = "po
                 continue
             if phase == "pre" and migration.phase == "post":
                 break
-            connection.execute(in_schema(migration.sql, schema).encode())
+            connection.execute(in_schema(migration.sql, schema).encode(), prepare=False)
             connection.execute(
                 f"insert into {quote_identifier(schema)}.migration (number, name) values (%s, %s)",
                 (migration.number, migration.name),

@@ -10,7 +10,7 @@ create function durable.clock() returns timestamptz
 
 create table durable.run (
     key              bigint generated always as identity primary key,
-    id               text not null constraint run_id_key unique,
+    id               text collate "C" not null constraint run_id_key unique,  -- "C": people type prefixes
     task             text not null,
     queue            text not null,
     priority         smallint,
@@ -33,9 +33,9 @@ create table durable.run (
     message          bytea not null,
     body             bytea not null,
     -- lineage
-    parent           text,
-    root             text,
-    "group"          text,
+    parent           text collate "C",
+    root             text collate "C",
+    "group"          text collate "C",
     version          text,
     seed             uuid not null default gen_random_uuid(),
     tags             jsonb,
@@ -71,6 +71,9 @@ create index run_unpublished on durable.run (due) where state = 'pending' and pu
 create index run_owner on durable.run (worker) where state in ('running', 'cancelling');
 create index run_finished on durable.run (finished_at) where state in ('succeeded', 'failed', 'cancelled');
 create index run_tree on durable.run (root) where root <> id;
+-- for people's lists and counts: together about 4 % of the time of a run without steps
+create index run_listed on durable.run (state, key) include (reason);
+create index run_task on durable.run (task, key);
 
 create table durable.checkpoint (
     run_key     bigint not null,
@@ -135,7 +138,7 @@ create table durable.worker (
 ) with (fillfactor = 50);
 
 create table durable.leader (
-    only       boolean primary key default true check (only),
+    single     boolean primary key default true check (single),
     holder     bigint not null,
     term       bigint not null,
     expires_at timestamptz not null

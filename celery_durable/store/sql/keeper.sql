@@ -44,7 +44,7 @@ select id from released
 -- Take or renew the leader lease. A new holder opens a new term, which every keeper write of its own names.
 insert into durable.leader (holder, term, expires_at)
 select w.id, 1, durable.clock() + %(lease)s::interval from durable.worker w where w.token = %(token)s
-on conflict (only) do update
+on conflict (single) do update
 set holder = excluded.holder, expires_at = excluded.expires_at,
     term = leader.term + case when leader.holder = excluded.holder then 0 else 1 end
 where leader.holder = excluded.holder or leader.expires_at < durable.clock()
