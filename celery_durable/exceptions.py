@@ -94,6 +94,15 @@ class StepTimeLimitError(DurableError):
 class ExhaustedError(DurableError):
     """The run kept losing its worker and its recoveries are used up."""
 
+    @classmethod
+    def after(cls, run: str, max_recoveries: int, last: object) -> ExhaustedError:
+        """Return the error of a run that lost its worker once too often."""
+        return cls(
+            f"The run lost its worker {max_recoveries + 1} times (durable_max_recoveries = {max_recoveries}); "
+            f"the last time: {last}. Once the cause is mended: celery -A <app> durable resume {run}",
+            run=run,
+        )
+
 
 class Fatal(DurableError):  # noqa: N818  (a verdict that users raise, as in `raise durable.Fatal(...)`)
     """The run cannot succeed: fail at once, without retries."""

@@ -65,6 +65,7 @@ class Claim:
     seed: UUID
     cancel_requested: bool
     claimed_at: datetime
+    revision: int
     body: bytes | None
     message: bytes | None
 

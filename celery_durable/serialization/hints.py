@@ -25,7 +25,7 @@ def return_annotation(function: Callable[..., object]) -> object:
     """Find the return annotation of a function, also below `from __future__ import annotations`.
 
     Args:
-        function: A plain, async or wrapped function; names of its enclosing functions are known if it uses them.
+        function: A plain, async or wrapped function; of enclosing functions, it knows the names it uses.
     """
     while hasattr(function, "__wrapped__"):
         function = function.__wrapped__
@@ -54,8 +54,8 @@ def field_annotations(cls: type[Any]) -> dict[str, object]:
             continue
         module = sys.modules.get(base.__module__)
         # The module's names win: a field `date: date | None = None` hides the class within its own body.
-        inner = {**vars(base), base.__name__: base}
-        found.update({name: resolve(hint, inner, vars(module) if module else {}) for name, hint in hints.items()})
+        inner, outer = {**vars(base), base.__name__: base}, vars(module) if module else {}
+        found.update({name: resolve(hint, inner, outer) for name, hint in hints.items()})
     return {name: hint for name, hint in found.items() if hint is not MISSING}
 
 

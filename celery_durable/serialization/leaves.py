@@ -1,4 +1,4 @@
-"""Values without parts that JSON lacks: text with lone surrogates, big ints, bytes, Decimal, times, paths …"""
+"""Values without parts that JSON lacks: lone surrogates, big ints, NaN, bytes, Decimal, times, paths."""
 
 from __future__ import annotations
 

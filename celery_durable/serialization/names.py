@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from celery_durable.exceptions import SerializationError
@@ -31,13 +32,18 @@ def full_name(cls: type) -> str:
 def find_class(name: str) -> type[Any] | None:
     """Look a class up in modules that are imported already; nothing is imported, no attribute hook is run."""
     module_name, _, qualname = name.partition(":")
-    module = sys.modules.get(module_name)
     main = sys.modules.get("__main__")
-    if main is not None and module_name == getattr(getattr(main, "__spec__", None), "name", None):
-        module = main  # `python -m package.module`: its classes live in __main__
-    found: object = module
+    runs_as_main = main is not None and module_name == getattr(getattr(main, "__spec__", None), "name", None)
+    module = main if runs_as_main else sys.modules.get(module_name)
+    if not isinstance(module, ModuleType):
+        return None
+    found: object = None
+    namespace = object.__getattribute__(module, "__dict__")  # a lazy module loads itself on vars(module)
     for part in qualname.split("."):
-        found = getattr(found, "__dict__", {}).get(part)
+        found = namespace.get(part)
+        if not isinstance(found, type):
+            return None
+        namespace = vars(found)
     return found if isinstance(found, type) else None
 
 
@@ -74,7 +80,7 @@ def choose_class(
     if found is not None:
         return found
     raise SerializationError(
-        f"The stored value needs the class {name.replace(':', '.')}, which no module imported in this process has. "
+        f"The stored value needs the class {name.replace(':', '.')}, which no module imported here has. "
         "Import its module where the task is defined, or name the class in the step's return annotation "
         "(the annotation's class is used, whatever its name is now).",
         type=name,
@@ -82,4 +88,8 @@ def choose_class(
 
 
 def _attributes(cls: type) -> set[str]:
-    return {name for base in cls.__mro__ for name in (*vars(base), *getattr(base, "__annotations__", ()))}
+    for attribute in ("__members__", "__dataclass_fields__", "model_fields", "_fields"):
+        names = getattr(cls, attribute, None)
+        if names is not None:
+            return set(names)
+    return set()

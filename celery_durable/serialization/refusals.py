@@ -47,9 +47,9 @@ class Refused(Exception):  # noqa: N818  (a verdict that lowering catches, never
         because = f" ({self.reason})" if self.reason else ""
         return SerializationError(
             f"{where}: {path} is of type {self.type} and cannot be stored as {serializer}{because}. "
-            "Three ways out: return something plain in its place, such as an id or a path; make it a dataclass "
-            "or another supported type and name that type in the return annotation; or, if everything that can "
-            'write to the database is trusted, set serializer="pickle" on this step.',
+            "Three ways out: return something plain in its place, such as an id or path; make it a dataclass "
+            "or another supported type and name it in the return annotation; or, if all who can write to the "
+            'database are trusted, set serializer="pickle" on this step.',
             where=where,
             path=path,
             type=self.type,
@@ -60,7 +60,7 @@ class Refused(Exception):  # noqa: N818  (a verdict that lowering catches, never
         for depth, (_, container) in enumerate(reversed(self._trail)):
             if container in first_seen:
                 path, outer = value_path(segments[:depth]), value_path(segments[: first_seen[container]])
-                message = f"{where}: {path} is {outer} again, so the value contains itself and cannot be stored."
+                message = f"{where}: the value contains itself and cannot be stored: {path} is {outer} again."
                 break
             first_seen[container] = depth
         else:
@@ -106,6 +106,15 @@ def too_large(size: int, limit: int, where: str) -> PayloadTooLargeError:
         where=where,
         size=size,
         limit=limit,
+    )
+
+
+def missing_field(cls: type, name: str) -> SerializationError:
+    """Build the error for a stored record that lacks a field its class requires by now."""
+    return SerializationError(
+        f"The stored {type_name(cls)} has no field {name!r}, which the class requires. "
+        "Give the new field a default, so that runs which began before it can go on.",
+        type=type_name(cls),
     )
 
 

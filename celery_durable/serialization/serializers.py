@@ -6,7 +6,7 @@ import json
 from typing import NoReturn, Protocol
 
 PLAIN_TREE_FORMATS = frozenset({"json", "msgpack", "yaml"})
-"""Names of formats that know only text, numbers, booleans, null, lists and objects: values are lowered first."""
+"""Names of formats that know only text, numbers, booleans, null, lists and objects: values are lowered."""
 
 
 class Serializer(Protocol):

@@ -25,7 +25,7 @@ _MAX_NESTING = 20  # of one inside the other: a recursive `type` alias has no en
 class Shape:
     """The annotation of one place of a value, a union's members merged.
 
-    `classes` are those it names here; `item`, `items`, `keys`, `values` and `fields` lead to the places below.
+    `classes` are those it names here; `item`, `items`, `keys`, `values`, `fields` lead to the places below.
     """
 
     annotation: object = MISSING
@@ -109,7 +109,7 @@ def _read(hint: object, nesting: int) -> Shape:
 
 
 def _stands_for(hint: Any, origin: object, args: tuple[object, ...]) -> tuple[object, ...]:
-    """Return a union's members, or what is behind Annotated, Required, Final, NewType, a TypeVar, an alias."""
+    """Return a union's members, or what is behind Annotated, Required, NewType, a TypeVar or an alias."""
     if origin is typing.Union or origin is types.UnionType:
         return args
     if origin is typing.Annotated or (origin is not None and type(origin).__module__ in _TYPING):

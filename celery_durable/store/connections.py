@@ -29,7 +29,7 @@ Connection = psycopg.Connection[Row]
 T = TypeVar("T")
 
 # Worth another try: the server went away or is not ready, or another transaction was in the way.
-_PASSING = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, errors.ReadOnlySqlTransaction)
+PASSING = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, errors.ReadOnlySqlTransaction)
 # No use waiting: the server answered, and said that these credentials or names are wrong.
 _REFUSED = re.compile(
     r"authentication failed|no password supplied|no pg_hba\.conf entry"
@@ -158,7 +158,7 @@ class Connections:
         """
         try:
             return self.once(work)
-        except _PASSING as exc:
+        except PASSING as exc:
             return self._again(work, exc, self.outage_budget if budget is None else budget, give_up)
 
     def _again(
@@ -185,7 +185,7 @@ class Connections:
             pause = min(pause * 2, _LONGEST_PAUSE)
             try:
                 result = self.once(work)
-            except _PASSING as exc:
+            except PASSING as exc:
                 error = exc
             else:
                 logger.warning("Postgres is back")

@@ -32,6 +32,6 @@ def in_schema(sql: str, schema: str) -> str:
 @cache
 def load(noun: str, schema: str = "durable") -> dict[str, str]:
     """Return the queries of `sql/<noun>.sql` by name."""
-    text = resources.files("celery_durable.store").joinpath("sql", f"{noun}.sql").read_text("utf-8")
+    text = (resources.files("celery_durable.store") / "sql" / f"{noun}.sql").read_text("utf-8")
     names = _NAME.split(text)[1:]
     return {name: in_schema(body.strip(), schema) for name, body in zip(names[::2], names[1::2], strict=True)}

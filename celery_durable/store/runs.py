@@ -10,6 +10,7 @@ from celery_durable.checkpoint import Checkpoint, StepWrite
 from celery_durable.exceptions import LeaseLostError, NondeterminismError
 from celery_durable.run import Claim, Refusal, RunState
 from celery_durable.store import queries
+from celery_durable.store.keeping import Stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -251,6 +252,11 @@ class RunStore:
         if row is None:
             raise LeaseLostError
         return RunState(row["state"])
+
+    def stored(self, run: int) -> Stored | None:
+        """Return a run's message, to be published again."""
+        row = self._one("stored", {"run": run})
+        return row and Stored(**row)
 
     def update_state(self, run: int, fence: uuid.UUID, state: str, result: bytes | None, result_type: str) -> None:
         """Store a custom state of a running task; raise `LeaseLostError` when the lease is gone."""

@@ -78,7 +78,7 @@ with claimed as (
     select key, attempt, fence, worker, hostname, pid from claimed
     on conflict (run_key, number) do nothing
 )
-select key, id, task, fence, attempt, generation, retries, recoveries, seed, cancel_requested, claimed_at,
+select key, id, task, fence, attempt, generation, retries, recoveries, seed, cancel_requested, claimed_at, revision,
        case when revision <> %(revision)s then body end as body,
        case when revision <> %(revision)s then message end as message
 from claimed
@@ -309,3 +309,7 @@ delete from durable.run where id = %(id)s and state in ('pending', 'waiting') an
 
 -- name: outbox_done
 delete from durable.outbox where key = any(%(keys)s)
+
+-- name: stored
+-- A run's message, to be published again.
+select id, message, body from durable.run where key = %(run)s

@@ -1,0 +1,103 @@
+"""Durable execution for the Celery app you already have.
+
+Swap the task base class, point the result backend at Postgres, and every step a task finishes is a
+checkpoint that no crash, retry or deploy makes it repeat.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from celery_durable.clock import now, random, uuid4
+    from celery_durable.context import RunContext, current_run, idempotency_key
+    from celery_durable.exceptions import (
+        ConfigurationError,
+        DurableError,
+        ExhaustedError,
+        Fatal,
+        LeaseLostError,
+        NondeterminismError,
+        PayloadTooLargeError,
+        RunCancelled,
+        RunNotFoundError,
+        RunStateError,
+        SerializationError,
+        StepInterruptedError,
+        StepTimeLimitError,
+        StepUsageError,
+        StoreUnavailableError,
+    )
+    from celery_durable.operations import Runs
+    from celery_durable.steps import step
+    from celery_durable.task import DurableTask
+
+_WHERE = {
+    "ConfigurationError": "exceptions",
+    "DurableError": "exceptions",
+    "DurableTask": "task",
+    "ExhaustedError": "exceptions",
+    "Fatal": "exceptions",
+    "LeaseLostError": "exceptions",
+    "NondeterminismError": "exceptions",
+    "PayloadTooLargeError": "exceptions",
+    "RunCancelled": "exceptions",
+    "RunContext": "context",
+    "RunNotFoundError": "exceptions",
+    "RunStateError": "exceptions",
+    "Runs": "operations",
+    "SerializationError": "exceptions",
+    "StepInterruptedError": "exceptions",
+    "StepTimeLimitError": "exceptions",
+    "StepUsageError": "exceptions",
+    "StoreUnavailableError": "exceptions",
+    "current_run": "context",
+    "idempotency_key": "context",
+    "now": "clock",
+    "random": "clock",
+    "step": "steps",
+    "uuid4": "clock",
+}
+
+__all__ = [
+    "ConfigurationError",
+    "DurableError",
+    "DurableTask",
+    "ExhaustedError",
+    "Fatal",
+    "LeaseLostError",
+    "NondeterminismError",
+    "PayloadTooLargeError",
+    "RunCancelled",
+    "RunContext",
+    "RunNotFoundError",
+    "RunStateError",
+    "Runs",
+    "SerializationError",
+    "StepInterruptedError",
+    "StepTimeLimitError",
+    "StepUsageError",
+    "StoreUnavailableError",
+    "current_run",
+    "idempotency_key",
+    "now",
+    "random",
+    "step",
+    "uuid4",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401  (whatever the name stands for)
+    # Loaded at first use: importing the package costs next to nothing, and needs no database driver.
+    if name not in _WHERE:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    from importlib import import_module  # noqa: PLC0415
+
+    value = getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,370 @@
+"""One attempt in a worker: claim, run the body, settle. Every way out of a body ends here, and only here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import traceback
+import uuid
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+from celery import states
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+
+from celery_durable import context, envelope, hooks, links, outgoing
+from celery_durable.exceptions import (
+    DurableError,
+    Fatal,
+    LeaseLostError,
+    NondeterminismError,
+    RunCancelled,
+    SerializationError,
+    StepInterruptedError,
+    StepUsageError,
+    StoreUnavailableError,
+)
+from celery_durable.executor import Execution, Suspended
+from celery_durable.run import Refusal, RunState
+from celery_durable.store.keeping import Stored
+from celery_durable.store.runs import Finish, Release
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from celery.app.task import Context
+
+    from celery_durable.backend import DurableBackend
+    from celery_durable.checkpoint import Checkpoint
+    from celery_durable.run import Claim
+    from celery_durable.serialization import ValueCodec
+    from celery_durable.store.runs import NewRun
+    from celery_durable.task import DurableTask
+
+logger = logging.getLogger(__name__)
+
+TERMINAL = (
+    Fatal,
+    NondeterminismError,
+    LeaseLostError,
+    SerializationError,
+    StepUsageError,
+    StepInterruptedError,
+    StoreUnavailableError,
+)
+"""Errors that a retry of the run cannot mend."""
+
+_WORKER_PAUSE = 0.25
+
+
+class WorkerSeam:
+    """Celery's way with values, errors and shutdown, for the executor below."""
+
+    control_flow: tuple[type[BaseException], ...] = (Ignore, Reject, Retry, SoftTimeLimitExceeded)
+
+    def __init__(self, backend: DurableBackend) -> None:
+        self._backend = backend
+
+    def codec(self, serializer: str | None) -> tuple[str, ValueCodec]:
+        """Return the name and the codec of a serializer."""
+        return self._backend.codec(serializer)
+
+    def dump_error(self, error: BaseException) -> bytes:
+        """Return an exception as Celery stores it."""
+        return self._backend.error_meta(error)
+
+    def load_error(self, data: bytes) -> BaseException:
+        """Return the exception that a stored step ended with."""
+        error: BaseException | None = self._backend.exception_to_python(self._backend.decoded(data, None))
+        return error or DurableError("The step failed with an error that cannot be read")
+
+    def draining(self) -> bool:
+        """Say whether this worker is shutting down."""
+        return hooks.draining()
+
+    def warn(self, message: str) -> None:
+        """Tell the operator."""
+        logger.warning(message)
+
+
+class Attempt:
+    """One delivery of a run's message.
+
+    Arguments:
+        task: the task.
+        request: Celery's request.
+    """
+
+    def __init__(self, task: DurableTask, request: Context) -> None:
+        self.task = task
+        self.request = request
+        self.backend: DurableBackend = task.backend
+        self.runs = self.backend.store.runs
+        request.durable = True  # from here on the run's own writes are the only ones
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        """Claim the run, run its body and settle it; raise what tells Celery's tracer the outcome."""
+        claim, history = self._claim(args, kwargs)
+        execution = Execution(
+            claim,
+            history,
+            runs=self.runs,
+            settings=self.backend.store.settings,
+            seam=WorkerSeam(self.backend),
+        )
+        args, kwargs = self._as_stored(claim, args, kwargs)
+        self.request.retries = claim.retries
+        try:
+            with context.activate(execution):
+                value = self.task.run(*args, **kwargs)
+                execution.conclude()
+            if execution.lost:
+                raise LeaseLostError
+            self._succeed(execution, value)
+        except Suspended as suspended:
+            raise self._suspend(execution, suspended) from None
+        except (LeaseLostError, StoreUnavailableError) as error:
+            raise self._drop(execution, error) from None
+        except Exception as error:
+            if execution.lost:
+                raise self._drop(execution, LeaseLostError()) from None
+            self._settle(execution, error)
+            raise
+        except RunCancelled:
+            raise self._cancel(execution) from None
+        except (SystemExit, KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:
+            raise self._foreign(execution, error) from error
+        return value
+
+    # -- claim ------------------------------------------------------------------------------------------
+
+    def _claim(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Claim, list[Checkpoint]]:
+        fence = uuid.uuid4()
+        waited_until = time.monotonic() + self.backend.store.settings.lease
+        while True:
+            outcome = self._try_claim(fence)
+            if not isinstance(outcome, Refusal):
+                return outcome
+            if outcome is Refusal.UNKNOWN and self.request.get(envelope.HEADER) is None:
+                self._store_run(args, kwargs)
+            elif outcome is Refusal.NO_WORKER and time.monotonic() < waited_until and not hooks.draining():
+                threading.Event().wait(_WORKER_PAUSE)
+            else:
+                raise self._refused(outcome)
+
+    def _try_claim(self, fence: uuid.UUID) -> tuple[Claim, list[Checkpoint]] | Refusal:
+        if hooks.draining():
+            raise Reject("this worker is shutting down", requeue=True)
+        try:
+            return self.runs.claim(
+                self.request.id,
+                fence=fence,
+                token=hooks.worker_token(),
+                pid=os.getpid(),
+                revision=int(self.request.get(envelope.HEADER) or 0),
+                give_up=hooks.draining,
+            )
+        except StoreUnavailableError:
+            raise Reject("this worker shuts down while Postgres is away", requeue=True) from None
+
+    def _refused(self, refusal: Refusal) -> Ignore | Reject:
+        where = f"{self.task.name}[{self.request.id}]"
+        if refusal is Refusal.NO_WORKER:
+            logger.warning("%s: this worker has no live row in the store; the message goes back", where)
+            return Reject("no live worker row", requeue=True)
+        logger.info("%s: nothing to do, the run is %s", where, refusal.value)
+        return Ignore(f"run is {refusal.value}")
+
+    def _store_run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Give a row to a message that was sent without one: by name, by beat, from another language."""
+        with outgoing.collecting(self.request.id) as caught:
+            self.task.signature_from_request(self.request, args, kwargs).apply_async()
+        if caught.successor is not None:
+            self.runs.enqueue(caught.successor)
+
+    def _as_stored(
+        self, claim: Claim, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the stored arguments when this message carries older ones."""
+        if claim.body is None or claim.message is None:
+            return args, kwargs
+        accept = self.task.app.conf.accept_content
+        stored_args, stored_kwargs, embed = envelope.body_of(claim.message, bytes(claim.body), accept)
+        self.request.args, self.request.kwargs = stored_args, stored_kwargs
+        self.request.update(embed)
+        return tuple(stored_args), stored_kwargs
+
+    # -- settle -----------------------------------------------------------------------------------------
+
+    def _succeed(self, execution: Execution, value: Any) -> None:  # noqa: ANN401
+        ignored = bool(self.request.ignore_result)
+        result = None if ignored else self.backend.encoded(self.backend.encode_result(value, states.SUCCESS))
+        messages = links.of_success(self.task, self.request, execution, value)
+        stored = self.runs.finish(
+            execution.claim.key,
+            execution.claim.fence,
+            Finish(
+                state=RunState.SUCCEEDED,
+                result=result,
+                result_type=self.backend.content_type,
+                meta=self.backend.extra_meta(self.request),
+            ),
+            messages,
+        )
+        self.request.callbacks = self.request.chain = None  # stored with the finish: nothing is left to dispatch
+        outgoing.send_collected(self.task.app, self.backend.store, messages, stored)
+
+    def _settle(self, execution: Execution, error: Exception) -> None:
+        """Store how a body that raised leaves its run; the error then tells the tracer."""
+        if isinstance(error, Retry):
+            self._retry(execution, error)
+        elif isinstance(error, Ignore):
+            self._ignored(execution)
+        elif isinstance(error, Reject) and error.requeue:
+            self._release(execution, Release(outcome="released", delay=timedelta(0)))
+        else:
+            self._fail(execution, error)
+
+    def _fail(self, execution: Execution, error: Exception) -> None:
+        finish = Finish(
+            state=RunState.FAILED,
+            result=self.backend.error_meta(error),
+            result_type=self.backend.content_type,
+            traceback=_trace(error),
+            meta=self.backend.extra_meta(self.request),
+            error=_line(error),
+            reason=type(error).__name__ if isinstance(error, DurableError) else None,
+        )
+        self._finish(execution, finish)
+
+    def _retry(self, execution: Execution, retry: Retry) -> None:
+        successor, cause = execution.successor, retry.exc or retry
+        changed = successor is not None and execution.rewritten
+        revision = execution.claim.revision + 1
+        self._release(
+            execution,
+            Release(
+                outcome="retry",
+                delay=_delay(retry, successor, self.task),
+                reason="retry",
+                publish=True,
+                retries=execution.claim.retries + 1,
+                error=_line(cause),
+                traceback=_trace(cause),
+                result=self.backend.error_meta(cause),
+                result_type=self.backend.content_type,
+                body=successor.body if successor is not None and changed else None,
+                message=envelope.with_revision(successor.message, revision) if successor and changed else None,
+                discard="errors",
+            ),
+        )
+
+    def _ignored(self, execution: Execution) -> None:
+        """`Ignore`: after `replace()` another task takes the run's place; otherwise the run ends without a result."""
+        if execution.replaced:
+            self._replace(execution, execution.successor)
+            return
+        self._finish(execution, Finish(state=RunState.CANCELLED, reason="ignored"))
+
+    def _replace(self, execution: Execution, successor: NewRun | None) -> None:
+        if successor is None:  # by a chord, a group or a plain task: the run's id comes back later
+            release = Release(outcome="replaced", delay=timedelta(0), reason="replaced", discard="all")
+        else:
+            release = Release(
+                outcome="replaced",
+                delay=successor.countdown or timedelta(0),
+                reason="timer",
+                publish=True,
+                body=successor.body,
+                message=envelope.with_revision(successor.message, execution.claim.revision + 1),
+                task=successor.task,
+                queue=successor.queue,
+                priority=successor.priority,
+                discard="all",
+            )
+        self._release(execution, release, new_message=release.message, new_body=release.body)
+
+    def _suspend(self, execution: Execution, suspended: Suspended) -> Exception:
+        release = Release(
+            outcome=suspended.outcome,
+            delay=suspended.delay,
+            reason=suspended.reason,
+            publish=not envelope.breaker.open,
+        )
+        try:
+            state = self._release(execution, release)
+        except (LeaseLostError, StoreUnavailableError) as error:
+            return self._drop(execution, error)
+        logger.info("%s[%s] leaves this worker (%s): %s", self.task.name, self.request.id, suspended.outcome, state)
+        return Ignore(f"run {suspended.outcome}")
+
+    def _cancel(self, execution: Execution) -> Exception:
+        try:
+            self._finish(execution, Finish(state=RunState.CANCELLED, reason="cancelled"))
+        except Ignore as dropped:
+            return dropped
+        logger.info("%s[%s] was cancelled", self.task.name, self.request.id)
+        return Ignore("run cancelled")
+
+    def _foreign(self, execution: Execution, error: BaseException) -> Exception:
+        """End a run whose body raised what Celery's pools cannot carry."""
+        carried = DurableError(f"The body raised {type(error).__qualname__}: {error}")
+        carried.__cause__ = error
+        self._fail(execution, carried)
+        return carried
+
+    def _drop(self, execution: Execution, error: DurableError) -> Exception:
+        where = f"{self.task.name}[{self.request.id}]"
+        if isinstance(error, LeaseLostError):
+            logger.warning("%s: attempt %s lost its lease; nothing of it is stored", where, execution.attempt)
+        else:
+            logger.error("%s: %s; the run is handed on", where, error)
+        return Ignore(str(error))
+
+    def _finish(self, execution: Execution, finish: Finish) -> None:
+        self._written(execution, lambda: self.runs.finish(execution.claim.key, execution.claim.fence, finish))
+
+    def _written(self, execution: Execution, write: Callable[[], Any]) -> Any:  # noqa: ANN401
+        try:
+            return write()
+        except (LeaseLostError, StoreUnavailableError) as error:
+            raise self._drop(execution, error) from None
+
+    def _release(
+        self,
+        execution: Execution,
+        release: Release,
+        *,
+        new_message: bytes | None = None,
+        new_body: bytes | None = None,
+    ) -> RunState:
+        """Leave the worker, and publish the next wake-up if it is due now."""
+        claim = execution.claim
+        state: RunState = self._written(execution, lambda: self.runs.release(claim.key, claim.fence, release))
+        if state is RunState.PENDING and release.publish:
+            stored = self.runs.stored(claim.key) if new_message is None or new_body is None else None
+            message = stored or Stored(claim.id, new_message or b"", new_body or b"")
+            if envelope.publish_stored(self.task.app, [message]):
+                self.runs.unpublish([claim.id], timedelta(0))
+        return state
+
+
+def _delay(retry: Retry, successor: NewRun | None, task: DurableTask) -> timedelta:
+    if successor is not None and successor.eta is None:
+        return successor.countdown or timedelta(0)
+    when = successor.eta if successor is not None else retry.when
+    if isinstance(when, datetime):
+        return max(when - datetime.now(timezone.utc), timedelta(0))  # noqa: TID251  (the caller's own clock)
+    return timedelta(seconds=float(task.default_retry_delay if when is None else when))
+
+
+def _trace(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error)).replace("\0", "\\0")
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__qualname__}: {error}".replace("\0", "\\0")[:2000]

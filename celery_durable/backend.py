@@ -1,0 +1,287 @@
+"""The result backend `durable+postgresql://`: what Celery's result API sees of runs and of plain tasks."""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from celery import states
+from celery.backends.base import BaseBackend
+from celery.exceptions import TaskRevokedError
+from celery.exceptions import TimeoutError as ResultTimeoutError
+from celery.result import GroupResult, result_from_tuple
+from kombu import serialization
+from kombu.utils import json
+
+from celery_durable import config, context, hooks
+from celery_durable.envelope import HEADER
+from celery_durable.executor import Execution
+from celery_durable.run import celery_state
+from celery_durable.serialization import ValueCodec
+from celery_durable.store import Store
+from celery_durable.store.url import redact
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from celery_durable.store.connections import Row
+
+_SHORTEST_POLL, _LONGEST_POLL = 0.005, 0.25
+
+
+class KombuSerializer:
+    """One serializer of kombu's registry, checked against the app's accept list when it reads."""
+
+    def __init__(self, name: str, accept: frozenset[str]) -> None:
+        self.name = name
+        self._accept = accept
+        self._content_type, self._encoding, _ = serialization.dumps(None, name)
+
+    def dumps(self, value: object) -> bytes:
+        """Return `value` as bytes."""
+        data = serialization.dumps(value, self.name)[2]
+        return data.encode() if isinstance(data, str) else bytes(data)
+
+    def loads(self, data: bytes) -> object:
+        """Return the value that `data` stands for; raise `ContentDisallowed` for a type not accepted."""
+        return serialization.loads(data, self._content_type, self._encoding, accept=self._accept)
+
+
+class DurableBackend(BaseBackend):
+    """Results in Postgres; for durable tasks, a view on their runs.
+
+    Arguments:
+        app: the Celery app.
+        url: `postgresql://…` or `embedded://…`; Celery has taken the `durable+` away.
+    """
+
+    supports_autoexpire = False
+    persistent = True
+    supports_native_join = False
+
+    def __init__(self, app: Celery, url: str | None = None, **kwargs: Any) -> None:
+        super().__init__(app, url=url, **kwargs)
+        self.thread_safe = True
+        self.url = url or ""
+        self._codecs: dict[str, ValueCodec] = {}
+        self._store: Store | None = None
+
+    @property
+    def settings(self) -> config.Settings:
+        """The app's durable settings, checked."""
+        return self.store.settings
+
+    @property
+    def store(self) -> Store:
+        """The store that this backend reads and writes."""
+        if self._store is None:
+            self._store = Store(self.url, config.load(durable_settings(self.app)))
+        return self._store
+
+    def codec(self, serializer: str | None) -> tuple[str, ValueCodec]:
+        """Return the name and the codec of a serializer of kombu's registry; None means `result_serializer`."""
+        name = serializer or self.serializer
+        if name not in self._codecs:
+            accept = frozenset(self.accept) | ({name} if serializer == name else frozenset())
+            content_types = serialization.prepare_accept_content(accept)
+            limit = self.store.settings.max_payload
+            self._codecs[name] = ValueCodec(KombuSerializer(name, frozenset(content_types)), max_bytes=limit)
+        return name, self._codecs[name]
+
+    def encoded(self, value: Any) -> bytes:  # noqa: ANN401  (any result)
+        """Return a value in `result_serializer`."""
+        data = self.encode(value)
+        return data.encode() if isinstance(data, str) else bytes(data)
+
+    def decoded(self, data: bytes | None, content_type: str | None) -> Any:  # noqa: ANN401  (any result)
+        """Return a stored value; it may have been written under another `result_serializer`."""
+        if data is None:
+            return None
+        kind = content_type or self.content_type
+        encoding = "utf-8" if kind == "application/json" or kind.endswith("yaml") else "binary"
+        return serialization.loads(bytes(data), kind, encoding, accept=self.accept)
+
+    def error_meta(self, error: BaseException) -> bytes:
+        """Return an exception as a result is stored."""
+        return self.encoded(self.prepare_exception(error))
+
+    def extra_meta(self, request: Any) -> bytes | None:  # noqa: ANN401  (Context, Bunch or Request)
+        """Return what a result says beside state and value: children, lineage, the extended fields."""
+        meta = self._get_result_meta(None, states.SUCCESS, None, request)
+        for known in ("status", "result", "traceback", "date_done"):
+            meta.pop(known, None)
+        children = meta.get("children")
+        if not children:
+            meta.pop("children", None)
+        return json.dumps(meta).encode() if meta else None
+
+    # -- Celery's contract ------------------------------------------------------------------------------
+
+    def store_result(  # noqa: PLR0913  (Celery's signature)
+        self,
+        task_id: str,
+        result: Any,  # noqa: ANN401
+        state: str,
+        traceback: str | None = None,
+        request: Any = None,  # noqa: ANN401
+        **kwargs: Any,
+    ) -> Any:  # noqa: ANN401
+        """Store a state; for a run only what its own writes have not stored already.
+
+        That is a custom state set inside the body, and Celery's revoke, which any process may announce.
+        """
+        if not _is_run(request):
+            return super().store_result(task_id, result, state, traceback, request, **kwargs)
+        frame = context.current()
+        if frame is not None and frame.execution.id == task_id and isinstance(frame.execution, Execution):
+            encoded = self.encoded(self.encode_result(result, state))
+            claim = frame.execution.claim
+            self.store.runs.update_state(claim.key, claim.fence, state, encoded, self.content_type)
+        elif state == states.REVOKED:
+            self.store.runs.revoke(task_id, token=hooks.worker_token(), terminated=False)
+        return result
+
+    def _store_result(  # noqa: PLR0913  (Celery's signature)
+        self,
+        task_id: str,
+        result: Any,  # noqa: ANN401
+        state: str,
+        traceback: str | None = None,
+        request: Any = None,  # noqa: ANN401
+        **_: Any,
+    ) -> Any:  # noqa: ANN401
+        if state == states.REVOKED:
+            # Every worker that hears of a revoke announces it, also of ids it knows nothing about.
+            self.store.runs.revoke(task_id, token=hooks.worker_token(), terminated=False)
+        data = self.encoded(result)
+        text = traceback.replace("\0", "\\0") if isinstance(traceback, str) else None
+        self.store.results.store(task_id, state, data, self.content_type, text, self.extra_meta(request))
+        return result
+
+    def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
+        rows = self.store.results.get([task_id])
+        if not rows:
+            return {"status": states.PENDING, "result": None, "task_id": task_id}
+        return self._meta(rows[0])
+
+    def _meta(self, row: Row) -> dict[str, Any]:
+        status = row["custom_state"]
+        if row["state"] is not None and (status is None or row["state"] != "running"):
+            ignored = row["state"] == "cancelled" and row["reason"] == "ignored"
+            status = (status or "IGNORED") if ignored else celery_state(row["state"], row["reason"])
+        meta: dict[str, Any] = json.loads(bytes(row["meta"])) if row["meta"] else {}
+        meta.update(
+            task_id=row["task_id"],
+            status=status,
+            result=self._result_of(row, status),
+            traceback=row["traceback"] if status in self.EXCEPTION_STATES else None,
+            date_done=row["date_done"].isoformat() if row["date_done"] else None,
+        )
+        meta.setdefault("children", [])
+        return self.meta_from_decoded(meta)
+
+    def _result_of(self, row: Row, status: str) -> Any:  # noqa: ANN401
+        if status == states.STARTED and row["state"] is not None:
+            return {"pid": row["pid"], "hostname": row["hostname"]}
+        if status == states.PENDING or status == "SUSPENDED":
+            return None
+        if status == states.REVOKED and row["result"] is None:
+            return self.prepare_exception(TaskRevokedError(row["reason"] or "revoked"))
+        return self.decoded(row["result"], row["result_type"])
+
+    def meta_from_decoded(self, meta: dict[str, Any]) -> dict[str, Any]:
+        """Rebuild the exception and the child results of a stored row."""
+        meta = super().meta_from_decoded(meta)
+        children = meta.get("children")
+        if children:
+            meta["children"] = [
+                result_from_tuple(child, app=self.app) if isinstance(child, (list, tuple)) else child
+                for child in children
+            ]
+        return meta
+
+    def _forget(self, task_id: str) -> None:
+        self.store.results.forget(task_id)
+
+    def _save_group(self, group_id: str, result: GroupResult) -> GroupResult:
+        self.store.results.save_group(group_id, self.encoded(result.as_tuple()), self.content_type)
+        return result
+
+    def _restore_group(self, group_id: str) -> dict[str, Any] | None:
+        row = self.store.results.restore_group(group_id)
+        if row is None:
+            return None
+        value = self.decoded(row["result"], row["result_type"])
+        return {"result": result_from_tuple(value, app=self.app), "date_done": row["date_done"]}
+
+    def _delete_group(self, group_id: str) -> None:
+        self.store.results.delete_group(group_id)
+
+    def cleanup(self) -> None:
+        """Delete what is past `result_expires`, and final runs past `durable_retention`."""
+        from celery_durable.keeper.retention import prune  # noqa: PLC0415  (once a day)
+
+        if self.expires:
+            self.store.results.expire(timedelta(seconds=self.expires))
+        prune(self.store, result_expires=self.expires)
+
+    def process_cleanup(self) -> None:
+        """Nothing: connections stay open between tasks."""
+
+    def on_task_call(self, producer: Any, task_id: str) -> None:  # noqa: ANN401
+        """Nothing: a result needs no preparation."""
+
+    def as_uri(self, include_password: bool = False) -> str:  # noqa: FBT001, FBT002  (Celery's signature)
+        """Return the URL as configured, without the password unless asked for."""
+        return "durable+" + (self.url if include_password else redact(self.url))
+
+    def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        return super().__reduce__(args, {**(kwargs or {}), "url": self.url})
+
+    def wait_for(  # noqa: PLR0913  (Celery's signature)
+        self,
+        task_id: str,
+        timeout: float | None = None,
+        interval: float | None = None,
+        no_ack: bool = True,  # noqa: ARG002, FBT001, FBT002
+        on_interval: Any = None,  # noqa: ANN401
+    ) -> dict[str, Any]:
+        """Return a task's meta when it is final: asks often at first, and ever more rarely."""
+        self._ensure_not_eager()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = _SHORTEST_POLL
+        while True:
+            meta = self.get_task_meta(task_id)
+            if meta["status"] in states.READY_STATES:
+                return meta
+            if on_interval:
+                on_interval()
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                message = "The operation timed out."
+                raise ResultTimeoutError(message)
+            threading.Event().wait(pause if left is None else min(pause, left))
+            longest = _LONGEST_POLL if interval is None or interval == 0.5 else interval  # noqa: PLR2004
+            pause = min(pause * 1.5, longest)
+
+
+def _is_run(request: Any) -> bool:  # noqa: ANN401  (Context, Bunch, Request or None)
+    return request is not None and (
+        getattr(request, "durable", False) or getattr(request, HEADER, None) is not None
+    )
+
+
+def durable_settings(app: Celery) -> dict[str, Any]:
+    """Return the app's settings that begin with `durable_`, also under a namespace such as Django's CELERY_."""
+    _ = app.conf.result_backend  # configuration is loaded at the first look at it
+    namespace = f"{app.namespace.lower()}_" if app.namespace else ""
+    found: dict[str, Any] = {}
+    for layer in reversed(app.conf.maps):
+        for name in layer:
+            plain = str(name).lower().removeprefix(namespace)
+            meant = not namespace or str(name).islower() or str(name).lower() != plain
+            if plain.startswith(config.PREFIX) and meant:
+                found[plain] = layer[name]
+    return found

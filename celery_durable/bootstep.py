@@ -1,0 +1,92 @@
+"""What a worker gets: a heartbeat and the keeper services, started before its pool and stopped after it."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+from typing import TYPE_CHECKING, Any
+
+from celery import bootsteps, signals
+from celery.worker import state
+
+from celery_durable import hooks
+from celery_durable.keeper import Keeper
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+logger = logging.getLogger(__name__)
+
+
+class DurableStep(bootsteps.StartStopStep):  # type: ignore[misc]  # (celery-types leaves it untyped)
+    """Keeps the worker's row alive and takes part in the keeper services."""
+
+    label = "Durable"
+
+    def __init__(self, worker: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(worker, **kwargs)
+        self._keeper: Keeper | None = None
+
+    def create(self, worker: Any) -> DurableStep:  # noqa: ANN401
+        """Start the keeper: every step is created before any is started, so this is before the pool forks."""
+        store = worker.app.backend.store
+        _ = store.connections.pool  # a missing or newer schema stops the worker here, with its message
+        self._keeper = Keeper(
+            worker.app,
+            store,
+            token=hooks.become_worker(),
+            hostname=worker.hostname,
+            executing=_executing,
+            reserved=_reserved,
+        )
+        self._keeper.start()
+        signals.worker_shutting_down.connect(_drain, weak=False, dispatch_uid="celery-durable-drain")
+        signals.worker_shutdown.connect(self._retire, weak=False)
+        atexit.register(self._retire)
+        return self
+
+    def start(self, worker: Any) -> None:  # noqa: ANN401
+        """Nothing: it is running already."""
+
+    def close(self, worker: Any) -> None:  # noqa: ANN401, ARG002
+        """Ask the runs to leave at their next step boundary: the worker stops."""
+        hooks.start_draining()
+
+    def stop(self, worker: Any) -> None:  # noqa: ANN401
+        """Nothing yet: the pool may still be at work; see `_retire`."""
+
+    def terminate(self, worker: Any) -> None:  # noqa: ANN401
+        """Nothing yet: see `_retire`."""
+
+    def _retire(self, **_: Any) -> None:
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.stop()
+            hooks.stop_draining()
+            atexit.unregister(self._retire)
+
+
+def _drain(**_: Any) -> None:
+    hooks.start_draining()
+
+
+def _executing() -> set[str]:
+    return {request.id for request in _snapshot(state.reserved_requests)}
+
+
+def _reserved() -> int:
+    return max(0, len(state.reserved_requests) - len(state.active_requests))
+
+
+def _snapshot(requests: Any) -> list[Any]:  # noqa: ANN401  (a WeakSet of requests)
+    while True:
+        try:
+            return list(requests)
+        except RuntimeError:  # the worker's main thread changed it meanwhile
+            continue
+
+
+def install(app: Celery) -> None:
+    """Give the app's workers the durable step; installing it twice is the same as once."""
+    steps: Any = app.steps["worker"]
+    steps.add(DurableStep)

@@ -1,0 +1,178 @@
+"""What a body sees: the run it belongs to, also from threads it starts."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from celery_durable.exceptions import DurableError, StepUsageError
+
+if TYPE_CHECKING:
+    import random as random_module
+    from collections.abc import Callable, Iterator
+    from datetime import datetime
+    from uuid import UUID
+
+    from celery_durable.steps import Step
+
+
+class Execution(Protocol):
+    """One attempt of a run, as far as bodies and steps know it."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def task(self) -> str: ...
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def thread(self) -> int: ...
+    @property
+    def inside(self) -> str | None: ...
+    @property
+    def cancelled(self) -> bool: ...
+    def step(self, frame: Frame, step: Step[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...  # noqa: ANN401
+    def now(self) -> datetime: ...
+    def uuid4(self) -> UUID: ...
+    def random(self) -> random_module.Random: ...
+    def set_tags(self, tags: dict[str, str]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where this thread is: in which attempt, under which inlined task, inside which step."""
+
+    execution: Execution
+    scope: str = ""
+    step: str | None = None
+    calls: Counter[str] | None = None
+
+
+_frame: ContextVar[Frame | None] = ContextVar("celery_durable_frame", default=None)
+_active: dict[int, Execution] = {}
+_elsewhere: list[Callable[[], bool]] = []
+
+
+def runs_elsewhere(probe: Callable[[], bool]) -> None:
+    """Register how to tell that the current thread executes something that is not a run."""
+    _elsewhere.append(probe)
+
+
+@contextmanager
+def activate(execution: Execution) -> Iterator[None]:
+    """Make `execution` the current attempt of this thread for a while."""
+    token = _frame.set(Frame(execution))
+    _active[id(execution)] = execution
+    try:
+        yield
+    finally:
+        del _active[id(execution)]
+        _frame.reset(token)
+
+
+@contextmanager
+def inside_step(frame: Frame, key: str) -> Iterator[None]:
+    """Mark that a step's body runs: steps called in it are plain functions, part of it."""
+    token = _frame.set(Frame(frame.execution, frame.scope, key, Counter()))
+    try:
+        yield
+    finally:
+        _frame.reset(token)
+
+
+@contextmanager
+def inlined(task: str) -> Iterator[None]:
+    """Mark that another task's function runs inside this run: its steps are keyed under its name."""
+    frame = _frame.get()
+    if frame is None or frame.step is not None:
+        yield
+        return
+    token = _frame.set(Frame(frame.execution, f"{frame.scope}{task}/"))
+    try:
+        yield
+    finally:
+        _frame.reset(token)
+
+
+def current() -> Frame | None:
+    """Return where this thread is, or None outside a run.
+
+    A thread that a body started has no context of its own and joins the one run that executes in this
+    process. Raises `StepUsageError` when there are several, so that it cannot be known which is meant.
+    """
+    frame = _frame.get()
+    if frame is not None or not _active:
+        return frame
+    if threading.current_thread() is threading.main_thread() or any(probe() for probe in _elsewhere):
+        return None
+    runs = list(_active.values())
+    if len(runs) > 1:
+        message = (
+            "This thread was started inside a run, but several runs execute in this process, so it cannot be "
+            "told which one. Start it with the run's context: "
+            "executor.submit(contextvars.copy_context().run, my_step, ...)"
+        )
+        raise StepUsageError(message)
+    return Frame(runs[0], step=runs[0].inside)
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """The current run, for the body that runs in it."""
+
+    _execution: Execution
+    _step: str | None
+
+    @property
+    def id(self) -> str:
+        """The run's id, which is the Celery task id."""
+        return self._execution.id
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return self._execution.task
+
+    @property
+    def attempt(self) -> int:
+        """The number of this attempt, from 1."""
+        return self._execution.attempt
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked this run to stop."""
+        return self._execution.cancelled
+
+    @property
+    def idempotency_key(self) -> str:
+        """`run-id/step-key` inside a step, the run's id outside."""
+        return f"{self.id}/{self._step}" if self._step else self.id
+
+    def set_tags(self, **tags: str) -> None:
+        """Label the run; shown by the CLI and by monitoring."""
+        self._execution.set_tags(tags)
+
+
+def current_run() -> RunContext:
+    """Return the run that this code executes in; raise `DurableError` outside of one."""
+    frame = current()
+    if frame is None:
+        message = "There is no current run here: this code is not executed by a DurableTask in a worker"
+        raise DurableError(message)
+    return RunContext(frame.execution, frame.step)
+
+
+def idempotency_key() -> str:
+    """Return a key that is the same at every try of this step: what to send along to a payment API.
+
+    Raises `DurableError` outside a step of a run.
+    """
+    frame = current()
+    if frame is None or frame.step is None:
+        message = "idempotency_key() names a step of a run: call it inside a @durable.step function"
+        raise DurableError(message)
+    return f"{frame.execution.id}/{frame.step}"

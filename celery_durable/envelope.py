@@ -1,0 +1,152 @@
+"""A run's message: taken apart for the store, put together for the broker, exactly as Celery made it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from kombu import serialization
+from kombu.exceptions import OperationalError
+from kombu.utils import json
+
+from celery_durable.store.keeping import Stored
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from celery import Celery
+    from kombu import Producer
+
+HEADER = "durable-run"
+"""Message header that marks a message whose run is stored; its value is the revision of the stored body."""
+
+# Where a stored message goes is fixed; when and whether it expires is the run's business, not the broker's.
+_DROPPED = frozenset({"retry", "retry_policy", "timeout", "confirm_timeout", "expiration", "serializer", "declare"})
+
+
+def pack(body: Any, publish: dict[str, Any]) -> tuple[bytes, bytes, dict[str, Any]]:  # noqa: ANN401
+    """Return a message as stored (envelope, body) and the arguments that publish that same message now."""
+    content_type, content_encoding, data = serialization.dumps(body, publish.get("serializer"))
+    data = data.encode() if isinstance(data, str) else data
+    envelope = {name: value for name, value in publish.items() if name not in _DROPPED and value is not None}
+    exchange = envelope.get("exchange")
+    envelope["exchange"] = getattr(exchange, "name", exchange)
+    envelope["declare"] = [queue.name for queue in publish.get("declare") or () if getattr(queue, "name", None)]
+    envelope["content_type"] = content_type
+    envelope["content_encoding"] = content_encoding
+    now = {name: value for name, value in publish.items() if name not in ("expiration", "serializer")}
+    now.update(content_type=content_type, content_encoding=content_encoding)
+    return json.dumps(envelope).encode(), data, now
+
+
+def queue_of(publish: dict[str, Any]) -> str:
+    """Return the name of the queue a message goes to, as far as its sender knows."""
+    declared = publish.get("declare") or ()
+    if declared:
+        return str(getattr(declared[0], "name", declared[0]))
+    exchange = publish.get("exchange")
+    return str(publish.get("routing_key") or getattr(exchange, "name", exchange) or "")
+
+
+def headers_of(message: bytes) -> dict[str, Any]:
+    """Return the headers of a stored message."""
+    headers: dict[str, Any] = json.loads(message)["headers"]
+    return headers
+
+
+def body_of(message: bytes, body: bytes, accept: Iterable[str]) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
+    """Return positional and keyword arguments and the canvas part of a stored message."""
+    envelope = json.loads(message)
+    args, kwargs, embed = serialization.loads(
+        body, envelope["content_type"], envelope["content_encoding"], accept=frozenset(accept)
+    )
+    return args, kwargs, embed
+
+
+def with_revision(message: bytes, revision: int) -> bytes:
+    """Return a stored message whose header names another revision of its body."""
+    envelope = json.loads(message)
+    envelope["headers"][HEADER] = revision
+    return json.dumps(envelope).encode()
+
+
+class Breaker:
+    """Remembers that the broker is away, so that not every caller waits for it to answer.
+
+    Arguments:
+        first: seconds without a try after the first failure; each further failure doubles them.
+        longest: the longest pause in seconds.
+    """
+
+    def __init__(self, first: float = 1.0, longest: float = 15.0) -> None:
+        self._first, self._longest = first, longest
+        self._pause = first
+        self._until = 0.0
+        self._lock = threading.Lock()
+
+    @property
+    def open(self) -> bool:
+        """Whether to leave the broker alone for now."""
+        return time.monotonic() < self._until
+
+    def failed(self) -> None:
+        """Note a failed publish."""
+        with self._lock:
+            self._until = time.monotonic() + self._pause
+            self._pause = min(self._pause * 2, self._longest)
+
+    def worked(self) -> None:
+        """Note a publish that the broker took."""
+        if self._until:
+            with self._lock:
+                self._until, self._pause = 0.0, self._first
+
+
+breaker = Breaker()
+
+
+def broker_errors(producer: Producer) -> tuple[type[BaseException], ...]:
+    """Return what a producer raises when the broker does not take a message."""
+    connection = producer.connection
+    errors = tuple(connection.connection_errors) + tuple(connection.channel_errors)
+    return (OperationalError, OSError, *errors)
+
+
+def attempt_publish(producer: Producer, publish: Callable[[], object]) -> BaseException | None:
+    """Publish; return the error when the broker did not take it, and remember that it is away."""
+    try:
+        publish()
+    except broker_errors(producer) as error:
+        breaker.failed()
+        return error
+    breaker.worked()
+    return None
+
+
+def publish_stored(app: Celery, messages: Iterable[Stored]) -> list[str]:
+    """Publish stored messages; return the ids of those that the broker did not take."""
+    pending = list(messages)
+    if not pending:
+        return []
+    if breaker.open:
+        return [one.id for one in pending]
+    failed: list[str] = []
+    with app.producer_or_acquire() as producer:
+        for one in pending:
+            if failed or attempt_publish(producer, lambda one=one: _publish(app, producer, one)):  # type: ignore[misc]
+                failed.append(one.id)
+    return failed
+
+
+def _publish(app: Celery, producer: Producer, stored: Stored) -> None:
+    envelope = json.loads(stored.message)
+    names = envelope.pop("declare", [])
+    declare = [app.amqp.queues[name] for name in names if name in app.amqp.queues]
+    producer.publish(
+        bytes(stored.body),
+        declare=declare,
+        retry=app.conf.task_publish_retry,
+        retry_policy=app.conf.task_publish_retry_policy,
+        **envelope,
+    )

@@ -1,0 +1,177 @@
+"""Row first, message second: what stands between Celery's sender and the broker."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from celery.utils.time import maybe_make_aware
+
+from celery_durable import envelope
+from celery_durable.store.keeping import Stored
+from celery_durable.store.runs import NewRun, PlainMessage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from celery import Celery
+    from kombu import Producer
+
+    from celery_durable.store import Store
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When a run may start and until when it must have started; never part of its message."""
+
+    countdown: timedelta | None = None
+    eta: datetime | None = None
+    expires: timedelta | None = None
+    expires_at: datetime | None = None
+
+    @classmethod
+    def taken_from(cls, app: Celery, options: dict[str, Any], default_expires: Any) -> Schedule:  # noqa: ANN401
+        """Take countdown, eta and expires out of a caller's options."""
+        countdown, eta = options.pop("countdown", None), options.pop("eta", None)
+        expires, expires_at = _span_or_moment(app, options.pop("expires", default_expires))
+        moment = _span_or_moment(app, eta)[1] if eta is not None else None
+        span = timedelta(seconds=float(countdown)) if countdown and moment is None else None
+        return cls(span, moment, expires, expires_at)
+
+
+def _span_or_moment(app: Celery, value: Any) -> tuple[timedelta | None, datetime | None]:  # noqa: ANN401
+    if value is None:
+        return None, None
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value.replace("Z", "+00:00"))
+    if isinstance(value, datetime):
+        return None, maybe_make_aware(value, app.timezone)
+    return (value if isinstance(value, timedelta) else timedelta(seconds=float(value))), None
+
+
+@dataclass
+class Collected:
+    """Messages caught on their way out, to be stored with another write."""
+
+    run_id: str
+    messages: list[NewRun | PlainMessage] = field(default_factory=list)
+    successor: NewRun | None = None
+    everything: bool = False
+
+
+_collecting: ContextVar[Collected | None] = ContextVar("celery_durable_collecting", default=None)
+
+
+@contextmanager
+def collecting(run_id: str, *, everything: bool = False) -> Iterator[Collected]:
+    """Catch the message that goes out under `run_id` (a retry, a replacement), or every message."""
+    collected = Collected(run_id, everything=everything)
+    token = _collecting.set(collected)
+    try:
+        yield collected
+    finally:
+        _collecting.reset(token)
+
+
+class StoringProducer:
+    """A producer that stores a run before it publishes the run's message.
+
+    Arguments:
+        app: the Celery app.
+        producer: the producer that talks to the broker; everything but `publish` is its own.
+        schedule: when the run is due, or None for a task that has no run.
+    """
+
+    def __init__(self, app: Celery, producer: Producer, schedule: Schedule | None) -> None:
+        self._app = app
+        self._producer = producer
+        self._schedule = schedule
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  (the producer's own)
+        return getattr(self._producer, name)
+
+    def publish(self, body: Any, **publish: Any) -> Any:  # noqa: ANN401  (kombu's signature)
+        """Store and publish a task message; pass anything else (events) on."""
+        headers = publish.get("headers") or {}
+        if "task" not in headers or "id" not in headers:
+            return self._producer.publish(body, **publish)
+        collected = _collecting.get()
+        if self._schedule is None:
+            if collected is None or not collected.everything:
+                return self._producer.publish(body, **publish)
+            message, data, _ = envelope.pack(body, publish)
+            collected.messages.append(PlainMessage(headers["id"], message, data))
+            return None
+        headers.setdefault(envelope.HEADER, 0)
+        message, data, now = envelope.pack(body, publish)
+        run = self._new_run(headers, publish, message, data)
+        if collected is not None and run.id == collected.run_id:
+            collected.successor = run
+            return None
+        if collected is not None and collected.everything:
+            collected.messages.append(run)
+            return None
+        return self._store_and_send(run, data, now)
+
+    def _new_run(
+        self, headers: dict[str, Any], publish: dict[str, Any], message: bytes, body: bytes
+    ) -> NewRun:
+        schedule = self._schedule or Schedule()
+        return NewRun(
+            id=headers["id"],
+            task=headers["task"],
+            queue=envelope.queue_of(publish),
+            priority=publish.get("priority"),
+            message=message,
+            body=body,
+            parent=headers.get("parent_id"),
+            root=headers.get("root_id"),
+            group=headers.get("group"),
+            version=self._store.settings.version,
+            countdown=schedule.countdown,
+            eta=schedule.eta,
+            expires=schedule.expires,
+            expires_at=schedule.expires_at,
+            publish=not envelope.breaker.open,
+        )
+
+    @property
+    def _store(self) -> Store:
+        store: Store = self._app.backend.store
+        return store
+
+    def _store_and_send(self, run: NewRun, data: bytes, now: dict[str, Any]) -> None:
+        state = self._store.runs.enqueue(run)
+        if state == "pending" and run.publish:
+            error = envelope.attempt_publish(self._producer, lambda: self._producer.publish(data, **now))
+            if error is not None:
+                self._not_taken(run, error)
+
+    def _not_taken(self, run: NewRun, error: BaseException) -> None:
+        if self._store.settings.publish_errors == "raise":
+            self._store.runs.withdraw(run.id)
+            raise error
+        self._store.runs.unpublish([run.id], timedelta(0))
+
+
+def send_collected(app: Celery, store: Store, messages: list[NewRun | PlainMessage], states: list[str | None]) -> None:
+    """Publish what a finish has stored; what the broker does not take is the keeper's."""
+    now = [
+        Stored(one.id, one.message, one.body)
+        for one, state in zip(messages, states, strict=True)
+        if state is not None and (isinstance(one, PlainMessage) or state == "pending")
+    ]
+    failed = set(envelope.publish_stored(app, now))
+    runs = [one.id for one in messages if isinstance(one, NewRun) and one.id in failed]
+    if runs:
+        store.runs.unpublish(runs, timedelta(0))
+    sent = [
+        int(state)
+        for one, state in zip(messages, states, strict=True)
+        if isinstance(one, PlainMessage) and state is not None and one.id not in failed
+    ]
+    if sent:
+        store.runs.outbox_done(sent)

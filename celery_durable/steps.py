@@ -1,0 +1,160 @@
+"""The `step` decorator: any function becomes a checkpointed call, and stays itself outside a run."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, overload
+
+from celery_durable import context
+from celery_durable.exceptions import StepUsageError
+from celery_durable.retry import RetryPolicy
+from celery_durable.serialization import return_annotation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class StepOptions(RetryPolicy):
+    """A step's options: Celery's retry options, and how the call is stored.
+
+    Attributes:
+        name: the name its checkpoints are kept under; by default the function's.
+        key: the key of one call, instead of the name and a counter.
+        time_limit: seconds that one try may take.
+        serializer: a serializer of kombu's registry, instead of the app's.
+        at_most_once: mark the start first, and never start again, whatever happens.
+        commit: `async` does not wait for the disk: for steps that are cheap to repeat.
+    """
+
+    name: str | None = None
+    key: str | None = None
+    time_limit: float | None = None
+    serializer: str | None = None
+    at_most_once: bool = False
+    commit: Literal["sync", "async"] = "sync"
+
+
+_OPTIONS = {field.name for field in fields(StepOptions)}
+
+
+class Step(Generic[P, R]):
+    """A function whose calls inside a run are checkpointed."""
+
+    def __init__(self, function: Callable[P, R], options: StepOptions) -> None:
+        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+            message = f"{function.__qualname__} is a coroutine or generator: a step is a plain function"
+            raise StepUsageError(message)
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.step_options = options
+        self.name = options.name or function.__name__
+        self._parameters = _positional_names(function)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        frame = context.current()
+        if frame is None or frame.step is not None:
+            return self.function(*args, **kwargs)
+        result: R = frame.execution.step(frame, self, args, kwargs)
+        return result
+
+    def __get__(self, instance: object, owner: type | None = None) -> Callable[..., R]:
+        if instance is None:
+            return self
+        return functools.partial(self, instance)
+
+    def __repr__(self) -> str:
+        return f"<step {self.name}>"
+
+    def options(self, **options: Any) -> Step[P, R]:  # noqa: ANN401  (the option's own type)
+        """Return this step with other options: `download.options(key="intro")(url)`."""
+        return Step(self.function, _checked(self.name, self.step_options, options))
+
+    def named_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments by name, so that `f(1)` and `f(x=1)` are one call."""
+        named: dict[str, Any] = dict(zip(self._parameters, args, strict=False))
+        if len(args) > len(named):
+            named["*"] = args[len(named) :]
+        named.update(kwargs)
+        return named
+
+    @functools.cached_property
+    def returns(self) -> Any:  # noqa: ANN401  (an annotation)
+        """The function's return annotation, or `MISSING`."""
+        return return_annotation(self.function)
+
+
+def _positional_names(function: Callable[..., Any]) -> tuple[str, ...]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return ()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)
+
+
+def _checked(name: str, base: StepOptions, options: dict[str, Any]) -> StepOptions:
+    for option in options:
+        if option not in _OPTIONS:
+            near = difflib.get_close_matches(option, _OPTIONS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(_OPTIONS))}"
+            message = f"Step {name!r} has no option {option!r}; {hint}"
+            raise StepUsageError(message)
+    for option in ("autoretry_for", "dont_autoretry_for"):
+        if option in options:
+            options[option] = _exceptions(name, option, options[option])
+    if options.get("max_retries") and not (base.autoretry_for or "autoretry_for" in options):
+        # Asking for retries without saying of what means: of any error.
+        options["autoretry_for"] = (Exception,)
+    chosen = replace(base, **options)
+    if chosen.commit not in ("sync", "async"):
+        message = f"Step {name!r}: commit={chosen.commit!r} is neither 'sync' nor 'async'"
+        raise StepUsageError(message)
+    if chosen.time_limit is not None and not chosen.time_limit > 0:
+        message = f"Step {name!r}: time_limit={chosen.time_limit!r} is not a positive number of seconds"
+        raise StepUsageError(message)
+    if chosen.at_most_once and chosen.autoretry_for:
+        message = f"Step {name!r}: at_most_once steps are never retried; take away its retry options"
+        raise StepUsageError(message)
+    return chosen
+
+
+def _exceptions(name: str, option: str, value: Any) -> tuple[type[BaseException], ...]:  # noqa: ANN401
+    values = (value,) if isinstance(value, type) else tuple(value)
+    if not all(isinstance(one, type) and issubclass(one, BaseException) for one in values):
+        message = f"Step {name!r}: {option}={value!r} is not made of exception classes"
+        raise StepUsageError(message)
+    return values
+
+
+@overload
+def step(function: Callable[P, R], /) -> Step[P, R]: ...
+@overload
+def step(**options: Any) -> Callable[[Callable[P, R]], Step[P, R]]: ...
+def step(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """Make a function a step: its result is stored once per run and returned at every replay.
+
+    Options are those of `StepOptions`; the retry options have Celery's names and meanings. `max_retries`
+    without `autoretry_for` retries any error.
+
+    Raises `StepUsageError` for an option that does not exist or cannot be meant.
+
+    >>> @step(max_retries=5, retry_backoff=True)
+    ... def double(number: int) -> int:
+    ...     return 2 * number
+    >>> double(21)
+    42
+    """
+    if function is not None:
+        return Step(function, StepOptions())
+
+    def decorate(function: Callable[..., Any]) -> Step[..., Any]:
+        return Step(function, _checked(options.get("name") or function.__name__, StepOptions(), dict(options)))
+
+    return decorate

@@ -1,0 +1,182 @@
+-- What people ask and do: lists, counts, one run's whole story, cancel and resume.
+-- A line ending in `--? name` is a filter: it is left out unless that filter is given.
+
+-- name: list
+-- Runs, newest first. Their keys are found first, where possible in an index alone; only these rows are read.
+-- One ordered index scan for each state, so that a rare state is found as fast as a common one.
+select r.key, r.id, r.task, r.queue, r.priority, r.state, r.reason, r.due, r.published_at, r.custom_state,
+       r.attempt, r.generation, r.retries, r.recoveries, r.cancel_requested,
+       r.parent, r.root, r."group", r.version, r.tags,
+       r.created_at, r.started_at, r.claimed_at, r.finished_at, r.expires_at,
+       a.hostname, coalesce(r.pid, a.pid) as pid, a.error,
+       r.state in ('running', 'cancelling') and r.worker is not null
+       and not exists (select from durable.worker w where w.id = r.worker) as orphaned,
+       durable.clock() as now
+from (
+    select picked.key
+    from unnest(%(states)s::text[]) as wanted (state)
+    cross join lateral (
+        select r.key from durable.run r
+        where r.key < %(before)s
+          and r.state = wanted.state --? states
+          and r.task = %(task)s --? task
+          and r.reason = %(reason)s --? reason
+          and (r.state = 'failed' or (r.state = 'waiting' and r.reason = 'retry')) --? has_error
+          and not (r.state = 'failed' or (r.state = 'waiting' and r.reason = 'retry')) --? has_no_error
+          and r.worker in (select w.id from durable.worker w where w.hostname = %(worker)s) --? worker
+          and r.key > %(after)s and r.created_at >= %(since)s --? since
+          and r.created_at < %(until)s --? until
+        order by r.key desc limit %(limit)s) as picked
+    order by picked.key desc limit %(limit)s) as page
+join durable.run r on r.key = page.key
+left join durable.attempt a on a.run_key = r.key and a.number = r.attempt
+order by r.key desc
+
+-- name: moment
+-- A moment on the database's clock, and the keys around it by bisection over the primary key: all runs up to
+-- `low` are older, all from `high` on are not. Keys and creation times grow together, except for transactions
+-- that stay open after they stored a run, so the caller keeps some distance (`slack`).
+with recursive moment as materialized (
+    select coalesce(%(at)s::timestamptz, durable.clock() - %(ago)s::interval) as at
+), search (low, high) as (
+    select coalesce(min(key), 0) - 1, coalesce(max(key), 0) + 1 from durable.run
+    union all
+    select case when half.older then half.mid else half.low end, case when half.older then half.high else half.mid end
+    from (
+        select s.low, s.high, (s.low + s.high) / 2 as mid,
+               (select r.created_at < (select at from moment) + %(slack)s::interval from durable.run r
+                where r.key >= (s.low + s.high) / 2 order by r.key limit 1) as older
+        from search s where s.high - s.low > 1) as half
+)
+select moment.at, search.low, search.high from search, moment order by search.high - search.low limit 1
+
+-- name: resolve
+-- Runs whose id begins with a prefix, an exact match first.
+select id, task, state, created_at from durable.run
+where id >= %(prefix)s and id < %(end)s
+order by id limit %(limit)s
+
+-- name: counts
+-- How many runs there are in each state, and for which reason.
+select state, reason, count(*) as runs from durable.run group by state, reason order by state, reason nulls first
+
+-- name: run
+-- One run, without its payloads.
+select r.key, r.id, r.task, r.queue, r.priority, r.state, r.reason, r.due, r.published_at, r.custom_state,
+       r.attempt, r.generation, r.retries, r.recoveries, r.cancel_requested,
+       r.parent, r.root, r."group", r.version, r.tags,
+       r.created_at, r.started_at, r.claimed_at, r.finished_at, r.expires_at,
+       a.hostname, coalesce(r.pid, a.pid) as pid, a.error,
+       r.state in ('running', 'cancelling') and r.worker is not null
+       and not exists (select from durable.worker w where w.id = r.worker) as orphaned,
+       durable.clock() as now,
+       coalesce(r.traceback, a.traceback) as traceback, r.result_type, octet_length(r.result) as result_bytes,
+       octet_length(r.body) as body_bytes
+from durable.run r
+left join durable.attempt a on a.run_key = r.key and a.number = r.attempt
+where r.id = %(id)s
+
+-- name: attempts
+-- Every claim of a run, oldest first.
+select a.number, a.hostname, a.pid, a.started_at, a.ended_at, a.outcome, a.error, a.traceback,
+       extract(epoch from coalesce(a.ended_at, durable.clock()) - a.started_at)::float8 as seconds
+from durable.attempt a
+where a.run_key = (select key from durable.run where id = %(id)s)
+order by a.number
+
+-- name: steps
+-- Every step of a run that was stored, in the order in which they were first called.
+select c.key, c.seq, c.outcome, c.arguments, c.attempt, c.tries, c.spent, c.error, c.seconds, c.stored_at, c.codec,
+       octet_length(c.output) as output_bytes
+from durable.checkpoint c
+where c.run_key = (select key from durable.run where id = %(id)s)
+order by c.seq, c.stored_at
+
+-- name: events
+-- What the keeper and operators did to a run, oldest first.
+select e.at, e.kind, e.actor, e.detail
+from durable.event e
+where e.run_key = (select key from durable.run where id = %(id)s)
+order by e.key
+
+-- name: cancel
+-- Runs that nobody executes end at once, under a new fence; executing ones are asked to stop. Rows are locked by
+-- key alone and judged afterwards: a state in the first `where` would miss a run that is just being claimed.
+-- The event's operation id tells this very write, repeated after a lost answer, from somebody else's.
+with target as materialized (
+    select r.key, r.id, r.state, r.cancel_requested
+    from durable.run r
+    where r.id = any(%(ids)s)
+    order by r.key for no key update
+), ended as (
+    update durable.run r
+    set state = 'cancelled', reason = 'cancelled', due = null, finished_at = durable.clock(),
+        fence = gen_random_uuid(), custom_state = null
+    from target t where r.key = t.key and t.state in ('pending', 'waiting')
+    returning r.key
+), asked as (
+    update durable.run r set cancel_requested = true
+    from target t where r.key = t.key and t.state in ('running', 'cancelling') and not t.cancel_requested
+    returning r.key
+), noted as (
+    insert into durable.event (run_key, kind, actor, detail)
+    select t.key, case when t.state in ('pending', 'waiting') then 'cancelled' else 'cancel_requested' end,
+           %(actor)s, jsonb_build_object('operation', %(operation)s::text, 'from', t.state, 'reason', %(reason)s::text)
+    from target t where t.key in (select key from ended union all select key from asked)
+)
+select t.id, coalesce(mine.detail ->> 'from', t.state) as before,
+       case when t.state in ('pending', 'waiting') then 'cancelled' else t.state end as state,
+       mine.detail is not null or t.state in ('pending', 'waiting')
+       or (t.state in ('running', 'cancelling') and not t.cancel_requested) as changed
+from target t
+left join durable.event mine on mine.run_key = t.key and mine.detail ->> 'operation' = %(operation)s::text
+order by t.key
+
+-- name: resume
+-- Final runs that did not succeed begin a new generation: their checkpoints stay, their counters start again,
+-- and the claim may not refuse them for having expired. They count as published: the caller does it next.
+with target as materialized (
+    select r.key, r.id, r.state, r.generation, r.message, r.body
+    from durable.run r
+    where r.id = any(%(ids)s)
+    order by r.key for no key update
+), resumed as (
+    update durable.run r
+    set state = 'pending', reason = null, due = durable.clock() + %(check)s::interval, published_at = durable.clock(),
+        checks = 0, fence = gen_random_uuid(), generation = r.generation + 1, worker = null, pid = null,
+        retries = 0, recoveries = 0, cancel_requested = false, expires_at = null, finished_at = null,
+        custom_state = null, result = null, result_type = null, traceback = null, meta = null
+    from target t where r.key = t.key and t.state in ('failed', 'cancelled')
+    returning r.key, r.generation
+)
+select t.key, t.id, coalesce(mine.detail ->> 'from', t.state) as before,
+       case when resumed.key is null then t.state else 'pending' end as state,
+       coalesce(resumed.generation, t.generation) as generation,
+       resumed.key is not null as now, mine.detail is not null or resumed.key is not null as changed,
+       t.message, t.body
+from target t
+left join resumed on resumed.key = t.key
+left join durable.event mine on mine.run_key = t.key and mine.detail ->> 'operation' = %(operation)s::text
+order by t.key
+
+-- name: resume_discard
+-- The second statement of a resume: errors after the last successful step are put aside, as a retry does. Its
+-- snapshot is younger than the locks of the first, or the last error of an attempt that just ended is missed.
+with resumed as materialized (
+    select run_key, before, generation
+    from unnest(%(keys)s::bigint[], %(before)s::text[], %(generations)s::integer[]) as r (run_key, before, generation)
+), discarded as (
+    update durable.checkpoint c set outcome = 'discarded', spent = c.tries
+    from resumed r
+    where c.run_key = r.run_key and c.outcome = 'error'
+      and c.seq > coalesce((select max(ok.seq) from durable.checkpoint ok
+                            where ok.run_key = r.run_key and ok.outcome = 'ok'), 0)
+    returning c.run_key, c.key
+)
+insert into durable.event (run_key, kind, actor, detail)
+select r.run_key, 'resumed', %(actor)s,
+       jsonb_build_object('operation', %(operation)s::text, 'from', r.before, 'reason', %(reason)s::text,
+                          'generation', r.generation,
+                          'discarded', coalesce((select jsonb_agg(d.key order by d.key) from discarded d
+                                                 where d.run_key = r.run_key), '[]'))
+from resumed r

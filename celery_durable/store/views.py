@@ -1,0 +1,169 @@
+"""What inspection shows: a run, its attempts, steps and events, as they stood at one moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from celery_durable.run import RunState, celery_state
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """One run in a list.
+
+    Attributes:
+        key: grows with every run; a page of a list ends at one and the next begins before it.
+        due: when a waiting run wakes, or when a pending run's message is next looked for.
+        hostname: the worker of the latest attempt.
+        error: what the latest attempt ended with, in one line.
+        orphaned: whether the run is executing for a worker that is gone.
+        now: the database's time of this view.
+    """
+
+    key: int
+    id: str
+    task: str
+    queue: str
+    priority: int | None
+    state: RunState
+    reason: str | None
+    due: datetime | None
+    published_at: datetime | None
+    custom_state: str | None
+    attempt: int
+    generation: int
+    retries: int
+    recoveries: int
+    cancel_requested: bool
+    parent: str | None
+    root: str | None
+    group: str | None
+    version: str | None
+    tags: Any
+    created_at: datetime
+    started_at: datetime | None
+    claimed_at: datetime | None
+    finished_at: datetime | None
+    expires_at: datetime | None
+    hostname: str | None
+    pid: int | None
+    error: str | None
+    orphaned: bool
+    now: datetime
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "state", RunState(self.state))
+
+    @property
+    def celery_state(self) -> str:
+        """What `AsyncResult.state` says of this run."""
+        if self.custom_state and self.state is RunState.RUNNING:
+            return self.custom_state
+        return celery_state(self.state.value, self.reason)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptView:
+    """One claim of a run; `seconds` is how long it took, or has taken so far."""
+
+    number: int
+    hostname: str
+    pid: int
+    started_at: datetime
+    ended_at: datetime | None
+    seconds: float
+    outcome: str | None
+    error: str | None
+    traceback: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepView:
+    """One stored step: `attempt` is the one that stored it, `seconds` how long its last try took."""
+
+    key: str
+    seq: int
+    outcome: str
+    arguments: str
+    attempt: int
+    tries: int
+    spent: int
+    error: str | None
+    seconds: float
+    stored_at: datetime
+    codec: str | None
+    output_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventView:
+    """Something that was done to a run from outside: by the keeper, or by the operator `actor`."""
+
+    at: datetime
+    kind: str
+    actor: str | None
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunView(RunSummary):
+    """The whole story of a run. Payloads are only measured: values are for whoever may read them."""
+
+    traceback: str | None
+    result_type: str | None
+    result_bytes: int | None
+    body_bytes: int
+    attempts: tuple[AttemptView, ...] = ()
+    steps: tuple[StepView, ...] = ()
+    events: tuple[EventView, ...] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some runs, newest first; `next` is the `before` of the page that follows, None at the end."""
+
+    runs: tuple[RunSummary, ...]
+    next: int | None
+
+
+@dataclass(frozen=True)
+class Match:
+    """A run whose id begins with what was asked for."""
+
+    id: str
+    task: str
+    state: str
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many runs are in one state for one reason."""
+
+    state: str
+    reason: str | None
+    runs: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an operation did to one run.
+
+    Attributes:
+        before: the state the operation found; None when there is no such run.
+        state: the state it left.
+        changed: whether this operation changed anything.
+        message: the stored message to publish, after a resume.
+    """
+
+    id: str
+    before: RunState | None = None
+    state: RunState | None = None
+    changed: bool = False
+    generation: int | None = None
+    message: bytes | None = field(default=None, repr=False)
+    body: bytes | None = field(default=None, repr=False)

@@ -1,0 +1,209 @@
+"""`DurableTask`: the base class to swap in."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from celery import Task
+from celery._state import get_current_worker_task
+from celery.exceptions import Retry
+
+from celery_durable import config, context, envelope, outgoing
+from celery_durable.attempt import TERMINAL, Attempt
+from celery_durable.backend import DurableBackend, durable_settings
+from celery_durable.exceptions import ConfigurationError
+from celery_durable.executor import Execution
+from celery_durable.store.keeping import Stored
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from celery import Celery
+    from celery.result import AsyncResult
+
+    from celery_durable.store.runs import NewRun
+
+_NOW = timedelta(0)
+_DEFAULT_AUTORETRY: tuple[type[BaseException], ...] = (Exception,)
+
+
+class DurableTask(Task):
+    """A Celery task whose runs survive: checkpointed, fenced, recovered, and retried when they raise.
+
+    Use it as `Celery(task_cls=DurableTask)` or `@app.task(base=DurableTask)`. Every attribute of Celery's
+    task works as before; the defaults that differ are below.
+    """
+
+    durable = True
+    abstract = True
+    acks_late = True
+    reject_on_worker_lost = True
+    track_started = True
+    Request = "celery_durable.request:DurableRequest"
+
+    autoretry_for = _DEFAULT_AUTORETRY
+    max_retries = 3
+    retry_backoff = True
+    retry_backoff_max = 600
+    retry_jitter = True
+
+    @classmethod
+    def on_bound(cls, app: Celery) -> None:
+        """Check the settings and give the app's workers their heartbeat and keeper."""
+        from celery_durable.bootstep import install  # noqa: PLC0415  (workers only use it)
+
+        settings = config.load(durable_settings(app))
+        if not settings.autoretry and cls.autoretry_for is _DEFAULT_AUTORETRY:
+            cls.autoretry_for = ()
+        install(app)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Run the body: as an attempt of its run in a worker, as a plain call anywhere else."""
+        request = self.request
+        if request.called_directly or request.is_eager or request.get("durable"):
+            with context.inlined(self.name):
+                return self._plain(*args, **kwargs)
+        return Attempt(self, request).run(args, kwargs)
+
+    @property
+    def _plain(self) -> Callable[..., Any]:
+        # The default retry policy is for workers: a task applied in a test should raise what it raises.
+        if self.autoretry_for is _DEFAULT_AUTORETRY:
+            unwrapped: Callable[..., Any] = getattr(self, "_orig_run", self.run)
+            return unwrapped
+        return self.run
+
+    def apply_async(  # noqa: PLR0913  (Celery's signature)
+        self,
+        args: Any = None,  # noqa: ANN401
+        kwargs: Any = None,  # noqa: ANN401
+        task_id: str | None = None,
+        producer: Any = None,  # noqa: ANN401
+        link: Any = None,  # noqa: ANN401
+        link_error: Any = None,  # noqa: ANN401
+        shadow: str | None = None,
+        **options: Any,
+    ) -> AsyncResult[Any]:
+        """Store the run, then send its message; with the broker away the keeper sends it later.
+
+        Arguments are Celery's. `countdown`, `eta` and `expires` are kept with the run and are no part of the
+        message. Inside a run the new run's id is derived from the current one's, so that a replay does not
+        start it again.
+        """
+        app = self._get_app()
+        if app.conf.task_always_eager:
+            return super().apply_async(args, kwargs, task_id, producer, link, link_error, shadow, **options)
+        require_durable_backend(app)
+        schedule = outgoing.Schedule.taken_from(app, options, self.expires)
+
+        def send(chosen_id: str | None) -> AsyncResult[Any]:
+            with app.producer_or_acquire(producer) as real:
+                return super(DurableTask, self).apply_async(
+                    args,
+                    kwargs,
+                    task_id=chosen_id,
+                    producer=outgoing.StoringProducer(app, real, schedule),
+                    link=link,
+                    link_error=link_error,
+                    shadow=shadow,
+                    expires=None,
+                    **options,
+                )
+
+        frame = context.current()
+        if frame is None or task_id is not None or not isinstance(frame.execution, Execution):
+            return send(task_id)
+        if frame.step is not None:
+            return send(frame.execution.child_of_step(frame, self.name))
+        return self._start_child(frame.execution, send)
+
+    def _start_child(
+        self, execution: Execution, send: Callable[[str | None], AsyncResult[Any]]
+    ) -> AsyncResult[Any]:
+        caught: list[NewRun] = []
+
+        def new_run(child_id: str) -> NewRun:
+            with outgoing.collecting(child_id) as collected:
+                send(child_id)
+            if collected.successor is None:
+                message = f"{self.name} was not sent: a before_task_publish handler or a router dropped it"
+                raise ConfigurationError(message)
+            caught.append(collected.successor)
+            return collected.successor
+
+        child_id, new = execution.child(self.name, new_run)
+        if not new and (parent := get_current_worker_task()):
+            parent.add_trail(self.AsyncResult(child_id))
+        for run in caught:
+            if run.countdown is None and run.eta is None and run.publish:
+                failed = envelope.publish_stored(self._get_app(), [Stored(run.id, run.message, run.body)])
+                if failed:
+                    self.backend.store.runs.unpublish(failed, _NOW)
+        return self.AsyncResult(child_id)
+
+    def retry(  # noqa: PLR0913  (Celery's signature)
+        self,
+        args: Any = None,  # noqa: ANN401
+        kwargs: Any = None,  # noqa: ANN401
+        exc: Exception | None = None,
+        throw: bool = True,  # noqa: FBT001, FBT002
+        eta: Any = None,  # noqa: ANN401
+        countdown: float | None = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> Any:  # noqa: ANN401
+        """Retry the run: a due time in the store instead of a message, finished steps are not repeated.
+
+        Arguments are Celery's. Errors that a retry cannot mend (`Fatal`, the task's `throws`, a body that
+        left its history) are raised as they are.
+        """
+        frame = context.current()
+        if exc is not None and (isinstance(exc, TERMINAL) or isinstance(exc, tuple(self.throws or ()))):
+            raise exc
+        if frame is None or not isinstance(frame.execution, Execution) or self.request.called_directly:
+            return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+        execution = frame.execution
+        with outgoing.collecting(execution.id) as caught:
+            try:
+                return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+            except Retry:
+                raise
+            finally:
+                execution.successor = caught.successor
+                execution.rewritten = bool(args is not None or kwargs is not None or options)
+
+    def replace(self, sig: Any) -> Any:  # noqa: ANN401  (Celery's signature)
+        """Let another task take this run's place, as Celery does; the swap is one fenced write."""
+        frame = context.current()
+        if frame is None or not isinstance(frame.execution, Execution) or self.request.called_directly:
+            return super().replace(sig)
+        execution = frame.execution
+        with outgoing.collecting(execution.id) as caught:
+            execution.replaced = True
+            try:
+                return super().replace(sig)
+            finally:
+                execution.successor = caught.successor
+
+
+def require_durable_backend(app: Celery) -> DurableBackend:
+    """Return the app's backend; raise `ConfigurationError` when it is not a durable one."""
+    backend = app.backend
+    if not isinstance(backend, DurableBackend):
+        message = (
+            f"DurableTask keeps its runs in the result backend, and {app.main or 'this app'} uses "
+            f"{app.conf.result_backend or 'none'}. Set result_backend = 'durable+postgresql://…' "
+            f"(or 'durable+embedded://' for a server of its own)"
+        )
+        raise ConfigurationError(message)
+    return backend
+
+
+def _another_task_here() -> bool:
+    """Whether this thread executes a Celery task that is not a run."""
+    task = get_current_worker_task()
+    return task is not None and not (getattr(task, "durable", False) and task.request.get("durable"))
+
+
+context.runs_elsewhere(_another_task_here)
