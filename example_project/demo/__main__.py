@@ -6,10 +6,10 @@ import argparse
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
-from urllib.parse import quote
 
 from rich.console import Console
 from rich.text import Text
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from example_project.demo.scenario import Ending
 
 CLIP = Path(__file__).parents[1] / "media_files" / "bigbuckbunny.mp4"
+DATABASE = "durable"  # below the work folder: what the embedded Postgres keeps
 MARK = ".celery-durable-demo"  # only a folder with this file in it is ever emptied
 
 DESCRIPTION = """\
@@ -43,17 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Play the demo; 0 if the ledger proves the claim."""
     options = _parse(arguments)
     console = Console(highlight=False)
+    _empty(options.folder)
+    _point_the_app_to(options.folder)
+    signal.signal(signal.SIGTERM, _terminated)
     try:
-        _empty(options.folder)
-        _point_the_app_to(options.folder)
-        signal.signal(signal.SIGTERM, _terminated)
         return _play(options, console)
     except KeyboardInterrupt:
         console.print("Interrupted; the workers are stopped.")
         return 130
     finally:
-        if not options.keep:
-            shutil.rmtree(options.folder / "postgres", ignore_errors=True)
+        _stop_postgres(options.folder, keep=options.keep)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -88,6 +88,7 @@ def _empty(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         if not (folder / MARK).exists():
             sys.exit(f"{folder} has files in it that are not from this demo; choose another --folder.")
+        _stop_postgres(folder, keep=False)  # --keep, or somebody killed that demo itself
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARK).touch()
@@ -95,10 +96,18 @@ def _empty(folder: Path) -> None:
 
 def _point_the_app_to(folder: Path) -> None:
     """Set what `example_project.app` reads, here and in the workers."""
-    database = f"durable+embedded://{quote(str(folder / 'postgres'))}"
-    os.environ.setdefault("MEDIA_BROKER_URL", database)
-    os.environ.setdefault("MEDIA_BACKEND_URL", database)
+    os.environ["CELERY_DURABLE_DIR"] = str(folder / DATABASE)
     os.environ["MEDIA_OUTPUT_DIR"] = str(folder / "output")
+
+
+def _stop_postgres(folder: Path, *, keep: bool) -> None:
+    """Stop the server now; by itself it would stop some seconds after its last user."""
+    home = folder / DATABASE
+    if (home / "postgres").is_dir():
+        command = [sys.executable, "-m", "celery_durable.store.embedded", "stop", str(home / "postgres")]
+        subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
+    if not keep:
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def _play(options: argparse.Namespace, console: Console) -> int:

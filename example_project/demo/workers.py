@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,11 +65,12 @@ class Worker:
 
     def stop(self) -> None:
         """Let it finish what it does, but not for ever, and leave nothing of it behind."""
-        if self.alive:
+        try:
             self._process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(GRACE)
-        self.kill()
+        finally:  # also when somebody presses Ctrl-C again
+            self.kill()
 
 
 def worker_command(name: str) -> list[str]:
@@ -87,10 +88,9 @@ def running(names: list[str], logs: Path) -> Iterator[list[Worker]]:
         logs: the folder for their output.
     """
     workers: list[Worker] = []
-    try:
+    with ExitStack() as stopping:
         for name in names:
-            workers.append(Worker(name, logs / f"worker-{name}.log"))  # noqa: PERF401  (what started is stopped)
+            worker = Worker(name, logs / f"worker-{name}.log")
+            stopping.callback(worker.stop)
+            workers.append(worker)
         yield workers
-    finally:
-        for worker in workers:
-            worker.stop()

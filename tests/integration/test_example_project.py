@@ -247,7 +247,7 @@ def test_the_demo_proves_that_no_finished_step_ran_again_and_leaves_nothing_runn
     assert "SIGKILL to worker" in output
     assert "Proved: 11 steps ran exactly once, transcode was interrupted and ran again." in output
     assert demo_processes(project) == []
-    assert not (project / "demo-output" / "postgres").exists()
+    assert not (project / "demo-output" / "durable").exists()
 
 
 def test_a_demo_interrupted_in_the_middle_leaves_nothing_running(project: Path) -> None:
