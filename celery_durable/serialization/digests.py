@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+from enum import Flag
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -75,8 +76,9 @@ class _Canonical(Lowering):
         return sorted(super()._pairs(value, shape, depth), key=_canonical_text)
 
     def _enum(self, value: Any, shape: Shape) -> object:  # noqa: ARG002
-        name = value._name_
-        return {"~enum": lower_str(name)} if type(name) is str else {"~flag": lower_int(int(value.value))}
+        if isinstance(value, Flag):  # names of combined flags differ between Python versions
+            return {"~flag": lower_int(int(value.value))}
+        return {"~enum": lower_str(value._name_)}
 
     def _record(self, value: Any, kind: RecordKind, shape: Shape, depth: int) -> object:  # noqa: ARG002
         cls: Any = type(value)
