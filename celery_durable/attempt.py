@@ -104,7 +104,7 @@ class Attempt:
         self.runs = self.backend.store.runs
         request.durable = True  # from here on the run's own writes are the only ones
 
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Claim the run, run its body and settle it; raise what tells Celery's tracer the outcome."""
         claim, history = self._claim(args, kwargs)
         execution = Execution(
@@ -200,7 +200,7 @@ class Attempt:
 
     # -- settle -----------------------------------------------------------------------------------------
 
-    def _succeed(self, execution: Execution, value: Any) -> None:  # noqa: ANN401
+    def _succeed(self, execution: Execution, value: Any) -> None:
         ignored = bool(self.request.ignore_result)
         result = None if ignored else self.backend.encoded(self.backend.encode_result(value, states.SUCCESS))
         messages = links.of_success(self.task, self.request, execution, value)
@@ -215,7 +215,9 @@ class Attempt:
             ),
             messages,
         )
-        self.request.callbacks = self.request.chain = None  # stored with the finish: nothing is left to dispatch
+        self.request.callbacks = self.request.chain = (
+            None  # stored with the finish: nothing is left to dispatch
+        )
         outgoing.send_collected(self.task.app, self.backend.store, messages, stored)
 
     def _settle(self, execution: Execution, error: Exception) -> None:
@@ -258,7 +260,9 @@ class Attempt:
                 result=self.backend.error_meta(cause),
                 result_type=self.backend.content_type,
                 body=successor.body if successor is not None and changed else None,
-                message=envelope.with_revision(successor.message, revision) if successor and changed else None,
+                message=envelope.with_revision(successor.message, revision)
+                if successor and changed
+                else None,
                 discard="errors",
             ),
         )
@@ -299,7 +303,9 @@ class Attempt:
             state = self._release(execution, release)
         except (LeaseLostError, StoreUnavailableError) as error:
             return self._drop(execution, error)
-        logger.info("%s[%s] leaves this worker (%s): %s", self.task.name, self.request.id, suspended.outcome, state)
+        logger.info(
+            "%s[%s] leaves this worker (%s): %s", self.task.name, self.request.id, suspended.outcome, state
+        )
         return Ignore(f"run {suspended.outcome}")
 
     def _cancel(self, execution: Execution) -> Exception:
@@ -328,7 +334,7 @@ class Attempt:
     def _finish(self, execution: Execution, finish: Finish) -> None:
         self._written(execution, lambda: self.runs.finish(execution.claim.key, execution.claim.fence, finish))
 
-    def _written(self, execution: Execution, write: Callable[[], Any]) -> Any:  # noqa: ANN401
+    def _written(self, execution: Execution, write: Callable[[], Any]) -> Any:
         try:
             return write()
         except (LeaseLostError, StoreUnavailableError) as error:

@@ -90,12 +90,12 @@ class DurableBackend(BaseBackend):
             self._codecs[name] = ValueCodec(KombuSerializer(name, frozenset(content_types)), max_bytes=limit)
         return name, self._codecs[name]
 
-    def encoded(self, value: Any) -> bytes:  # noqa: ANN401  (any result)
+    def encoded(self, value: Any) -> bytes:
         """Return a value in `result_serializer`."""
         data = self.encode(value)
         return data.encode() if isinstance(data, str) else bytes(data)
 
-    def decoded(self, data: bytes | None, content_type: str | None) -> Any:  # noqa: ANN401  (any result)
+    def decoded(self, data: bytes | None, content_type: str | None) -> Any:
         """Return a stored value; it may have been written under another `result_serializer`."""
         if data is None:
             return None
@@ -107,7 +107,7 @@ class DurableBackend(BaseBackend):
         """Return an exception as a result is stored."""
         return self.encoded(self.prepare_exception(error))
 
-    def extra_meta(self, request: Any) -> bytes | None:  # noqa: ANN401  (Context, Bunch or Request)
+    def extra_meta(self, request: Any) -> bytes | None:
         """Return what a result says beside state and value: children, lineage, the extended fields."""
         meta = self._get_result_meta(None, states.SUCCESS, None, request)
         for known in ("status", "result", "traceback", "date_done"):
@@ -119,15 +119,15 @@ class DurableBackend(BaseBackend):
 
     # -- Celery's contract ------------------------------------------------------------------------------
 
-    def store_result(  # noqa: PLR0913  (Celery's signature)
+    def store_result(
         self,
         task_id: str,
-        result: Any,  # noqa: ANN401
+        result: Any,
         state: str,
         traceback: str | None = None,
-        request: Any = None,  # noqa: ANN401
+        request: Any = None,
         **kwargs: Any,
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:
         """Store a state; for a run only what its own writes have not stored already.
 
         That is a custom state set inside the body, and Celery's revoke, which any process may announce.
@@ -143,15 +143,15 @@ class DurableBackend(BaseBackend):
             self.store.runs.revoke(task_id, token=hooks.worker_token(), terminated=False)
         return result
 
-    def _store_result(  # noqa: PLR0913  (Celery's signature)
+    def _store_result(
         self,
         task_id: str,
-        result: Any,  # noqa: ANN401
+        result: Any,
         state: str,
         traceback: str | None = None,
-        request: Any = None,  # noqa: ANN401
+        request: Any = None,
         **_: Any,
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:
         if state == states.REVOKED:
             # Every worker that hears of a revoke announces it, also of ids it knows nothing about.
             self.store.runs.revoke(task_id, token=hooks.worker_token(), terminated=False)
@@ -182,7 +182,7 @@ class DurableBackend(BaseBackend):
         meta.setdefault("children", [])
         return self.meta_from_decoded(meta)
 
-    def _result_of(self, row: Row, status: str) -> Any:  # noqa: ANN401
+    def _result_of(self, row: Row, status: str) -> Any:
         if status == states.STARTED and row["state"] is not None:
             return {"pid": row["pid"], "hostname": row["hostname"]}
         if status == states.PENDING or status == "SUSPENDED":
@@ -221,7 +221,7 @@ class DurableBackend(BaseBackend):
 
     def cleanup(self) -> None:
         """Delete what is past `result_expires`, and final runs past `durable_retention`."""
-        from celery_durable.keeper.retention import prune  # noqa: PLC0415  (once a day)
+        from celery_durable.keeper.retention import prune
 
         if self.expires:
             self.store.results.expire(timedelta(seconds=self.expires))
@@ -230,23 +230,23 @@ class DurableBackend(BaseBackend):
     def process_cleanup(self) -> None:
         """Nothing: connections stay open between tasks."""
 
-    def on_task_call(self, producer: Any, task_id: str) -> None:  # noqa: ANN401
+    def on_task_call(self, producer: Any, task_id: str) -> None:
         """Nothing: a result needs no preparation."""
 
     def as_uri(self, include_password: bool = False) -> str:  # noqa: FBT001, FBT002  (Celery's signature)
         """Return the URL as configured, without the password unless asked for."""
         return "durable+" + (self.url if include_password else redact(self.url))
 
-    def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+    def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:
         return super().__reduce__(args, {**(kwargs or {}), "url": self.url})
 
-    def wait_for(  # noqa: PLR0913  (Celery's signature)
+    def wait_for(
         self,
         task_id: str,
         timeout: float | None = None,
         interval: float | None = None,
         no_ack: bool = True,  # noqa: ARG002, FBT001, FBT002
-        on_interval: Any = None,  # noqa: ANN401
+        on_interval: Any = None,
     ) -> dict[str, Any]:
         """Return a task's meta when it is final: asks often at first, and ever more rarely."""
         self._ensure_not_eager()
@@ -267,7 +267,7 @@ class DurableBackend(BaseBackend):
             pause = min(pause * 1.5, longest)
 
 
-def _is_run(request: Any) -> bool:  # noqa: ANN401  (Context, Bunch, Request or None)
+def _is_run(request: Any) -> bool:
     return request is not None and (
         getattr(request, "durable", False) or getattr(request, HEADER, None) is not None
     )

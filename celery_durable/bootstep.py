@@ -23,11 +23,11 @@ class DurableStep(bootsteps.StartStopStep):  # type: ignore[misc]  # (celery-typ
 
     label = "Durable"
 
-    def __init__(self, worker: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
         self._keeper: Keeper | None = None
 
-    def create(self, worker: Any) -> DurableStep:  # noqa: ANN401
+    def create(self, worker: Any) -> DurableStep:
         """Start the keeper: every step is created before any is started, so this is before the pool forks."""
         store = worker.app.backend.store
         _ = store.connections.pool  # a missing or newer schema stops the worker here, with its message
@@ -45,17 +45,17 @@ class DurableStep(bootsteps.StartStopStep):  # type: ignore[misc]  # (celery-typ
         atexit.register(self._retire)
         return self
 
-    def start(self, worker: Any) -> None:  # noqa: ANN401
+    def start(self, worker: Any) -> None:
         """Nothing: it is running already."""
 
-    def close(self, worker: Any) -> None:  # noqa: ANN401, ARG002
+    def close(self, worker: Any) -> None:  # noqa: ARG002
         """Ask the runs to leave at their next step boundary: the worker stops."""
         hooks.start_draining()
 
-    def stop(self, worker: Any) -> None:  # noqa: ANN401
+    def stop(self, worker: Any) -> None:
         """Nothing yet: the pool may still be at work; see `_retire`."""
 
-    def terminate(self, worker: Any) -> None:  # noqa: ANN401
+    def terminate(self, worker: Any) -> None:
         """Nothing yet: see `_retire`."""
 
     def _retire(self, **_: Any) -> None:
@@ -78,7 +78,7 @@ def _reserved() -> int:
     return max(0, len(state.reserved_requests) - len(state.active_requests))
 
 
-def _snapshot(requests: Any) -> list[Any]:  # noqa: ANN401  (a WeakSet of requests)
+def _snapshot(requests: Any) -> list[Any]:
     while True:
         try:
             return list(requests)

@@ -112,7 +112,7 @@ def _unknown(name: str, known: set[str]) -> ConfigurationError:
     return ConfigurationError(f"There is no setting {name!r}; {hint}", setting=name)
 
 
-def _checked(name: str, value: Any) -> Any:  # noqa: ANN401  (a setting's value)
+def _checked(name: str, value: Any) -> Any:
     if value is None and name in _OPTIONAL:
         return value
     if name in _CHOICES:

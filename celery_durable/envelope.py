@@ -22,17 +22,21 @@ HEADER = "durable-run"
 """Message header that marks a message whose run is stored; its value is the revision of the stored body."""
 
 # Where a stored message goes is fixed; when and whether it expires is the run's business, not the broker's.
-_DROPPED = frozenset({"retry", "retry_policy", "timeout", "confirm_timeout", "expiration", "serializer", "declare"})
+_DROPPED = frozenset(
+    {"retry", "retry_policy", "timeout", "confirm_timeout", "expiration", "serializer", "declare"}
+)
 
 
-def pack(body: Any, publish: dict[str, Any]) -> tuple[bytes, bytes, dict[str, Any]]:  # noqa: ANN401
+def pack(body: Any, publish: dict[str, Any]) -> tuple[bytes, bytes, dict[str, Any]]:
     """Return a message as stored (envelope, body) and the arguments that publish that same message now."""
     content_type, content_encoding, data = serialization.dumps(body, publish.get("serializer"))
     data = data.encode() if isinstance(data, str) else data
     envelope = {name: value for name, value in publish.items() if name not in _DROPPED and value is not None}
     exchange = envelope.get("exchange")
     envelope["exchange"] = getattr(exchange, "name", exchange)
-    envelope["declare"] = [queue.name for queue in publish.get("declare") or () if getattr(queue, "name", None)]
+    envelope["declare"] = [
+        queue.name for queue in publish.get("declare") or () if getattr(queue, "name", None)
+    ]
     envelope["content_type"] = content_type
     envelope["content_encoding"] = content_encoding
     now = {name: value for name, value in publish.items() if name not in ("expiration", "serializer")}
@@ -55,7 +59,9 @@ def headers_of(message: bytes) -> dict[str, Any]:
     return headers
 
 
-def body_of(message: bytes, body: bytes, accept: Iterable[str]) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
+def body_of(
+    message: bytes, body: bytes, accept: Iterable[str]
+) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
     """Return positional and keyword arguments and the canvas part of a stored message."""
     envelope = json.loads(message)
     args, kwargs, embed = serialization.loads(

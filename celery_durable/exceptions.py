@@ -108,5 +108,5 @@ class Fatal(DurableError):  # noqa: N818  (a verdict that users raise, as in `ra
     """The run cannot succeed: fail at once, without retries."""
 
 
-class RunCancelled(BaseException):  # noqa: N818  (as asyncio.CancelledError: `except Exception` must not eat it)
+class RunCancelled(BaseException):
     """The run was cancelled: raised at the next step or wait, so that the body can clean up."""

@@ -38,7 +38,7 @@ _ERROR_TEXT = 2000
 _NO_DIGEST = b"\0" * 16
 
 
-class Suspended(BaseException):  # noqa: N818  (control flow; it never leaves DurableTask.__call__)
+class Suspended(BaseException):
     """The run leaves its worker."""
 
     def __init__(self, outcome: str, delay: float = 0.0, reason: str | None = None) -> None:
@@ -140,7 +140,7 @@ class Execution:
 
     def step(
         self, frame: context.Frame, step: Step[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:  # noqa: ANN401  (the step's own type)
+    ) -> Any:
         """Return the step's stored outcome, or run it and store it."""
         arguments = digest(step.named_arguments(args, kwargs))
         base = frame.scope + (step.step_options.key or step.name)
@@ -240,7 +240,7 @@ class Execution:
             with self._lock:
                 self._flying.pop(base, None)
 
-    def _replayed(self, step: Step[Any, Any], known: Checkpoint, arguments: tuple[bytes, str]) -> Any:  # noqa: ANN401
+    def _replayed(self, step: Step[Any, Any], known: Checkpoint, arguments: tuple[bytes, str]) -> Any:
         self._unmet.discard(known.key)
         if known.digest != arguments[0] and self.settings.nondeterminism != "ignore":
             self._deviates(
@@ -260,10 +260,10 @@ class Execution:
             raise NondeterminismError(message, **facts)
         self._seam.warn(message)
 
-    def _decoded(self, step: Step[Any, Any], codec: str | None, output: bytes) -> Any:  # noqa: ANN401
+    def _decoded(self, step: Step[Any, Any], codec: str | None, output: bytes) -> Any:
         return self._seam.codec(codec)[1].decode(output, step.returns)
 
-    def _performed(  # noqa: PLR0913  (one call in full)
+    def _performed(
         self,
         frame: context.Frame,
         step: Step[Any, Any],
@@ -272,7 +272,7 @@ class Execution:
         arguments: tuple[bytes, str],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:
         options = step.step_options
         tries, spent = (known.tries, known.spent) if known is not None else (0, 0)
         seq = self._next_seq()
@@ -291,7 +291,7 @@ class Execution:
                 output = coder.encode(value, step.returns, where=f"step {key!r}")
             except (*self._seam.control_flow, LeaseLostError):
                 raise
-            except Exception as error:  # noqa: BLE001  (whatever the body raises is its outcome)
+            except Exception as error:
                 delay = self._delay(step, error, tries - spent)
                 write = self._write(
                     key,
@@ -326,8 +326,13 @@ class Execution:
                 return coder.decode(output, step.returns)
 
     def _body(
-        self, frame: context.Frame, step: Step[Any, Any], key: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:  # noqa: ANN401
+        self,
+        frame: context.Frame,
+        step: Step[Any, Any],
+        key: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         owner = threading.get_ident() == self.thread
         if owner:
             self.inside = key
@@ -372,7 +377,7 @@ class Execution:
             self._seq += 1
             return self._seq
 
-    def _write(  # noqa: PLR0913  (a row)
+    def _write(
         self,
         key: str,
         outcome: str,

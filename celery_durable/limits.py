@@ -48,7 +48,7 @@ def _gevent_patched() -> bool:
 
 @contextmanager
 def _greenlet_limit(seconds: float, what: str) -> Iterator[None]:
-    from gevent import Timeout  # noqa: PLC0415  (only where it is patched in already)
+    from gevent import Timeout
 
     with Timeout(seconds, _error(seconds, what)):
         yield

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def of_success(
-    task: DurableTask, request: Context, execution: Execution, value: Any  # noqa: ANN401
+    task: DurableTask,
+    request: Context,
+    execution: Execution,
+    value: Any,
 ) -> list[NewRun | PlainMessage]:
     """Return the messages that Celery's tracer would send after a success.
 

@@ -33,7 +33,7 @@ class Schedule:
     expires_at: datetime | None = None
 
     @classmethod
-    def taken_from(cls, app: Celery, options: dict[str, Any], default_expires: Any) -> Schedule:  # noqa: ANN401
+    def taken_from(cls, app: Celery, options: dict[str, Any], default_expires: Any) -> Schedule:
         """Take countdown, eta and expires out of a caller's options."""
         countdown, eta = options.pop("countdown", None), options.pop("eta", None)
         expires, expires_at = _span_or_moment(app, options.pop("expires", default_expires))
@@ -42,7 +42,7 @@ class Schedule:
         return cls(span, moment, expires, expires_at)
 
 
-def _span_or_moment(app: Celery, value: Any) -> tuple[timedelta | None, datetime | None]:  # noqa: ANN401
+def _span_or_moment(app: Celery, value: Any) -> tuple[timedelta | None, datetime | None]:
     if value is None:
         return None, None
     if isinstance(value, str):
@@ -90,10 +90,10 @@ class StoringProducer:
         self._producer = producer
         self._schedule = schedule
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  (the producer's own)
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._producer, name)
 
-    def publish(self, body: Any, **publish: Any) -> Any:  # noqa: ANN401  (kombu's signature)
+    def publish(self, body: Any, **publish: Any) -> Any:
         """Store and publish a task message; pass anything else (events) on."""
         headers = publish.get("headers") or {}
         if "task" not in headers or "id" not in headers:
@@ -157,7 +157,9 @@ class StoringProducer:
         self._store.runs.unpublish([run.id], timedelta(0))
 
 
-def send_collected(app: Celery, store: Store, messages: list[NewRun | PlainMessage], states: list[str | None]) -> None:
+def send_collected(
+    app: Celery, store: Store, messages: list[NewRun | PlainMessage], states: list[str | None]
+) -> None:
     """Publish what a finish has stored; what the broker does not take is the keeper's."""
     now = [
         Stored(one.id, one.message, one.body)

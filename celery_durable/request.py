@@ -33,7 +33,7 @@ class DurableRequest(Request):
         logger.error("Hard time limit (%ss) exceeded for %s[%s]", timeout, self.name, self.id)
         self._hand_on(TimeLimitExceeded(timeout))
 
-    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:  # noqa: ANN401, FBT001, FBT002
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:  # noqa: FBT001, FBT002
         """Hand a run on whose child died; everything else is Celery's own way."""
         error = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(error, (WorkerLostError, TimeLimitExceeded, SystemExit, KeyboardInterrupt)):
@@ -45,7 +45,7 @@ class DurableRequest(Request):
             return
         super().on_failure(exc_info, send_failed_event, return_ok)
 
-    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:  # noqa: ANN401, FBT001
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:  # noqa: FBT001
         if terminated:
             try:
                 self._store.runs.revoke(self.id, token=hooks.worker_token(), terminated=True)
@@ -93,4 +93,3 @@ class DurableRequest(Request):
             backend.mark_as_failure(self.id, exhausted, request=self._context)
             self.send_event("task-failed", exception=repr(exhausted), traceback="")
         self.acknowledge()
-

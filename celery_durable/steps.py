@@ -72,7 +72,7 @@ class Step(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<step {self.name}>"
 
-    def options(self, **options: Any) -> Step[P, R]:  # noqa: ANN401  (the option's own type)
+    def options(self, **options: Any) -> Step[P, R]:
         """Return this step with other options: `download.options(key="intro")(url)`."""
         return Step(self.function, _checked(self.name, self.step_options, options))
 
@@ -85,7 +85,7 @@ class Step(Generic[P, R]):
         return named
 
     @functools.cached_property
-    def returns(self) -> Any:  # noqa: ANN401  (an annotation)
+    def returns(self) -> Any:
         """The function's return annotation, or `MISSING`."""
         return return_annotation(self.function)
 
@@ -125,7 +125,7 @@ def _checked(name: str, base: StepOptions, options: dict[str, Any]) -> StepOptio
     return chosen
 
 
-def _exceptions(name: str, option: str, value: Any) -> tuple[type[BaseException], ...]:  # noqa: ANN401
+def _exceptions(name: str, option: str, value: Any) -> tuple[type[BaseException], ...]:
     values = (value,) if isinstance(value, type) else tuple(value)
     if not all(isinstance(one, type) and issubclass(one, BaseException) for one in values):
         message = f"Step {name!r}: {option}={value!r} is not made of exception classes"
@@ -155,6 +155,8 @@ def step(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         return Step(function, StepOptions())
 
     def decorate(function: Callable[..., Any]) -> Step[..., Any]:
-        return Step(function, _checked(options.get("name") or function.__name__, StepOptions(), dict(options)))
+        return Step(
+            function, _checked(options.get("name") or function.__name__, StepOptions(), dict(options))
+        )
 
     return decorate

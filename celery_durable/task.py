@@ -51,14 +51,14 @@ class DurableTask(Task):
     @classmethod
     def on_bound(cls, app: Celery) -> None:
         """Check the settings and give the app's workers their heartbeat and keeper."""
-        from celery_durable.bootstep import install  # noqa: PLC0415  (workers only use it)
+        from celery_durable.bootstep import install
 
         settings = config.load(durable_settings(app))
         if not settings.autoretry and cls.autoretry_for is _DEFAULT_AUTORETRY:
             cls.autoretry_for = ()
         install(app)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body: as an attempt of its run in a worker, as a plain call anywhere else."""
         request = self.request
         if request.called_directly or request.is_eager or request.get("durable"):
@@ -74,14 +74,14 @@ class DurableTask(Task):
             return unwrapped
         return self.run
 
-    def apply_async(  # noqa: PLR0913  (Celery's signature)
+    def apply_async(
         self,
-        args: Any = None,  # noqa: ANN401
-        kwargs: Any = None,  # noqa: ANN401
+        args: Any = None,
+        kwargs: Any = None,
         task_id: str | None = None,
-        producer: Any = None,  # noqa: ANN401
-        link: Any = None,  # noqa: ANN401
-        link_error: Any = None,  # noqa: ANN401
+        producer: Any = None,
+        link: Any = None,
+        link_error: Any = None,
         shadow: str | None = None,
         **options: Any,
     ) -> AsyncResult[Any]:
@@ -142,17 +142,17 @@ class DurableTask(Task):
                     self.backend.store.runs.unpublish(failed, _NOW)
         return self.AsyncResult(child_id)
 
-    def retry(  # noqa: PLR0913  (Celery's signature)
+    def retry(
         self,
-        args: Any = None,  # noqa: ANN401
-        kwargs: Any = None,  # noqa: ANN401
+        args: Any = None,
+        kwargs: Any = None,
         exc: Exception | None = None,
         throw: bool = True,  # noqa: FBT001, FBT002
-        eta: Any = None,  # noqa: ANN401
+        eta: Any = None,
         countdown: float | None = None,
         max_retries: int | None = None,
         **options: Any,
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:
         """Retry the run: a due time in the store instead of a message, finished steps are not repeated.
 
         Arguments are Celery's. Errors that a retry cannot mend (`Fatal`, the task's `throws`, a body that
@@ -173,7 +173,7 @@ class DurableTask(Task):
                 execution.successor = caught.successor
                 execution.rewritten = bool(args is not None or kwargs is not None or options)
 
-    def replace(self, sig: Any) -> Any:  # noqa: ANN401  (Celery's signature)
+    def replace(self, sig: Any) -> Any:
         """Let another task take this run's place, as Celery does; the swap is one fenced write."""
         frame = context.current()
         if frame is None or not isinstance(frame.execution, Execution) or self.request.called_directly:

@@ -43,7 +43,7 @@ class Keeper:
         reserved: returns how many messages it holds that no child has started.
     """
 
-    def __init__(  # noqa: PLR0913  (a worker's identity)
+    def __init__(
         self,
         app: Celery,
         store: Store,

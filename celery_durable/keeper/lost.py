@@ -52,7 +52,9 @@ def find_lost(app: Celery, store: KeeperStore, *, lost_after: timedelta, grace: 
     return store.recheck(verdicts) if verdicts else []
 
 
-def _evidence(app: Celery, store: KeeperStore, queue: str, priority: int | None, grace: timedelta) -> Evidence:
+def _evidence(
+    app: Celery, store: KeeperStore, queue: str, priority: int | None, grace: timedelta
+) -> Evidence:
     reserved, oldest = store.reservations()
     empty = reserved == 0 and _ready_messages(app, queue) == 0
     return Evidence(

@@ -42,7 +42,7 @@ class Store:
     @cached_property
     def inspection(self) -> InspectionStore:
         """The statements of people: lists, one run's history, operator actions, health."""
-        from celery_durable.store.inspection import InspectionStore  # noqa: PLC0415  (workers never need it)
+        from celery_durable.store.inspection import InspectionStore
 
         return InspectionStore(self.connections, schema=self.settings.schema)
 

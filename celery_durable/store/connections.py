@@ -179,7 +179,9 @@ class Connections:
                 logger.warning("Postgres is away, trying again: %s", _line(error))
                 first = False
             if time.monotonic() >= deadline or (give_up is not None and give_up()):
-                message = f"Postgres did not answer for {budget:g} s ({_line(error)}); nothing committed is lost"
+                message = (
+                    f"Postgres did not answer for {budget:g} s ({_line(error)}); nothing committed is lost"
+                )
                 raise StoreUnavailableError(message) from error
             threading.Event().wait(pause * random.uniform(0.5, 1.0))  # noqa: S311  (jitter)
             pause = min(pause * 2, _LONGEST_PAUSE)

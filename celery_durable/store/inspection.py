@@ -181,7 +181,12 @@ class InspectionStore:
         `operation` is a fresh id for each call: it lets the write recognise itself after a lost answer.
         """
         sql = self._sql["cancel"]
-        parameters = {"ids": list(dict.fromkeys(ids)), "operation": operation, "actor": actor, "reason": reason}
+        parameters = {
+            "ids": list(dict.fromkeys(ids)),
+            "operation": operation,
+            "actor": actor,
+            "reason": reason,
+        }
         rows = self._patiently(
             lambda connection: connection.execute(sql, parameters).fetchall(), _WRITE_BUDGET
         )

@@ -155,9 +155,7 @@ class KeeperStore:
 
     def recheck(self, verdicts: dict[str, bool]) -> list[Stored]:
         """Record which unclaimed runs are lost; return those, for the caller to publish."""
-        rows = self._all(
-            "recheck", ids=list(verdicts), lost=list(verdicts.values()), check=self._check
-        )
+        rows = self._all("recheck", ids=list(verdicts), lost=list(verdicts.values()), check=self._check)
         return [Stored(row["id"], row["message"], row["body"]) for row in rows if row["lost"]]
 
     def outbox(self, *, age: timedelta, limit: int) -> list[tuple[int, Stored]]:

@@ -89,7 +89,9 @@ def migrate(connection: Connection, schema: str = "durable", *, phase: str = "po
 
 def _prepare(connection: Connection, schema: str) -> int:
     quoted = quote_identifier(schema)
-    row = connection.execute("select to_regclass(%s) is not null as there", (f"{quoted}.migration",)).fetchone()
+    row = connection.execute(
+        "select to_regclass(%s) is not null as there", (f"{quoted}.migration",)
+    ).fetchone()
     if row and row["there"]:
         return installed(connection, schema)
     connection.execute(f"create schema if not exists {quoted}")

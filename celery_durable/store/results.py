@@ -25,7 +25,7 @@ class ResultStore:
         self._connections = connections
         self._sql = queries.load("results", schema)
 
-    def store(  # noqa: PLR0913  (a row)
+    def store(
         self,
         task_id: str,
         status: str,
@@ -48,9 +48,7 @@ class ResultStore:
     def get(self, ids: Sequence[str]) -> list[Row]:
         """Return the rows of these ids, those of runs first; unknown ids have none."""
         sql, parameters = self._sql["get"], {"ids": list(ids)}
-        return self._connections.patiently(
-            lambda connection: connection.execute(sql, parameters).fetchall()
-        )
+        return self._connections.patiently(lambda connection: connection.execute(sql, parameters).fetchall())
 
     def forget(self, task_id: str) -> None:
         """Delete a result, or a final run with all that belongs to it."""

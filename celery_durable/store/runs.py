@@ -127,7 +127,7 @@ class RunStore:
         """Hand runs whose message the broker did not take to the keeper."""
         self._one("unpublish", {"ids": list(ids), "delay": delay}, fetch=False)
 
-    def claim(  # noqa: PLR0913  (one attempt's identity)
+    def claim(
         self,
         run_id: str,
         *,
@@ -153,9 +153,7 @@ class RunStore:
         row, history = self._connections.patiently(work, budget=float("inf"), give_up=give_up)
         if row is None:
             return self._refusal(parameters)
-        return Claim(**row), [
-            Checkpoint(**{**step, "clock": tuple(step["clock"] or ())}) for step in history
-        ]
+        return Claim(**row), [Checkpoint(**{**step, "clock": tuple(step["clock"] or ())}) for step in history]
 
     def _refusal(self, parameters: dict[str, Any]) -> Refusal:
         row = self._one("standing", parameters)
@@ -186,14 +184,12 @@ class RunStore:
             raise NondeterminismError(message, step=step.key)
         return bool(row["cancel_requested"])
 
-    def enqueue_child(
-        self, run: int, fence: uuid.UUID, step: StepWrite, child: NewRun
-    ) -> bool:
+    def enqueue_child(self, run: int, fence: uuid.UUID, step: StepWrite, child: NewRun) -> bool:
         """Store a child run and the step that says it was started, in one fenced transaction."""
         step_parameters = {**step.__dict__, "run": run, "fence": fence}
         child_parameters = {**child.__dict__, "check": self._check, "holder": run, "fence": fence}
 
-        def work(connection: Connection) -> Any:  # noqa: ANN401
+        def work(connection: Connection) -> Any:
             with connection.pipeline():
                 stored = connection.execute(self._sql["checkpoint"], step_parameters)
                 connection.execute(self._sql["enqueue_linked"], child_parameters)
@@ -231,7 +227,7 @@ class RunStore:
             raise LeaseLostError
         return [link and str(link.get("state") or link.get("key")) for link in linked]
 
-    def _link(self, connection: Connection, run: int, fence: uuid.UUID, link: NewRun | PlainMessage) -> Any:  # noqa: ANN401
+    def _link(self, connection: Connection, run: int, fence: uuid.UUID, link: NewRun | PlainMessage) -> Any:
         parameters = {**link.__dict__, "check": self._check, "holder": run, "fence": fence}
         name = "enqueue_linked" if isinstance(link, NewRun) else "enqueue_outbox"
         return connection.execute(self._sql[name], parameters)
@@ -258,13 +254,21 @@ class RunStore:
         row = self._one("stored", {"run": run})
         return row and Stored(**row)
 
-    def update_state(self, run: int, fence: uuid.UUID, state: str, result: bytes | None, result_type: str) -> None:
+    def update_state(
+        self, run: int, fence: uuid.UUID, state: str, result: bytes | None, result_type: str
+    ) -> None:
         """Store a custom state of a running task; raise `LeaseLostError` when the lease is gone."""
-        parameters = {"run": run, "fence": fence, "state": state, "result": result, "result_type": result_type}
+        parameters = {
+            "run": run,
+            "fence": fence,
+            "state": state,
+            "result": result,
+            "result_type": result_type,
+        }
         if self._one("update_state", parameters) is None:
             raise LeaseLostError
 
-    def recover_child(  # noqa: PLR0913  (the facts of one loss)
+    def recover_child(
         self,
         run_id: str,
         *,
@@ -320,8 +324,8 @@ class RunStore:
 
     def _one(
         self, name: str, parameters: dict[str, Any], *, budget: float | None = None, fetch: bool = True
-    ) -> Any:  # noqa: ANN401  (a row)
-        def work(connection: Connection) -> Any:  # noqa: ANN401
+    ) -> Any:
+        def work(connection: Connection) -> Any:
             cursor = connection.execute(self._sql[name], parameters)
             return cursor.fetchone() if fetch else None
 

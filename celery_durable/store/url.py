@@ -31,7 +31,9 @@ def conninfo(url: str) -> str:
         message = f"{redact(url)!r} is not a database URL of celery-durable: use {_EXAMPLE}"
         raise ConfigurationError(message, url=redact(url))
     if driver not in ("", "psycopg"):
-        message = f"{redact(url)!r} asks for the driver {driver!r}; celery-durable uses psycopg: use {_EXAMPLE}"
+        message = (
+            f"{redact(url)!r} asks for the driver {driver!r}; celery-durable uses psycopg: use {_EXAMPLE}"
+        )
         raise ConfigurationError(message, url=redact(url))
     return urlunsplit(("postgresql", *parts[1:]))
 
@@ -43,7 +45,7 @@ def _embedded(netloc: str, path: str) -> str:
             f"directory or durable+embedded:///an/absolute/path"
         )
         raise ConfigurationError(message)
-    from celery_durable.store.embedded import ensure_server  # noqa: PLC0415  (only who embeds needs the wheel)
+    from celery_durable.store.embedded import ensure_server
 
     return ensure_server(Path(unquote(path)) if path.strip("/") else None)
 
