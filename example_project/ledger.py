@@ -75,7 +75,7 @@ def read(path: Path, run: str) -> list[Entry]:
 
 def _write(event: Event, key: str) -> None:
     run, _, step = key.partition("/")
-    entry = Entry(time.time(), event, step, run, current_task.request.hostname, os.getpid())
+    entry = Entry(time.time(), event, step, run, str(current_task.request.hostname), os.getpid())
     _append(ledger_path(), json.dumps(asdict(entry)) + "\n")
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CLIP = Path(__file__).parents[1] / "media_files" / "bigbuckbunny.mp4"
 DATABASE = "durable"  # below the work folder: what the embedded Postgres keeps
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MARK = ".celery-durable-demo"  # only a folder with this file in it is ever emptied
 
 DESCRIPTION = """\
@@ -46,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(highlight=False)
     _empty(options.folder)
     _point_the_app_to(options.folder)
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in ENDINGS:
+        signal.signal(number, _interrupted)
     try:
         return _play(options, console)
     except KeyboardInterrupt:
@@ -127,15 +129,14 @@ def _play(options: argparse.Namespace, console: Console) -> int:
 
 
 def _conclude(display: Display, ending: Ending) -> None:
-    from example_project.demo.display import files_table, steps_table
+    from example_project.demo.display import files_table, result_lines, steps_table
     from example_project.demo.scenario import output_files
 
     again = [step.step for step in ending.steps if len(step.started) > 1]
     once = len(ending.steps) - len(again)
-    folder = str(Path(ending.result["report"]).parent)
     display.conclude(
-        Text(f"Result of run {ending.run}: {ending.result}"),
-        files_table(folder, output_files(ending.run)),
+        result_lines(ending.result),
+        files_table(output_files(ending.run)),
         steps_table(ending.steps),
     )
     if ending.problems:
@@ -145,7 +146,10 @@ def _conclude(display: Display, ending: Ending) -> None:
     display.conclude(Text(proof, "bold green"), Text(f"Open {ending.result['report']}"))
 
 
-def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
+def _interrupted(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """End the demo; what follows is the clean-up, which no second signal cuts short."""
+    for number in ENDINGS:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.live import Live
 from rich.table import Table
@@ -74,16 +74,26 @@ def steps_table(steps: Sequence[StepHistory]) -> Table:
             history.step,
             ", ".join(_short(worker) for worker in history.started),
             ", ".join(_short(worker) for worker in history.finished) or "…",
-            "" if history.seconds is None else f"{history.seconds:.2f}",
+            f"{history.seconds(time.time()):.2f}",
             str(len(history.started)),
             style="bold yellow" if repeated else "" if history.finished else "cyan",
         )
     return table
 
 
-def files_table(folder: str, files: dict[str, int]) -> Table:
+def result_lines(result: dict[str, Any]) -> Text:
+    """What the task returned, a line for each entry."""
+    width = max(map(len, result))
+    lines = [
+        f"  {name:{width}}  {len(value)} files" if isinstance(value, list) else f"  {name:{width}}  {value}"
+        for name, value in result.items()
+    ]
+    return Text("\n".join(["The task returned", *lines]))
+
+
+def files_table(files: dict[str, int]) -> Table:
     """The run's output: names and sizes in bytes."""
-    table = Table(title=f"Files in {folder}", title_justify="left")
+    table = Table(title="Files in the run's folder", title_justify="left")
     table.add_column("file")
     table.add_column("bytes", justify="right")
     for name, size in files.items():

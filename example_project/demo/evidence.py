@@ -21,10 +21,13 @@ class StepHistory:
     began: float = 0.0
     ended: float = 0.0
 
-    @property
-    def seconds(self) -> float | None:
-        """How long the last execution took."""
-        return self.ended - self.began if self.finished else None
+    def seconds(self, now: float) -> float:
+        """How long the last execution took, or has taken until now.
+
+        Args:
+            now: seconds since 1970.
+        """
+        return (self.ended if self.finished else now) - self.began
 
 
 def histories(entries: Iterable[Entry]) -> list[StepHistory]:

@@ -71,7 +71,7 @@ class Stage:
         while not condition():
             for worker in workers:
                 if not worker.alive:
-                    raise DemoError(f"Worker {worker.name} stopped by itself; see {worker.log}.")
+                    raise DemoError(f"Worker {worker.name} stopped: {worker.last_words()} ({worker.log})")
             if time.monotonic() > self._end:
                 raise DemoError(f"Gave up waiting until {what}; see {self.folder / 'logs'}.")
             self._pause.wait(TICK)
@@ -102,7 +102,7 @@ def play(source: str, stage: Stage) -> Ending:
             survivor = next(worker for worker in workers if worker is not killed)
             display.say(f"Waiting for worker {survivor.name} to notice and to take over")
             _follow_to_the_end(result, survivor, stage)
-        entries = stage.entries(result.id)
+            entries = stage.entries(result.id)
     return _ending(result, histories(entries), step, killed)
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PROJECT = Path(__file__).parents[2]  # the folder in which `example_project` can be imported
-GRACE = 15.0  # seconds for a worker to end by itself
+GRACE = 5.0  # seconds for a worker to end by itself
 
 
 class Worker:
@@ -53,6 +53,11 @@ class Worker:
         """Whether it said that it takes tasks."""
         return " ready." in self.log.read_text("utf-8", errors="replace")
 
+    def last_words(self) -> str:
+        """The last line of its log."""
+        lines = self.log.read_text("utf-8", errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
     def is_called(self, hostname: str) -> bool:
         """Whether this is the worker's name, which Celery extends by the machine's."""
         return hostname.partition("@")[0] == self.name
@@ -65,12 +70,10 @@ class Worker:
 
     def stop(self) -> None:
         """Let it finish what it does, but not for ever, and leave nothing of it behind."""
-        try:
-            self._process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(GRACE)
-        finally:  # also when somebody presses Ctrl-C again
-            self.kill()
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(GRACE)
+        self.kill()
 
 
 def worker_command(name: str) -> list[str]:

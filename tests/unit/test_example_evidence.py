@@ -72,7 +72,7 @@ def test_histories_keep_the_order_of_first_starts_and_the_last_duration() -> Non
     steps = histories(entries(PROOF))
 
     assert [step.step for step in steps] == ["fetch", "transcode", "report"]
-    assert (steps[1].started, steps[1].finished, steps[1].seconds) == ([ONE, TWO], [TWO], 1.0)
+    assert (steps[1].started, steps[1].finished, steps[1].seconds(now=9.0)) == ([ONE, TWO], [TWO], 1.0)
 
 
 def test_a_line_that_is_still_being_written_is_not_read(tmp_path: Path) -> None:
