@@ -15,6 +15,7 @@ from celery import states
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
 from celery_durable import context, envelope, hooks, links, outgoing
+from celery_durable.backend import durable_backend
 from celery_durable.exceptions import (
     DurableError,
     Fatal,
@@ -33,8 +34,6 @@ from celery_durable.store.runs import Finish, Release
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from celery.app.task import Context
 
     from celery_durable.backend import DurableBackend
     from celery_durable.checkpoint import Checkpoint
@@ -97,10 +96,10 @@ class Attempt:
         request: Celery's request.
     """
 
-    def __init__(self, task: DurableTask, request: Context) -> None:
+    def __init__(self, task: DurableTask, request: Any) -> None:
         self.task = task
         self.request = request
-        self.backend: DurableBackend = task.backend
+        self.backend = durable_backend(task.app)
         self.runs = self.backend.store.runs
         request.durable = True  # from here on the run's own writes are the only ones
 
@@ -120,8 +119,6 @@ class Attempt:
             with context.activate(execution):
                 value = self.task.run(*args, **kwargs)
                 execution.conclude()
-            if execution.lost:
-                raise LeaseLostError
             self._succeed(execution, value)
         except Suspended as suspended:
             raise self._suspend(execution, suspended) from None
@@ -226,7 +223,7 @@ class Attempt:
             self._retry(execution, error)
         elif isinstance(error, Ignore):
             self._ignored(execution)
-        elif isinstance(error, Reject) and error.requeue:
+        elif isinstance(error, Reject) and getattr(error, "requeue", False):
             self._release(execution, Release(outcome="released", delay=timedelta(0)))
         else:
             self._fail(execution, error)
@@ -268,7 +265,7 @@ class Attempt:
         )
 
     def _ignored(self, execution: Execution) -> None:
-        """`Ignore`: after `replace()` another task takes the run's place; otherwise the run ends without a result."""
+        """End a run that raised `Ignore`: replaced by another task, or over without a result."""
         if execution.replaced:
             self._replace(execution, execution.successor)
             return

@@ -16,8 +16,8 @@ from kombu import serialization
 from kombu.utils import json
 
 from celery_durable import config, context, hooks
-from celery_durable.envelope import HEADER
-from celery_durable.executor import Execution
+from celery_durable.envelope import HEADER, as_bytes
+from celery_durable.exceptions import ConfigurationError
 from celery_durable.run import celery_state
 from celery_durable.serialization import ValueCodec
 from celery_durable.store import Store
@@ -41,8 +41,7 @@ class KombuSerializer:
 
     def dumps(self, value: object) -> bytes:
         """Return `value` as bytes."""
-        data = serialization.dumps(value, self.name)[2]
-        return data.encode() if isinstance(data, str) else bytes(data)
+        return as_bytes(serialization.dumps(value, self.name)[2])
 
     def loads(self, data: bytes) -> object:
         """Return the value that `data` stands for; raise `ContentDisallowed` for a type not accepted."""
@@ -56,6 +55,17 @@ class DurableBackend(BaseBackend):
         app: the Celery app.
         url: `postgresql://…` or `embedded://…`; Celery has taken the `durable+` away.
     """
+
+    # What Celery's base class sets, for the type checker
+    app: Celery
+    serializer: str
+    content_type: str
+    accept: set[str]
+    expires: float | None
+    if TYPE_CHECKING:
+        _get_result_meta: Any
+        _ensure_not_eager: Any
+        prepare_exception: Any
 
     supports_autoexpire = False
     persistent = True
@@ -81,19 +91,18 @@ class DurableBackend(BaseBackend):
         return self._store
 
     def codec(self, serializer: str | None) -> tuple[str, ValueCodec]:
-        """Return the name and the codec of a serializer of kombu's registry; None means `result_serializer`."""
+        """Return the name and the codec of a serializer; None means `result_serializer`."""
         name = serializer or self.serializer
         if name not in self._codecs:
             accept = frozenset(self.accept) | ({name} if serializer == name else frozenset())
-            content_types = serialization.prepare_accept_content(accept)
+            content_types = frozenset(serialization.prepare_accept_content(accept) or ())
             limit = self.store.settings.max_payload
-            self._codecs[name] = ValueCodec(KombuSerializer(name, frozenset(content_types)), max_bytes=limit)
+            self._codecs[name] = ValueCodec(KombuSerializer(name, content_types), max_bytes=limit)
         return name, self._codecs[name]
 
     def encoded(self, value: Any) -> bytes:
         """Return a value in `result_serializer`."""
-        data = self.encode(value)
-        return data.encode() if isinstance(data, str) else bytes(data)
+        return as_bytes(self.encode(value))
 
     def decoded(self, data: bytes | None, content_type: str | None) -> Any:
         """Return a stored value; it may have been written under another `result_serializer`."""
@@ -135,7 +144,7 @@ class DurableBackend(BaseBackend):
         if not _is_run(request):
             return super().store_result(task_id, result, state, traceback, request, **kwargs)
         frame = context.current()
-        if frame is not None and frame.execution.id == task_id and isinstance(frame.execution, Execution):
+        if frame is not None and frame.execution.id == task_id:
             encoded = self.encoded(self.encode_result(result, state))
             claim = frame.execution.claim
             self.store.runs.update_state(claim.key, claim.fence, state, encoded, self.content_type)
@@ -185,7 +194,7 @@ class DurableBackend(BaseBackend):
     def _result_of(self, row: Row, status: str) -> Any:
         if status == states.STARTED and row["state"] is not None:
             return {"pid": row["pid"], "hostname": row["hostname"]}
-        if status == states.PENDING or status == "SUSPENDED":
+        if status in (states.PENDING, "SUSPENDED"):
             return None
         if status == states.REVOKED and row["result"] is None:
             return self.prepare_exception(TaskRevokedError(row["reason"] or "revoked"))
@@ -197,7 +206,7 @@ class DurableBackend(BaseBackend):
         children = meta.get("children")
         if children:
             meta["children"] = [
-                result_from_tuple(child, app=self.app) if isinstance(child, (list, tuple)) else child
+                result_from_tuple(tuple(child), app=self.app) if isinstance(child, list) else child
                 for child in children
             ]
         return meta
@@ -238,7 +247,8 @@ class DurableBackend(BaseBackend):
         return "durable+" + (self.url if include_password else redact(self.url))
 
     def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:
-        return super().__reduce__(args, {**(kwargs or {}), "url": self.url})
+        reduce: Any = super().__reduce__
+        return reduce(args, {**(kwargs or {}), "url": self.url})
 
     def wait_for(
         self,
@@ -267,6 +277,19 @@ class DurableBackend(BaseBackend):
             pause = min(pause * 1.5, longest)
 
 
+def durable_backend(app: Celery) -> DurableBackend:
+    """Return the app's backend; raise `ConfigurationError` when it is not a durable one."""
+    backend: Any = app.backend
+    if isinstance(backend, DurableBackend):
+        return backend
+    message = (
+        f"DurableTask keeps its runs in the result backend, and {app.main or 'this app'} uses "
+        f"{app.conf.result_backend or 'none'}. Set result_backend = 'durable+postgresql://…' "
+        f"(or 'durable+embedded://' for a server of its own)"
+    )
+    raise ConfigurationError(message)
+
+
 def _is_run(request: Any) -> bool:
     return request is not None and (
         getattr(request, "durable", False) or getattr(request, HEADER, None) is not None
@@ -274,11 +297,13 @@ def _is_run(request: Any) -> bool:
 
 
 def durable_settings(app: Celery) -> dict[str, Any]:
-    """Return the app's settings that begin with `durable_`, also under a namespace such as Django's CELERY_."""
-    _ = app.conf.result_backend  # configuration is loaded at the first look at it
-    namespace = f"{app.namespace.lower()}_" if app.namespace else ""
+    """Return the app's settings that begin with `durable_`, also under a namespace such as CELERY_."""
+    conf: Any = app.conf
+    _ = conf.result_backend  # configuration is loaded at the first look at it
+    name_space = getattr(app, "namespace", None)
+    namespace = f"{name_space.lower()}_" if name_space else ""
     found: dict[str, Any] = {}
-    for layer in reversed(app.conf.maps):
+    for layer in reversed(conf.maps):
         for name in layer:
             plain = str(name).lower().removeprefix(namespace)
             meant = not namespace or str(name).islower() or str(name).lower() != plain

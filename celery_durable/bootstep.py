@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery import bootsteps, signals
 from celery.worker import state
@@ -12,13 +12,10 @@ from celery.worker import state
 from celery_durable import hooks
 from celery_durable.keeper import Keeper
 
-if TYPE_CHECKING:
-    from celery import Celery
-
 logger = logging.getLogger(__name__)
 
 
-class DurableStep(bootsteps.StartStopStep):  # type: ignore[misc]  # (celery-types leaves it untyped)
+class DurableStep(bootsteps.StartStopStep):
     """Keeps the worker's row alive and takes part in the keeper services."""
 
     label = "Durable"
@@ -27,7 +24,7 @@ class DurableStep(bootsteps.StartStopStep):  # type: ignore[misc]  # (celery-typ
         super().__init__(worker, **kwargs)
         self._keeper: Keeper | None = None
 
-    def create(self, worker: Any) -> DurableStep:
+    def create(self, worker: Any) -> Any:
         """Start the keeper: every step is created before any is started, so this is before the pool forks."""
         store = worker.app.backend.store
         _ = store.connections.pool  # a missing or newer schema stops the worker here, with its message
@@ -84,9 +81,3 @@ def _snapshot(requests: Any) -> list[Any]:
             return list(requests)
         except RuntimeError:  # the worker's main thread changed it meanwhile
             continue
-
-
-def install(app: Celery) -> None:
-    """Give the app's workers the durable step; installing it twice is the same as once."""
-    steps: Any = app.steps["worker"]
-    steps.add(DurableStep)

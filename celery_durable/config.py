@@ -125,7 +125,7 @@ def _checked(name: str, value: Any) -> Any:
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         raise _invalid(name, value, "a number of seconds" if float in kinds else kinds[0].__name__)
     least = _SECONDS_AT_LEAST.get(name, 1 if name in ("pool_size", "max_payload") else 0)
-    if not isinstance(value, (str, bool)) and not value >= least:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not value >= least:
         raise _invalid(name, value, f"at least {least:g}")
     if name == "schema" and not value:
         raise _invalid(name, value, "a schema name")

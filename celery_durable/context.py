@@ -7,41 +7,14 @@ from collections import Counter
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from celery_durable.exceptions import DurableError, StepUsageError
 
 if TYPE_CHECKING:
-    import random as random_module
     from collections.abc import Callable, Iterator
-    from datetime import datetime
-    from uuid import UUID
 
-    from celery_durable.steps import Step
-
-
-class Execution(Protocol):
-    """One attempt of a run, as far as bodies and steps know it."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def task(self) -> str: ...
-    @property
-    def attempt(self) -> int: ...
-    @property
-    def thread(self) -> int: ...
-    @property
-    def inside(self) -> str | None: ...
-    @property
-    def cancelled(self) -> bool: ...
-    def step(
-        self, frame: Frame, step: Step[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any: ...
-    def now(self) -> datetime: ...
-    def uuid4(self) -> UUID: ...
-    def random(self) -> random_module.Random: ...
-    def set_tags(self, tags: dict[str, str]) -> None: ...
+    from celery_durable.executor import Execution
 
 
 @dataclass(frozen=True)

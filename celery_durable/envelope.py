@@ -10,13 +10,13 @@ from kombu import serialization
 from kombu.exceptions import OperationalError
 from kombu.utils import json
 
-from celery_durable.store.keeping import Stored
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from celery import Celery
     from kombu import Producer
+
+    from celery_durable.store.keeping import Stored
 
 HEADER = "durable-run"
 """Message header that marks a message whose run is stored; its value is the revision of the stored body."""
@@ -29,8 +29,8 @@ _DROPPED = frozenset(
 
 def pack(body: Any, publish: dict[str, Any]) -> tuple[bytes, bytes, dict[str, Any]]:
     """Return a message as stored (envelope, body) and the arguments that publish that same message now."""
-    content_type, content_encoding, data = serialization.dumps(body, publish.get("serializer"))
-    data = data.encode() if isinstance(data, str) else data
+    content_type, content_encoding, dumped = serialization.dumps(body, publish.get("serializer"))
+    data = as_bytes(dumped)
     envelope = {name: value for name, value in publish.items() if name not in _DROPPED and value is not None}
     exchange = envelope.get("exchange")
     envelope["exchange"] = getattr(exchange, "name", exchange)
@@ -42,6 +42,11 @@ def pack(body: Any, publish: dict[str, Any]) -> tuple[bytes, bytes, dict[str, An
     now = {name: value for name, value in publish.items() if name not in ("expiration", "serializer")}
     now.update(content_type=content_type, content_encoding=content_encoding)
     return json.dumps(envelope).encode(), data, now
+
+
+def as_bytes(data: Any) -> bytes:
+    """Return what a serializer made, which is text or bytes, as bytes."""
+    return data.encode() if isinstance(data, str) else bytes(data)
 
 
 def queue_of(publish: dict[str, Any]) -> str:
@@ -114,7 +119,7 @@ breaker = Breaker()
 
 def broker_errors(producer: Producer) -> tuple[type[BaseException], ...]:
     """Return what a producer raises when the broker does not take a message."""
-    connection = producer.connection
+    connection: Any = producer.connection
     errors = tuple(connection.connection_errors) + tuple(connection.channel_errors)
     return (OperationalError, OSError, *errors)
 

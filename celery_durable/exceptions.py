@@ -98,8 +98,9 @@ class ExhaustedError(DurableError):
     def after(cls, run: str, max_recoveries: int, last: object) -> ExhaustedError:
         """Return the error of a run that lost its worker once too often."""
         return cls(
-            f"The run lost its worker {max_recoveries + 1} times (durable_max_recoveries = {max_recoveries}); "
-            f"the last time: {last}. Once the cause is mended: celery -A <app> durable resume {run}",
+            f"The run lost its worker {max_recoveries + 1} times "
+            f"(durable_max_recoveries = {max_recoveries}); the last time: {last}. "
+            f"Once the cause is mended: celery -A <app> durable resume {run}",
             run=run,
         )
 

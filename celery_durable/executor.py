@@ -102,6 +102,7 @@ class Execution:
         self.replaced = False
         self._runs = runs
         self._seam = seam
+        self._control_flow: tuple[type[BaseException], ...] = (*seam.control_flow, LeaseLostError)
         self._history = {step.key: step for step in history}
         self._unmet = {step.key for step in history if step.finished}
         self._seq = max((step.seq for step in history), default=0)
@@ -206,7 +207,9 @@ class Execution:
         self.tags.update(tags)
 
     def conclude(self) -> None:
-        """Check, at the end of the body, that it met every step its history holds."""
+        """Check, at the end of the body, that the lease is held and every stored step was met."""
+        if self._lost:
+            raise LeaseLostError
         if self._unmet and self.settings.nondeterminism != "ignore":
             missed = ", ".join(repr(key) for key in sorted(self._unmet)[:5])
             self._deviates(
@@ -224,8 +227,8 @@ class Execution:
         with self._lock:
             if self._flying.get(base, thread) != thread:
                 message = (
-                    f"Step {base!r} is called from several threads at once: its calls would get their keys in "
-                    f"another order at a replay. Give each one its own: step.options(key=...)(...)"
+                    f"Step {base!r} is called from several threads at once: at a replay its calls would get "
+                    f"their keys in another order. Give each one its own: step.options(key=...)(...)"
                 )
                 raise StepUsageError(message, step=base)
             self._calls[base] += 1
@@ -244,7 +247,7 @@ class Execution:
         self._unmet.discard(known.key)
         if known.digest != arguments[0] and self.settings.nondeterminism != "ignore":
             self._deviates(
-                f"Step {known.key!r} of {self.task} was stored with other arguments than it is called with now\n"
+                f"Step {known.key!r} of {self.task} was stored with other arguments than it is called with\n"
                 f"  stored: {known.arguments}\n"
                 f"  called: {arguments[1]}",
                 step=known.key,
@@ -263,7 +266,7 @@ class Execution:
     def _decoded(self, step: Step[Any, Any], codec: str | None, output: bytes) -> Any:
         return self._seam.codec(codec)[1].decode(output, step.returns)
 
-    def _performed(
+    def _performed(  # noqa: PLR0917  (one call in full)
         self,
         frame: context.Frame,
         step: Step[Any, Any],
@@ -289,7 +292,7 @@ class Execution:
                 value = self._body(frame, step, key, args, kwargs)
                 codec, coder = self._seam.codec(options.serializer)
                 output = coder.encode(value, step.returns, where=f"step {key!r}")
-            except (*self._seam.control_flow, LeaseLostError):
+            except self._control_flow:
                 raise
             except Exception as error:
                 delay = self._delay(step, error, tries - spent)
@@ -350,8 +353,8 @@ class Execution:
 
     def _interrupted(self, key: str) -> StepInterruptedError:
         message = (
-            f"The at_most_once step {key!r} was started by an attempt that ended before its outcome was stored. "
-            f"Find out what it did, then resume or cancel the run"
+            f"The at_most_once step {key!r} was started by an attempt that ended before the outcome was "
+            f"stored. Find out what it did, then cancel the run, or start another"
         )
         return StepInterruptedError(message, step=key)
 

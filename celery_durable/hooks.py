@@ -23,7 +23,7 @@ def become_worker() -> uuid.UUID:
 
 
 def worker_token() -> uuid.UUID:
-    """Return the token of the worker this process belongs to; one that no worker row has outside of workers."""
+    """Return the token of the worker this process belongs to; outside of workers one that no row has."""
     return uuid.UUID(os.environ.get(_TOKEN, str(uuid.UUID(int=0))))
 
 

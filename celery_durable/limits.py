@@ -68,7 +68,7 @@ def _signal_limit(seconds: float, what: str) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-class _Expired(StepTimeLimitError):
+class _ExpiredError(StepTimeLimitError):
     """The step ran longer than its `time_limit`."""
 
 
@@ -82,14 +82,16 @@ def _thread_limit(seconds: float, what: str) -> Iterator[None]:
         with lock:
             if not state["over"]:
                 state["hit"] = True
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_Expired))
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(thread), ctypes.py_object(_ExpiredError)
+                )
 
     timer = threading.Timer(seconds, expire)
     timer.daemon = True
     timer.start()
     try:
         yield
-    except _Expired:
+    except _ExpiredError:
         raise _error(seconds, what) from None
     finally:
         timer.cancel()

@@ -9,9 +9,6 @@ from celery.canvas import group, maybe_signature
 from celery_durable import outgoing
 
 if TYPE_CHECKING:
-    from celery.app.task import Context
-    from celery.canvas import Signature
-
     from celery_durable.executor import Execution
     from celery_durable.store.runs import NewRun, PlainMessage
     from celery_durable.task import DurableTask
@@ -19,7 +16,7 @@ if TYPE_CHECKING:
 
 def of_success(
     task: DurableTask,
-    request: Context,
+    request: Any,
     execution: Execution,
     value: Any,
 ) -> list[NewRun | PlainMessage]:
@@ -41,13 +38,13 @@ def of_success(
         for signature in _callbacks(task, request):
             _named(signature, execution).apply_async((value,), **options)
         if request.chain:
-            following = maybe_signature(request.chain[-1], app=task.app)
+            following: Any = maybe_signature(request.chain[-1], app=task.app)
             _named(following, execution).apply_async((value,), chain=request.chain[:-1], **options)
     return caught.messages
 
 
-def _callbacks(task: DurableTask, request: Context) -> list[Signature[Any]]:
-    signatures = [maybe_signature(one, app=task.app) for one in request.callbacks or ()]
+def _callbacks(task: DurableTask, request: Any) -> list[Any]:
+    signatures: list[Any] = [maybe_signature(one, app=task.app) for one in request.callbacks or ()]
     if len(signatures) < 2:  # noqa: PLR2004
         return signatures
     groups = [one for one in signatures if isinstance(one, group)]
@@ -55,7 +52,7 @@ def _callbacks(task: DurableTask, request: Context) -> list[Signature[Any]]:
     return [*groups, group(singles, app=task.app)] if singles else groups
 
 
-def _named(signature: Signature[Any], execution: Execution) -> Signature[Any]:
+def _named(signature: Any, execution: Execution) -> Any:
     """Give a link that has no id yet one that every attempt would give it."""
     tasks = getattr(signature, "tasks", None)
     for number, one in enumerate(tasks if isinstance(tasks, (list, tuple)) else [signature]):

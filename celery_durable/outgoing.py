@@ -140,7 +140,8 @@ class StoringProducer:
 
     @property
     def _store(self) -> Store:
-        store: Store = self._app.backend.store
+        backend: Any = self._app.backend
+        store: Store = backend.store
         return store
 
     def _store_and_send(self, run: NewRun, data: bytes, now: dict[str, Any]) -> None:

@@ -6,7 +6,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
-from celery.worker.request import Request, task_ready
+from celery.worker import state
+from celery.worker.request import Request
 
 from celery_durable import hooks
 from celery_durable.envelope import HEADER
@@ -24,12 +25,17 @@ _BUDGET = 3.0  # seconds that the main process may wait for Postgres; its event 
 class DurableRequest(Request):
     """Celery's request; a lost child hands its run on instead of failing it."""
 
+    if TYPE_CHECKING:  # what Celery's class has and its stubs leave out
+        _context: Any
+        _already_revoked: bool
+        _already_cancelled: bool
+
     def on_timeout(self, soft: bool, timeout: float) -> None:  # noqa: FBT001  (Celery's signature)
         """Hand a run on whose child is killed by the hard time limit; a soft one is the body's business."""
         if soft:
             super().on_timeout(soft, timeout)
             return
-        task_ready(self)
+        state.task_ready(self)
         logger.error("Hard time limit (%ss) exceeded for %s[%s]", timeout, self.name, self.id)
         self._hand_on(TimeLimitExceeded(timeout))
 
@@ -40,7 +46,7 @@ class DurableRequest(Request):
             if self._already_revoked or self._already_cancelled:
                 super().on_failure(exc_info, send_failed_event, return_ok)
                 return
-            task_ready(self)
+            state.task_ready(self)
             self._hand_on(error)
             return
         super().on_failure(exc_info, send_failed_event, return_ok)
@@ -51,23 +57,29 @@ class DurableRequest(Request):
                 self._store.runs.revoke(self.id, token=hooks.worker_token(), terminated=True)
             except StoreError:
                 logger.exception("%s[%s] was terminated; its run could not be ended", self.name, self.id)
-        super()._announce_revoked(reason, terminated, signum, expired)
+        announce: Any = getattr(super(), "_announce_revoked")  # noqa: B009  (the stubs do not know it)
+        announce(reason, terminated, signum, expired)
 
     @property
     def _store(self) -> Store:
-        store: Store = self.task.backend.store
+        store: Store = self._backend.store
         return store
 
+    @property
+    def _backend(self) -> DurableBackend:
+        backend: Any = self.task.backend
+        return backend  # type: ignore[no-any-return]
+
     def _hand_on(self, error: BaseException) -> None:
-        """Put the run back to pending and its message back to the broker; or end it when this was once too often."""
-        backend: DurableBackend = self.task.backend
+        """Put the run back to pending and its message back to the broker, unless this was once too often."""
+        backend = self._backend
         settings = self._store.settings
         exhausted = ExhaustedError.after(self.id, settings.max_recoveries, error)
         try:
             row = self._store.runs.recover_child(
                 self.id,
                 token=hooks.worker_token(),
-                pid=self.worker_pid,
+                pid=None if self.worker_pid is None else int(self.worker_pid),
                 error=f"{type(error).__name__}: {error}",
                 max_recoveries=settings.max_recoveries,
                 result=backend.error_meta(exhausted),

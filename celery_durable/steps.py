@@ -58,6 +58,7 @@ class Step(Generic[P, R]):
         self._parameters = _positional_names(function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function; inside a run, return what is stored for this call if it was made before."""
         frame = context.current()
         if frame is None or frame.step is not None:
             return self.function(*args, **kwargs)
@@ -67,7 +68,8 @@ class Step(Generic[P, R]):
     def __get__(self, instance: object, owner: type | None = None) -> Callable[..., R]:
         if instance is None:
             return self
-        return functools.partial(self, instance)
+        bind: Any = functools.partial
+        return bind(self, instance)  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
         return f"<step {self.name}>"

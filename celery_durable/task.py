@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Task
 from celery._state import get_current_worker_task
-from celery.exceptions import Retry
 
 from celery_durable import config, context, envelope, outgoing
 from celery_durable.attempt import TERMINAL, Attempt
-from celery_durable.backend import DurableBackend, durable_settings
+from celery_durable.backend import durable_backend, durable_settings
 from celery_durable.exceptions import ConfigurationError
-from celery_durable.executor import Execution
 from celery_durable.store.keeping import Stored
 
 if TYPE_CHECKING:
@@ -22,13 +20,15 @@ if TYPE_CHECKING:
     from celery import Celery
     from celery.result import AsyncResult
 
+    from celery_durable.executor import Execution
     from celery_durable.store.runs import NewRun
 
+_WORKER_STEP = "celery_durable.bootstep:DurableStep"
 _NOW = timedelta(0)
 _DEFAULT_AUTORETRY: tuple[type[BaseException], ...] = (Exception,)
 
 
-class DurableTask(Task):
+class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time before Celery 5.7)
     """A Celery task whose runs survive: checkpointed, fenced, recovered, and retried when they raise.
 
     Use it as `Celery(task_cls=DurableTask)` or `@app.task(base=DurableTask)`. Every attribute of Celery's
@@ -51,12 +51,11 @@ class DurableTask(Task):
     @classmethod
     def on_bound(cls, app: Celery) -> None:
         """Check the settings and give the app's workers their heartbeat and keeper."""
-        from celery_durable.bootstep import install
-
         settings = config.load(durable_settings(app))
         if not settings.autoretry and cls.autoretry_for is _DEFAULT_AUTORETRY:
             cls.autoretry_for = ()
-        install(app)
+        steps: Any = app.steps["worker"]
+        steps.add(_WORKER_STEP)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body: as an attempt of its run in a worker, as a plain call anywhere else."""
@@ -74,7 +73,7 @@ class DurableTask(Task):
             return unwrapped
         return self.run
 
-    def apply_async(
+    def apply_async(  # noqa: PLR0917  (Celery's signature)
         self,
         args: Any = None,
         kwargs: Any = None,
@@ -91,15 +90,16 @@ class DurableTask(Task):
         message. Inside a run the new run's id is derived from the current one's, so that a replay does not
         start it again.
         """
-        app = self._get_app()
+        app: Celery = self.app
         if app.conf.task_always_eager:
             return super().apply_async(args, kwargs, task_id, producer, link, link_error, shadow, **options)
-        require_durable_backend(app)
+        durable_backend(app)
         schedule = outgoing.Schedule.taken_from(app, options, self.expires)
 
         def send(chosen_id: str | None) -> AsyncResult[Any]:
+            celerys: Any = super(DurableTask, self).apply_async
             with app.producer_or_acquire(producer) as real:
-                return super(DurableTask, self).apply_async(
+                return celerys(  # type: ignore[no-any-return]
                     args,
                     kwargs,
                     task_id=chosen_id,
@@ -112,7 +112,7 @@ class DurableTask(Task):
                 )
 
         frame = context.current()
-        if frame is None or task_id is not None or not isinstance(frame.execution, Execution):
+        if frame is None or task_id is not None:
             return send(task_id)
         if frame.step is not None:
             return send(frame.execution.child_of_step(frame, self.name))
@@ -137,12 +137,12 @@ class DurableTask(Task):
             parent.add_trail(self.AsyncResult(child_id))
         for run in caught:
             if run.countdown is None and run.eta is None and run.publish:
-                failed = envelope.publish_stored(self._get_app(), [Stored(run.id, run.message, run.body)])
+                failed = envelope.publish_stored(self.app, [Stored(run.id, run.message, run.body)])
                 if failed:
-                    self.backend.store.runs.unpublish(failed, _NOW)
+                    durable_backend(self.app).store.runs.unpublish(failed, _NOW)
         return self.AsyncResult(child_id)
 
-    def retry(
+    def retry(  # noqa: PLR0917  (Celery's signature)
         self,
         args: Any = None,
         kwargs: Any = None,
@@ -159,16 +159,14 @@ class DurableTask(Task):
         left its history) are raised as they are.
         """
         frame = context.current()
-        if exc is not None and (isinstance(exc, TERMINAL) or isinstance(exc, tuple(self.throws or ()))):
+        if exc is not None and isinstance(exc, (*TERMINAL, *(self.throws or ()))):
             raise exc
-        if frame is None or not isinstance(frame.execution, Execution) or self.request.called_directly:
+        if frame is None or self.request.called_directly:
             return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         execution = frame.execution
         with outgoing.collecting(execution.id) as caught:
             try:
                 return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
-            except Retry:
-                raise
             finally:
                 execution.successor = caught.successor
                 execution.rewritten = bool(args is not None or kwargs is not None or options)
@@ -176,7 +174,7 @@ class DurableTask(Task):
     def replace(self, sig: Any) -> Any:
         """Let another task take this run's place, as Celery does; the swap is one fenced write."""
         frame = context.current()
-        if frame is None or not isinstance(frame.execution, Execution) or self.request.called_directly:
+        if frame is None or self.request.called_directly:
             return super().replace(sig)
         execution = frame.execution
         with outgoing.collecting(execution.id) as caught:
@@ -185,19 +183,6 @@ class DurableTask(Task):
                 return super().replace(sig)
             finally:
                 execution.successor = caught.successor
-
-
-def require_durable_backend(app: Celery) -> DurableBackend:
-    """Return the app's backend; raise `ConfigurationError` when it is not a durable one."""
-    backend = app.backend
-    if not isinstance(backend, DurableBackend):
-        message = (
-            f"DurableTask keeps its runs in the result backend, and {app.main or 'this app'} uses "
-            f"{app.conf.result_backend or 'none'}. Set result_backend = 'durable+postgresql://…' "
-            f"(or 'durable+embedded://' for a server of its own)"
-        )
-        raise ConfigurationError(message)
-    return backend
 
 
 def _another_task_here() -> bool:

@@ -10,7 +10,7 @@ import time
 import uuid
 from datetime import timedelta
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from celery_durable.exceptions import StoreError
 from celery_durable.keeper import lost, services
@@ -72,7 +72,7 @@ class Keeper:
         self._thread: threading.Thread | None = None
 
     def start(self, timeout: float = 30.0) -> None:
-        """Start the thread; return when the worker's row is there, or after `timeout` seconds without Postgres."""
+        """Start the thread; return when the worker's row is there, or after `timeout` seconds without it."""
         self._thread = threading.Thread(target=self.run, name="celery-durable-keeper", daemon=True)
         self._thread.start()
         if not self._ready.wait(timeout):
@@ -157,7 +157,7 @@ class Keeper:
         return counts
 
     def _release_strays(self) -> int:
-        """Hand on runs that are this worker's and that nobody here executes: seen twice, so not just on their way."""
+        """Hand on runs of this worker that nobody here executes: seen twice, so not just on their way."""
         if self._executing is None:
             return 0
         executing = self._executing()
@@ -231,7 +231,8 @@ class Keeper:
 
 def run_standalone(app: Celery, stop: threading.Event | None = None) -> None:
     """Run the keeper in the foreground until `stop` is set: `celery -A app durable keeper`."""
-    store: Store = app.backend.store
+    backend: Any = app.backend
+    store: Store = backend.store
     keeper = Keeper(app, store, token=uuid.uuid4(), hostname=f"keeper@{socket.gethostname()}")
     keeper.start()
     try:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from celery import Celery
 
-    from celery_durable.backend import DurableBackend
     from celery_durable.keeper.deaths import DeathWatch
     from celery_durable.store.keeping import KeeperStore, Recovered, Stored
 
@@ -78,7 +77,7 @@ def recover(app: Celery, store: KeeperStore, term: int, watch: DeathWatch, max_r
 
 def tell_failure(app: Celery, run: Recovered, error: Exception) -> None:
     """Do for a run that failed without a worker what its worker would have done: errbacks, chain, chord."""
-    backend: DurableBackend = app.backend
+    backend: Any = app.backend
     try:
         args, kwargs, embed = envelope.body_of(bytes(run.message), bytes(run.body), app.conf.accept_content)
         request = Context(envelope.headers_of(bytes(run.message)), args=args, kwargs=kwargs, **embed)

@@ -1,4 +1,4 @@
-"""The store: everything celery-durable keeps, in one Postgres schema, written by one small set of statements."""
+"""The store: everything celery-durable keeps, in one Postgres schema, through one small set of statements."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Store:
     def _check(self, connection: Connection) -> None:
         schema = self.settings.schema
         wanted = self.settings.auto_migrate
-        if wanted or (wanted is None and self.embedded):
-            if migrate.installed(connection, schema) < migrate.newest():
-                migrate.migrate(connection, schema)
+        may_migrate = wanted or (wanted is None and self.embedded)
+        if may_migrate and migrate.installed(connection, schema) < migrate.newest():
+            migrate.migrate(connection, schema)
         migrate.check(connection, schema)

@@ -151,7 +151,7 @@ class Connections:
         budget: float | None = None,
         give_up: Callable[[], bool] | None = None,
     ) -> T:
-        """Do `work`, again and again while Postgres is away, for `budget` seconds (default: the outage budget).
+        """Do `work`, again while Postgres is away, for `budget` seconds (default: the outage budget).
 
         `work` must recognise its own earlier success, as its answer may have been lost.
         Raises `StoreUnavailableError` at the end of the budget or when `give_up()` says so.

@@ -42,16 +42,16 @@ _BEHIND_ALL = "\U0010ffff"
 _OPTIONAL_LINE = re.compile(r"^.*--\? (\w+)\n", re.MULTILINE)
 
 _STATES_OF_REASON = {
-    "exhausted": [RunState.FAILED],
-    "retry": [RunState.WAITING],
-    "timer": [RunState.WAITING],
-    "signal": [RunState.WAITING],
-    "children": [RunState.WAITING],
-    "slot": [RunState.WAITING],
-    "replaced": [RunState.WAITING],
-    "cancelled": [RunState.CANCELLED],
-    "revoked": [RunState.CANCELLED],
-    "expired": [RunState.CANCELLED],
+    "exhausted": RunState.FAILED,
+    "retry": RunState.WAITING,
+    "timer": RunState.WAITING,
+    "signal": RunState.WAITING,
+    "children": RunState.WAITING,
+    "slot": RunState.WAITING,
+    "replaced": RunState.WAITING,
+    "cancelled": RunState.CANCELLED,
+    "revoked": RunState.CANCELLED,
+    "expired": RunState.CANCELLED,
 }
 
 
@@ -85,8 +85,9 @@ class Filter:
             return [RunState.RUNNING.value, RunState.CANCELLING.value]
         if self.has_error:
             return [RunState.FAILED.value, RunState.WAITING.value]
-        possible = _STATES_OF_REASON.get(self.reason or "")
-        return possible and [state.value for state in possible]
+        if (reason := self.reason) in _STATES_OF_REASON:
+            return [_STATES_OF_REASON[reason].value]
+        return None
 
 
 def with_filters(sql: str, given: Iterable[str]) -> str:

@@ -38,10 +38,11 @@ class Migration:
 @cache
 def migrations() -> tuple[Migration, ...]:
     """Return every migration this release knows, oldest first."""
-    found = []
-    for entry in resources.files("celery_durable.store").joinpath("migrations").iterdir():
-        if match := _FILE.match(entry.name):
-            found.append(Migration(int(match[1]), match[2], match[3], entry.read_text("utf-8")))
+    found = [
+        Migration(int(match[1]), match[2], match[3], entry.read_text("utf-8"))
+        for entry in resources.files("celery_durable.store").joinpath("migrations").iterdir()
+        if (match := _FILE.match(entry.name))
+    ]
     return tuple(sorted(found, key=lambda migration: migration.number))
 
 
@@ -54,7 +55,7 @@ def installed(connection: Connection, schema: str = "durable") -> int:
     """Return the schema's version in this database; 0 when there is none."""
     table = f"{quote_identifier(schema)}.migration"
     try:
-        row = connection.execute(f"select max(number) as number from {table}").fetchone()
+        row = connection.execute(f"select max(number) as number from {table}").fetchone()  # noqa: S608  (quoted)
     except (errors.UndefinedTable, errors.InvalidSchemaName):
         return 0
     return (row and row["number"]) or 0
@@ -80,7 +81,7 @@ def migrate(connection: Connection, schema: str = "durable", *, phase: str = "po
                 break
             connection.execute(in_schema(migration.sql, schema).encode(), prepare=False)
             connection.execute(
-                f"insert into {quote_identifier(schema)}.migration (number, name) values (%s, %s)",
+                f"insert into {quote_identifier(schema)}.migration (number, name) values (%s, %s)",  # noqa: S608
                 (migration.number, migration.name),
             )
             applied.append(migration)

@@ -25,7 +25,7 @@ class ResultStore:
         self._connections = connections
         self._sql = queries.load("results", schema)
 
-    def store(
+    def store(  # noqa: PLR0917  (a row)
         self,
         task_id: str,
         status: str,

@@ -86,7 +86,7 @@ class Release:
 
 
 def closed(fence: uuid.UUID) -> uuid.UUID:
-    """Return the fence that a release leaves behind: known to the attempt that wrote it, matched by no write."""
+    """Return the fence that a release leaves behind: known to its attempt, matched by no write."""
     return uuid.uuid5(fence, "closed")
 
 
@@ -114,12 +114,12 @@ class RunStore:
         parameters = [{**run.__dict__, "check": self._check} for run in runs]
         if len(runs) == 1:
             state = self._one("enqueue", parameters[0], budget=_ENQUEUE_BUDGET)
-            return [state and state["state"]]
+            return [state["state"] if state else None]
 
         def work(connection: Connection) -> list[str | None]:
             with connection.pipeline():
                 cursors = [connection.execute(self._sql["enqueue"], row) for row in parameters]
-            return [(row := cursor.fetchone()) and row["state"] for cursor in cursors]
+            return [row["state"] if (row := cursor.fetchone()) else None for cursor in cursors]
 
         return self._connections.patiently(work, budget=_ENQUEUE_BUDGET)
 
