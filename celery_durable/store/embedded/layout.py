@@ -18,7 +18,7 @@ from celery_durable.store.embedded.home import make_private
 
 DATABASE = USER = "durable"
 PORT = 5432  # part of the socket's name, no TCP port
-_SOCKET_NAME = f".s.PGSQL.{PORT}"
+SOCKET_NAME = f".s.PGSQL.{PORT}"
 _LONGEST_SOCKET_PATH = 103  # bytes: what macOS and Linux (107) both allow
 
 
@@ -160,7 +160,7 @@ class Layout:
 
     def socket_directory(self) -> Path:
         """Return a path to the server's socket directory that fits into a socket address."""
-        if len(os.fsencode(self.data / _SOCKET_NAME)) <= _LONGEST_SOCKET_PATH:
+        if len(os.fsencode(self.data / SOCKET_NAME)) <= _LONGEST_SOCKET_PATH:
             return self.data
         link = _private_temporary_directory() / hashlib.sha256(os.fsencode(self.data)).hexdigest()[:12]
         if not link.is_symlink() or link.readlink() != self.data:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from celery_durable.exceptions import EmbeddedPostgresError
 from celery_durable.store.embedded.cluster import failed, prepare_data, server_environment
+from celery_durable.store.embedded.layout import SOCKET_NAME
 from celery_durable.store.embedded.locks import closing_fd, try_own, wait_until
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Server:
             wait_for_predecessor(layout, server_lock)
             begin = _rotate(layout)
             prepare_data(layout, self._binaries, self._account, server_lock)
-            _remove_stale_pid_file(layout)
+            _remove_stale_lock_files(layout)
             self._process = self._spawn(server_lock)
         if not wait_until(lambda: self.ended() or self._is_ready(), START_SECONDS):
             self.stop()
@@ -150,16 +151,17 @@ def running_postmaster(layout: Layout) -> int | None:
     return pid if f"-D {layout.data}" in found.stdout else None
 
 
-def _remove_stale_pid_file(layout: Layout) -> None:
-    # Postgres itself refuses to start while *any* process of this user has the old number. We know better:
-    # nobody holds the server lock, so the only server that can be there is one that was started by hand.
+def _remove_stale_lock_files(layout: Layout) -> None:
+    # Postgres itself refuses to start while *any* process of this user, or an uncollected zombie, has the old
+    # number. We know better: nobody holds the server lock, so only a server started by hand can be there.
     pid = running_postmaster(layout)
     if pid is not None:
         message = (
             f"A Postgres that was not started by celery-durable (pid {pid}) uses {layout.data}: stop it first"
         )
         raise EmbeddedPostgresError(message, directory=str(layout.directory), pid=pid)
-    (layout.data / "postmaster.pid").unlink(missing_ok=True)
+    for name in ("postmaster.pid", f"{SOCKET_NAME}.lock"):
+        (layout.data / name).unlink(missing_ok=True)
 
 
 def _pid_file(layout: Layout) -> list[str]:
