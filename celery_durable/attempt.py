@@ -15,9 +15,10 @@ from celery import states
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
 from celery_durable import context, envelope, hooks, links, outgoing
-from celery_durable.backend import durable_backend
+from celery_durable.backend import durable_backend, has_dependents
 from celery_durable.exceptions import (
     DurableError,
+    ExhaustedError,
     Fatal,
     LeaseLostError,
     NondeterminismError,
@@ -237,6 +238,7 @@ class Attempt:
             meta=self.backend.extra_meta(self.request),
             error=_line(error),
             reason=type(error).__name__ if isinstance(error, DurableError) else None,
+            unreported=has_dependents(self.request),
         )
         self._finish(execution, finish)
 
@@ -315,10 +317,30 @@ class Attempt:
 
     def _foreign(self, execution: Execution, error: BaseException) -> Exception:
         """End a run whose body raised what Celery's pools cannot carry."""
+        if type(error).__module__.startswith("gevent"):
+            return self._timed_out(execution, error)
         carried = DurableError(f"The body raised {type(error).__qualname__}: {error}")
         carried.__cause__ = error
         self._fail(execution, carried)
         return carried
+
+    def _timed_out(self, execution: Execution, error: BaseException) -> Exception:
+        """Hand on a run that gevent's hard time limit ended: there is no child to kill."""
+        limit = self.backend.store.settings.max_recoveries
+        exhausted = ExhaustedError.after(self.request.id, limit, error)
+        row = self.runs.recover_child(
+            self.request.id,
+            token=hooks.worker_token(),
+            pid=None,
+            error=f"{type(error).__name__}: {error}",
+            max_recoveries=limit,
+            result=self.backend.error_meta(exhausted),
+            result_type=self.backend.content_type,
+            budget=self.backend.store.settings.outage_budget,
+        )
+        if row is None:
+            return self._drop(execution, LeaseLostError())
+        return exhausted if row["state"] == "failed" else Reject("time limit exceeded", requeue=True)
 
     def _drop(self, execution: Execution, error: DurableError) -> Exception:
         where = f"{self.task.name}[{self.request.id}]"

@@ -169,6 +169,14 @@ class DurableBackend(BaseBackend):
         self.store.results.store(task_id, state, data, self.content_type, text, self.extra_meta(request))
         return result
 
+    def mark_as_failure(self, task_id: str, exc: Exception, *args: Any, **kwargs: Any) -> Any:
+        """Store a failure and tell error callbacks, chain and chord; note of a run that they were told."""
+        outcome = super().mark_as_failure(task_id, exc, *args, **kwargs)
+        request = kwargs.get("request") or (args[1] if len(args) > 1 else None)
+        if _is_run(request) and has_dependents(request):
+            self.store.runs.reported(task_id)
+        return outcome
+
     def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
         rows = self.store.results.get([task_id])
         if not rows:
@@ -275,6 +283,11 @@ class DurableBackend(BaseBackend):
             threading.Event().wait(pause if left is None else min(pause, left))
             longest = _LONGEST_POLL if interval is None or interval == 0.5 else interval  # noqa: PLR2004
             pause = min(pause * 1.5, longest)
+
+
+def has_dependents(request: Any) -> bool:
+    """Whether somebody is to be told when this request fails."""
+    return bool(request.errbacks or request.chain or request.chord)
 
 
 def durable_backend(app: Celery) -> DurableBackend:

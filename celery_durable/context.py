@@ -128,8 +128,12 @@ class RunContext:
         return f"{self.id}/{self._step}" if self._step else self.id
 
     def set_tags(self, **tags: str) -> None:
-        """Label the run; shown by the CLI and by monitoring."""
-        self._execution.set_tags(tags)
+        """Label the run; shown by the CLI and by monitoring. Costs one write."""
+        self._execution.annotate(tags=tags)
+
+    def set_progress(self, progress: object) -> None:
+        """Say how far the run is: anything JSON holds, such as `{"done": 4, "of": 10}`. Costs one write."""
+        self._execution.annotate(progress=progress)
 
 
 def current_run() -> RunContext:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -94,6 +95,12 @@ class Breaker:
         self._first, self._longest = first, longest
         self._pause = first
         self._until = 0.0
+        self._lock = threading.Lock()
+
+        # A pool child may be forked while the keeper's thread holds the lock.
+        os.register_at_fork(after_in_child=self._renew_lock)
+
+    def _renew_lock(self) -> None:
         self._lock = threading.Lock()
 
     @property

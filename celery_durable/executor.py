@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random as random_module
 import threading
 import time
@@ -96,7 +97,6 @@ class Execution:
         self.thread = threading.get_ident()
         self.inside: str | None = None
         self.cancelled = claim.cancel_requested
-        self.tags: dict[str, str] = {}
         self.successor: NewRun | None = None
         self.rewritten = False
         self.replaced = False
@@ -202,9 +202,14 @@ class Execution:
         """Return a generator that draws the same numbers at every replay."""
         return self._chance
 
-    def set_tags(self, tags: dict[str, str]) -> None:
-        """Label the run; stored with its next write."""
-        self.tags.update(tags)
+    def annotate(self, *, tags: dict[str, str] | None = None, progress: Any = None) -> None:
+        """Store labels or progress, for people to see."""
+        self._runs.annotate(
+            self.claim.key,
+            self.claim.fence,
+            tags=None if tags is None else json.dumps(tags),
+            progress=None if progress is None else json.dumps(progress),
+        )
 
     def conclude(self) -> None:
         """Check, at the end of the body, that the lease is held and every stored step was met."""

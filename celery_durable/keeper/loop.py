@@ -188,6 +188,8 @@ class Keeper:
         if look.unclaimed:
             counts["expired"] = services.expire(keeper)
             counts["lost"] = self._find_lost(keeper)
+        if look.unreported:
+            counts["reported"] = services.report_failures(self._app, keeper)
         if look.outbox:
             counts["outbox"] = services.publish_outbox(self._app, keeper)
         if look.next_timer is not None:

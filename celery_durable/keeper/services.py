@@ -75,16 +75,28 @@ def recover(app: Celery, store: KeeperStore, term: int, watch: DeathWatch, max_r
     return len(recovered)
 
 
+def report_failures(app: Celery, store: KeeperStore) -> int:
+    """Tell error callbacks of failed runs whose worker died before it could; return how many."""
+    backend: Any = app.backend
+    unreported = store.unreported(BATCH)
+    for run in unreported:
+        error = backend.exception_to_python(backend.decoded(run.result, run.result_type))
+        tell_failure(app, run, error or ExhaustedError())
+    return len(unreported)
+
+
 def tell_failure(app: Celery, run: Recovered, error: Exception) -> None:
     """Do for a run that failed without a worker what its worker would have done: errbacks, chain, chord."""
     backend: Any = app.backend
     try:
-        args, kwargs, embed = envelope.body_of(bytes(run.message), bytes(run.body), app.conf.accept_content)
-        request = Context(envelope.headers_of(bytes(run.message)), args=args, kwargs=kwargs, **embed)
+        args, kwargs, embed = envelope.body_of(run.message, run.body, app.conf.accept_content)
+        request = Context(envelope.headers_of(run.message), args=args, kwargs=kwargs, **embed)
         setattr(request, envelope.HEADER, 0)
         backend.mark_as_failure(run.id, error, request=request)
     except Exception:
         logger.exception("Run %s failed; its error callbacks could not be called", run.id)
+    finally:
+        backend.store.runs.reported(run.id)
 
 
 def publish_outbox(app: Celery, store: KeeperStore, age: timedelta = timedelta(seconds=10)) -> int:

@@ -93,7 +93,7 @@ class Connections:
                     with self.dedicated() as connection:
                         self._on_open(connection)
                 self._pool = ConnectionPool(
-                    self._conninfo(),
+                    self._conninfo,
                     kwargs=self._options(),
                     min_size=0,
                     max_size=self._size,
@@ -183,6 +183,7 @@ class Connections:
                     f"Postgres did not answer for {budget:g} s ({_line(error)}); nothing committed is lost"
                 )
                 raise StoreUnavailableError(message) from error
+            self.pool.drain()  # the pool's other connections broke with this one
             threading.Event().wait(pause * random.uniform(0.5, 1.0))  # noqa: S311  (jitter)
             pause = min(pause * 2, _LONGEST_PAUSE)
             try:

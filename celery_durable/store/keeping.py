@@ -33,6 +33,8 @@ class Recovered:
     recoveries: int
     message: bytes
     body: bytes
+    result: bytes | None = None
+    result_type: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Look:
     unpublished: bool
     unclaimed: bool
     outbox: bool
+    unreported: bool
     leading: bool
 
 
@@ -157,6 +160,10 @@ class KeeperStore:
         """Record which unclaimed runs are lost; return those, for the caller to publish."""
         rows = self._all("recheck", ids=list(verdicts), lost=list(verdicts.values()), check=self._check)
         return [Stored(row["id"], row["message"], row["body"]) for row in rows if row["lost"]]
+
+    def unreported(self, limit: int) -> list[Recovered]:
+        """Return failed runs whose error callbacks nobody has called."""
+        return [Recovered(**row) for row in self._all("unreported", limit=limit)]
 
     def outbox(self, *, age: timedelta, limit: int) -> list[tuple[int, Stored]]:
         """Return messages to plain tasks that nobody has published yet."""

@@ -62,6 +62,7 @@ class Finish:
     meta: bytes | None = None
     error: str | None = None
     reason: str | None = None
+    unreported: bool = False
 
 
 @dataclass(frozen=True)
@@ -298,6 +299,15 @@ class RunStore:
         """End a run as Celery's revoke does; return whether it was ended."""
         parameters = {"id": run_id, "token": token, "terminated": terminated}
         return self._one("revoke", parameters, budget=_ENQUEUE_BUDGET) is not None
+
+    def reported(self, run_id: str) -> None:
+        """Note that a failed run's error callbacks, chain and chord have been told."""
+        self._one("reported", {"id": run_id}, fetch=False)
+
+    def annotate(self, run: int, fence: uuid.UUID, *, tags: str | None, progress: str | None) -> None:
+        """Store labels and progress (JSON) of a run; raise `LeaseLostError` when the lease is gone."""
+        if self._one("annotate", {"run": run, "fence": fence, "tags": tags, "progress": progress}) is None:
+            raise LeaseLostError
 
     def withdraw(self, run_id: str) -> None:
         """Forget a run whose message could not be sent."""

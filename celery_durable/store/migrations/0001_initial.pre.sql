@@ -29,6 +29,8 @@ create table durable.run (
     retries          integer not null default 0,
     recoveries       integer not null default 0,
     cancel_requested boolean not null default false,
+    -- a failed run whose error callbacks, chain and chord have not been told yet
+    unreported       boolean not null default false,
     -- the message, as the broker gets it
     message          bytea not null,
     body             bytea not null,
@@ -39,6 +41,7 @@ create table durable.run (
     version          text,
     seed             uuid not null default gen_random_uuid(),
     tags             jsonb,
+    progress         jsonb,
     -- what the caller sees
     custom_state     text,
     result           bytea,
@@ -70,6 +73,7 @@ create index run_pending on durable.run (due) where state = 'pending' and publis
 create index run_unpublished on durable.run (due) where state = 'pending' and published_at is null;
 create index run_owner on durable.run (worker) where state in ('running', 'cancelling');
 create index run_finished on durable.run (finished_at) where state in ('succeeded', 'failed', 'cancelled');
+create index run_unreported on durable.run (finished_at) where unreported;
 create index run_tree on durable.run (root) where root <> id;
 -- for people's lists and counts: together about 4 % of the time of a run without steps
 create index run_listed on durable.run (state, key) include (reason);

@@ -61,6 +61,8 @@ select
     exists (select from durable.run
             where state = 'pending' and published_at is not null and due <= durable.clock()) as unclaimed,
     exists (select from durable.outbox where created_at < durable.clock() - interval '10 s') as outbox,
+    exists (select from durable.run
+            where unreported and finished_at < durable.clock() - interval '10 s') as unreported,
     exists (select from durable.leader
             where term = %(term)s and expires_at > durable.clock()) as leading
 
@@ -94,6 +96,7 @@ with orphan as (
         result = case when recoveries + 1 > %(max_recoveries)s then %(result)s else result end,
         result_type = case when recoveries + 1 > %(max_recoveries)s then %(result_type)s else result_type end,
         published_at = null,
+        unreported = not cancel_requested and recoveries + 1 > %(max_recoveries)s,
         recoveries = recoveries + 1, fence = gen_random_uuid(), worker = null, pid = null, custom_state = null
     from orphan where r.key = orphan.key
     returning r.*
@@ -183,6 +186,12 @@ set checks = r.checks + 1,
 from judged where r.key = judged.key
 returning r.id, judged.lost, case when judged.lost then r.message end as message,
           case when judged.lost then r.body end as body
+
+-- name: unreported
+-- Failed runs whose worker died before it told anybody.
+select id, state, recoveries, result, result_type, message, body from durable.run
+where unreported and finished_at < durable.clock() - interval '10 s'
+order by finished_at limit %(limit)s
 
 -- name: outbox_take
 -- Messages to plain tasks whose sender died before it could publish them.

@@ -162,6 +162,7 @@ select fence.cancel_requested, exists (select from stored) as stored from fence
 with finished as (
     update durable.run
     set state = %(state)s, reason = %(reason)s, due = null, worker = null, pid = null, custom_state = null,
+        unreported = %(unreported)s,
         result = %(result)s, result_type = %(result_type)s, traceback = %(traceback)s, meta = %(meta)s,
         finished_at = coalesce(finished_at, durable.clock())
     where key = %(run)s and fence = %(fence)s and state in ('running', 'cancelling', %(state)s)
@@ -246,6 +247,7 @@ with lost as (
         finished_at = case when cancel_requested or recoveries + 1 > %(max_recoveries)s then durable.clock() end,
         result = case when recoveries + 1 > %(max_recoveries)s then %(result)s else result end,
         result_type = case when recoveries + 1 > %(max_recoveries)s then %(result_type)s else result_type end,
+        unreported = not cancel_requested and recoveries + 1 > %(max_recoveries)s,
         recoveries = recoveries + 1, fence = gen_random_uuid(), worker = null, pid = null, custom_state = null
     from lost where r.key = lost.key
     returning r.*
@@ -313,3 +315,14 @@ delete from durable.outbox where key = any(%(keys)s)
 -- name: stored
 -- A run's message, to be published again.
 select id, message, body from durable.run where key = %(run)s
+
+-- name: reported
+-- Error callbacks, chain and chord of a failed run have been told.
+update durable.run set unreported = false where id = %(id)s and unreported
+
+-- name: annotate
+-- Labels and progress, for people.
+update durable.run
+set tags = coalesce(tags, '{}') || coalesce(%(tags)s::jsonb, '{}'), progress = coalesce(%(progress)s::jsonb, progress)
+where key = %(run)s and fence = %(fence)s and state in ('running', 'cancelling')
+returning key
