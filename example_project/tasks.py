@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from example_project.app import app
 from example_project.media.audio import extract_audio, measure_loudness
-from example_project.media.errors import MediaError
+from example_project.media.errors import DownloadInterruptedError, MediaError
 from example_project.media.pictures import contact_sheet, thumbnail, thumbnail_times
 from example_project.media.probe import probe
 from example_project.media.report import write_report
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from celery import Task
 
 
-# A MediaError is about the video and would come back at every try: `throws` ends the run at once.
-# Anything else (a full disk, a lost connection) is retried by DurableTask, from the last checkpoint.
-@app.task(bind=True, name="media.process_video", throws=(MediaError,))
+# `throws` ends the run at once: a MediaError is about the video and would come back at every try, and
+# a download was tried often enough by its step. Anything else (a full disk, a lost connection) is
+# retried by DurableTask, from the last checkpoint.
+@app.task(bind=True, name="media.process_video", throws=(MediaError, DownloadInterruptedError))
 def process_video(self: Task[Any, Any], source: str) -> dict[str, Any]:
     """Make thumbnails, a contact sheet, a 480p version, a loudness curve and a report of one video.
 

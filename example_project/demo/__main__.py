@@ -116,12 +116,11 @@ def _play(options: argparse.Namespace, console: Console) -> int:
     # Only now: the app reads its environment when it is imported.
     from example_project.demo.display import Display
     from example_project.demo.scenario import DemoError, Stage, play
-    from example_project.media.errors import MediaError
 
     display = Display(console)
     try:
         ending = play(options.source, Stage(options.folder, display, options.time_limit))
-    except (DemoError, MediaError) as error:
+    except DemoError as error:
         display.say(str(error), "bold red")
         return 1
     _conclude(display, ending)

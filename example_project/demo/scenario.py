@@ -119,11 +119,12 @@ def _kill_the_busy_one(
 
     stage.wait_until(in_the_long_step, f"{VICTIM} has begun", workers)
     if not begun:
-        result.get()  # raises what went wrong with the video
-        raise DemoError(f"The run ended without {VICTIM}.")
+        raise DemoError(f"The run ended before {VICTIM}: {result.result}")
     busy = next(worker for worker in workers if worker.is_called(begun[0].worker))
     middle = time.monotonic() + MID_STEP
     stage.wait_until(lambda: time.monotonic() >= middle, f"{VICTIM} is half done", workers)
+    if any(entry.step == VICTIM and entry.event == "finish" for entry in stage.entries(result.id)):
+        raise DemoError(f"This video is so short that {VICTIM} was over at once; take a longer one.")
     busy.kill()
     stage.display.say(f"SIGKILL to worker {busy.name} (pid {busy.pid}) in the middle of {VICTIM}", "bold red")
     return busy, begun[0]
@@ -146,6 +147,8 @@ def _follow_to_the_end(result: AsyncResult[Any], survivor: Worker, stage: Stage)
 def _ending(
     result: AsyncResult[Any], steps: list[StepHistory], interrupted: ledger.Entry, killed: Worker
 ) -> Ending:
+    if result.failed():
+        raise DemoError(f"The run failed: {result.result}")
     value = result.get()
     problems = contradictions(steps, interrupted.step, interrupted.worker)
     if not killed.was_killed:

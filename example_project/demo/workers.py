@@ -68,9 +68,12 @@ class Worker:
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
 
-    def stop(self) -> None:
-        """Let it finish what it does, but not for ever, and leave nothing of it behind."""
+    def ask_to_stop(self) -> None:
+        """Tell it to finish what it does and to end."""
         self._process.terminate()
+
+    def stop(self) -> None:
+        """Wait until it has ended, but not for ever, and leave nothing of it behind."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(GRACE)
         self.kill()
@@ -96,4 +99,6 @@ def running(names: list[str], logs: Path) -> Iterator[list[Worker]]:
             worker = Worker(name, logs / f"worker-{name}.log")
             stopping.callback(worker.stop)
             workers.append(worker)
+        for worker in workers:
+            stopping.callback(worker.ask_to_stop)  # all of them before the first is waited for
         yield workers
