@@ -112,7 +112,7 @@ class RunStore:
 
     def enqueue_many(self, runs: Sequence[NewRun]) -> list[str | None]:
         """Store runs in one round trip and one transaction; return each one's state, None for known ids."""
-        parameters = [{**run.__dict__, "check": self._check} for run in runs]
+        parameters = [self._new(run) for run in runs]
         if len(runs) == 1:
             state = self._one("enqueue", parameters[0], budget=_ENQUEUE_BUDGET)
             return [state["state"] if state else None]
@@ -188,12 +188,12 @@ class RunStore:
     def enqueue_child(self, run: int, fence: uuid.UUID, step: StepWrite, child: NewRun) -> bool:
         """Store a child run and the step that says it was started, in one fenced transaction."""
         step_parameters = {**step.__dict__, "run": run, "fence": fence}
-        child_parameters = {**child.__dict__, "check": self._check, "holder": run, "fence": fence}
+        child_parameters = self._new(child, run, fence)
 
         def work(connection: Connection) -> Any:
             with connection.pipeline():
                 stored = connection.execute(self._sql["checkpoint"], step_parameters)
-                connection.execute(self._sql["enqueue_linked"], child_parameters)
+                connection.execute(self._sql["enqueue"], child_parameters)
             return stored.fetchone()
 
         row = self._connections.patiently(work)
@@ -229,9 +229,13 @@ class RunStore:
         return [link and str(link.get("state") or link.get("key")) for link in linked]
 
     def _link(self, connection: Connection, run: int, fence: uuid.UUID, link: NewRun | PlainMessage) -> Any:
-        parameters = {**link.__dict__, "check": self._check, "holder": run, "fence": fence}
-        name = "enqueue_linked" if isinstance(link, NewRun) else "enqueue_outbox"
-        return connection.execute(self._sql[name], parameters)
+        name = "enqueue" if isinstance(link, NewRun) else "enqueue_outbox"
+        return connection.execute(self._sql[name], self._new(link, run, fence))
+
+    def _new(
+        self, new: NewRun | PlainMessage, holder: int | None = None, fence: uuid.UUID | None = None
+    ) -> dict[str, Any]:
+        return {**new.__dict__, "check": self._check, "holder": holder, "fence": fence}
 
     def release(self, run: int, fence: uuid.UUID, release: Release) -> RunState:
         """Leave the worker for a retry, a timer or another worker; return the state the run is left in.

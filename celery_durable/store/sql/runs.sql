@@ -3,7 +3,8 @@
 
 -- name: enqueue
 -- Store one run before its message is published; a second one with the same id changes nothing, unless the
--- first was replaced (Task.replace) by a chord or group whose body comes back under its id.
+-- first was replaced (Task.replace) by a chord or group whose body comes back under its id. A run that another
+-- one starts (a child, a link) names its holder and fence, so that a superseded attempt starts none.
 insert into durable.run
     (id, task, queue, priority, state, reason, due, published_at,
      message, body, parent, root, "group", version, expires_at)
@@ -17,29 +18,7 @@ select %(id)s, %(task)s, %(queue)s, %(priority)s::smallint,
        %(message)s, %(body)s, %(parent)s, %(root)s, %(group)s, %(version)s,
        coalesce(%(expires_at)s::timestamptz, durable.clock() + %(expires)s::interval)
 from (select coalesce(%(eta)s::timestamptz, durable.clock() + %(countdown)s::interval, durable.clock())) as due (at)
-on conflict (id) do update
-set task = excluded.task, queue = excluded.queue, priority = excluded.priority,
-    state = excluded.state, reason = excluded.reason, due = excluded.due,
-    published_at = excluded.published_at, message = excluded.message, body = excluded.body
-where run.state = 'waiting' and run.reason = 'replaced'
-returning state
-
--- name: enqueue_linked
--- Store a run that the finish of another one starts; the fence keeps a superseded attempt from starting any.
-insert into durable.run
-    (id, task, queue, priority, state, reason, due, published_at,
-     message, body, parent, root, "group", version, expires_at)
-select %(id)s, %(task)s, %(queue)s, %(priority)s::smallint,
-       case when due.at > durable.clock() then 'waiting' else 'pending' end,
-       case when due.at > durable.clock() then 'timer' end,
-       case when due.at > durable.clock() then due.at
-            when %(publish)s then durable.clock() + %(check)s::interval
-            else durable.clock() end,
-       case when %(publish)s and not due.at > durable.clock() then durable.clock() end,
-       %(message)s, %(body)s, %(parent)s, %(root)s, %(group)s, %(version)s,
-       coalesce(%(expires_at)s::timestamptz, durable.clock() + %(expires)s::interval)
-from (select coalesce(%(eta)s::timestamptz, durable.clock() + %(countdown)s::interval, durable.clock())) as due (at)
-where exists (select from durable.run where key = %(holder)s and fence = %(fence)s)
+where %(holder)s::bigint is null or exists (select from durable.run where key = %(holder)s and fence = %(fence)s)
 on conflict (id) do update
 set task = excluded.task, queue = excluded.queue, priority = excluded.priority,
     state = excluded.state, reason = excluded.reason, due = excluded.due,
