@@ -106,17 +106,14 @@ class RunStore:
         self._check = check
 
     def enqueue(self, run: NewRun) -> str | None:
-        """Store a run; return its state, or None when a run with this id is there already."""
-        rows = self.enqueue_many([run])
-        return rows[0]
+        """Store a run; return its state, or None when a run with this id is there and under way already."""
+        row = self._one("enqueue", self._new(run), budget=_ENQUEUE_BUDGET)
+        row = row or self._one("unclaimed", {"id": run.id}, budget=_ENQUEUE_BUDGET)
+        return row["state"] if row else None
 
     def enqueue_many(self, runs: Sequence[NewRun]) -> list[str | None]:
         """Store runs in one round trip and one transaction; return each one's state, None for known ids."""
         parameters = [self._new(run) for run in runs]
-        if len(runs) == 1:
-            state = self._one("enqueue", parameters[0], budget=_ENQUEUE_BUDGET)
-            return [state["state"] if state else None]
-
         def work(connection: Connection) -> list[str | None]:
             with connection.pipeline():
                 cursors = [connection.execute(self._sql["enqueue"], row) for row in parameters]

@@ -26,6 +26,10 @@ set task = excluded.task, queue = excluded.queue, priority = excluded.priority,
 where run.state = 'waiting' and run.reason = 'replaced'
 returning state
 
+-- name: unclaimed
+-- A run that was there already and that nobody has claimed: perhaps this very enqueue, whose answer was lost.
+select state from durable.run where id = %(id)s and state = 'pending' and attempt = 0
+
 -- name: enqueue_outbox
 -- Keep a message to a task without a run until it is published: the link of a finished run.
 insert into durable.outbox (id, message, body)
