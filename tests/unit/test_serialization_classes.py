@@ -273,7 +273,7 @@ def test_a_model_is_not_validated_again_when_it_comes_back() -> None:
 def test_a_value_only_pydantic_understands_comes_back_through_its_annotation() -> None:
     link = Link(url="https://example.com/a")
     assert back(link) == link
-    assert type(back(link).url) is pydantic.HttpUrl
+    assert type(back(link).url) is type(link.url)
     assert back([link.url], list[pydantic.HttpUrl]) == [link.url]
 
 
