@@ -35,6 +35,7 @@ class DurableStep(bootsteps.StartStopStep):
             hostname=worker.hostname,
             executing=_executing,
             reserved=_reserved,
+            serves=store.settings.keeper,
         )
         self._keeper.start()
         signals.worker_shutting_down.connect(_drain, weak=False, dispatch_uid="celery-durable-drain")

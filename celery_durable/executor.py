@@ -297,6 +297,7 @@ class Execution:
                 value = self._body(frame, step, key, args, kwargs)
                 codec, coder = self._seam.codec(options.serializer)
                 output = coder.encode(value, step.returns, where=f"step {key!r}")
+                returned = coder.decode(output, step.returns)  # before it is stored: it must come back
             except self._control_flow:
                 raise
             except Exception as error:
@@ -331,7 +332,7 @@ class Execution:
                     ),
                     relaxed=relaxed,
                 )
-                return coder.decode(output, step.returns)
+                return returned
 
     def _body(
         self,

@@ -41,6 +41,7 @@ class Keeper:
         hostname: the worker's node name.
         executing: returns the ids of the runs this worker has messages for; None when it executes none.
         reserved: returns how many messages it holds that no child has started.
+        serves: whether it takes part in the services, or only keeps its worker alive.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Keeper:
         hostname: str,
         executing: Callable[[], set[str]] | None = None,
         reserved: Callable[[], int] = lambda: 0,
+        serves: bool = True,
     ) -> None:
         self._app = app
         self._store = store
@@ -59,6 +61,7 @@ class Keeper:
         self._hostname = hostname
         self._executing = executing
         self._reserved = reserved
+        self._serves = serves
         lease = store.settings.lease
         self._lease = timedelta(seconds=lease)
         self._beat_every = lease / 3
@@ -148,6 +151,8 @@ class Keeper:
             logger.error("%s was declared dead: it begins anew, its runs are elsewhere", self._hostname)
             self._register(keeper)
         counts = {"strays": self._release_strays()}
+        if not self._serves:
+            return counts
         self._watch.observe(*keeper.beats())
         if self._term is None:
             self._term = keeper.lead(self._token, self._lease / 2)
