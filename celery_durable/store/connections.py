@@ -183,7 +183,8 @@ class Connections:
                     f"Postgres did not answer for {budget:g} s ({_line(error)}); nothing committed is lost"
                 )
                 raise StoreUnavailableError(message) from error
-            self.pool.drain()  # the pool's other connections broke with this one
+            if self._pool is not None and self._pid == os.getpid():
+                self._pool.drain()  # its other connections broke with this one
             threading.Event().wait(pause * random.uniform(0.5, 1.0))  # noqa: S311  (jitter)
             pause = min(pause * 2, _LONGEST_PAUSE)
             try:
