@@ -1,4 +1,4 @@
-"""The broker of the embedded default: real workers on files, and what kills at any moment leave for the others."""
+"""The broker of the embedded default: real workers on files, killed at any moment beside others that go on."""
 
 from __future__ import annotations
 

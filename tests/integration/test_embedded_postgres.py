@@ -494,6 +494,25 @@ def test_a_user_without_privileges_gets_a_server_too(uid: int, user: Callable[..
 
 
 @as_root
+def test_root_who_starts_the_server_in_an_ordinary_user_s_directory_leaves_all_of_it_to_that_user(
+    user: Callable[..., User],
+) -> None:
+    identity = as_ordinary_user(65534)
+    home = Path(tempfile.mkdtemp())
+    os.chown(home, 65534, 65534)
+    try:
+        with server_in(home) as directory:
+            url = ensure_server(directory)
+            query(url, "create table kept as select 42 as answer")
+            release_server(directory)
+            stop(Layout.of(directory))
+
+            assert query(user(directory, **identity).call("ensure"), "select answer from kept") == 42
+    finally:
+        shutil.rmtree(home)
+
+
+@as_root
 def test_somebody_else_s_directory_is_refused(user: Callable[..., User]) -> None:
     identity = as_ordinary_user(65534)
     home = Path(tempfile.mkdtemp())
