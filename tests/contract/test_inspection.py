@@ -9,12 +9,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from inspecting import Worker, execute, open_transaction
 
 from celery_durable.run import Refusal, RunState
 from celery_durable.store import queries
 from celery_durable.store.inspection import Filter, with_filters
 from celery_durable.store.runs import Finish
-from inspecting import Worker, execute, open_transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,7 +41,9 @@ def ids(store: Store, **wanted: Any) -> list[str]:
 
 def wait_for_lock(store: Store) -> None:
     """Return when some session waits for another one's lock."""
-    waiting = "select pid from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+    waiting = (
+        "select pid from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+    )
     pause = threading.Event()
     for _ in range(1000):
         if execute(store, waiting):

@@ -32,7 +32,13 @@ class Worker:
 
     def enqueue(self, run_id: str | None = None, **options: Any) -> str:
         run_id = run_id or str(uuid.uuid4())
-        defaults = {"task": "media.process", "queue": "celery", "priority": None, "message": b"{}", "body": b"[]"}
+        defaults = {
+            "task": "media.process",
+            "queue": "celery",
+            "priority": None,
+            "message": b"{}",
+            "body": b"[]",
+        }
         self.store.runs.enqueue(NewRun(id=run_id, **{**defaults, **options}))
         return run_id
 

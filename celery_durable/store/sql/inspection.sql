@@ -23,6 +23,7 @@ from (
           and r.reason = %(reason)s --? reason
           and (r.state = 'failed' or (r.state = 'waiting' and r.reason = 'retry')) --? has_error
           and not (r.state = 'failed' or (r.state = 'waiting' and r.reason = 'retry')) --? has_no_error
+          and r.state in ('running', 'cancelling') --? worker
           and r.worker in (select w.id from durable.worker w where w.hostname = %(worker)s) --? worker
           and r.key > %(after)s and r.created_at >= %(since)s --? since
           and r.created_at < %(until)s --? until

@@ -1,0 +1,45 @@
+"""`celery -A app durable …`: the command line. Its commands are loaded when they are called for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+_COMMANDS = {
+    "init": "setup:init",
+    "runs": "listing:runs",
+    "show": "show:show",
+    "resume": "change:resume",
+    "cancel": "change:cancel",
+    "keeper": "keeper:keeper",
+    "doctor": "doctor:doctor",
+}
+
+
+class Commands(click.Group):
+    """A group that imports a command when it is asked for: every `celery` command imports this package."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
+        """Return the commands in the order in which one meets them."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Return a command, None for a name that is none."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(f"celery_durable.cli.{module}"), name)
+        return command
+
+
+@click.group(
+    cls=Commands,
+    epilog="Every command takes --json. Exit status: 0 done, 1 not done or errors found, 2 wrong usage.",
+)
+def durable(**_preload: Any) -> None:
+    """Set up, look at and operate durable runs."""
+
+
+__all__ = ["durable"]

@@ -1,0 +1,45 @@
+"""`durable show`: the whole story of one run."""
+
+from __future__ import annotations
+
+import click
+
+from celery_durable.cli.output import (
+    app_of,
+    as_json_option,
+    choose,
+    console_of,
+    print_json,
+    reporting,
+    run_document,
+)
+from celery_durable.cli.timeline import story
+from celery_durable.operations import Runs
+
+_EPILOG = """\b
+Examples:
+  celery -A proj durable show 3f2a                 the beginning of an id is enough
+  celery -A proj durable show 3f2a --json | jq '.steps[] | select(.outcome == "error")'
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("run_id", metavar="RUN")
+@as_json_option
+@click.pass_context
+@reporting
+def show(ctx: click.Context, *, run_id: str, as_json: bool) -> None:
+    """Show a run: what it waits for, its attempts, steps and events, and its error.
+
+    Payloads are measured, not shown.
+    """
+    operations = Runs(app_of(ctx))
+    run = operations.get(choose(operations, run_id))
+    if as_json:
+        document = run_document(run)
+        parts = {name: document.pop(name) for name in ("attempts", "steps", "events")}
+        print_json({"run": document, **parts})
+        return
+    console = console_of(ctx)
+    for part in story(run, width=console.width, unicode=console.encoding.startswith("utf")):
+        console.print(part)

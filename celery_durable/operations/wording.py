@@ -1,0 +1,125 @@
+"""Runs in words: how long, when, and what a run is doing or waiting for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from celery_durable.run import RunState
+
+if TYPE_CHECKING:
+    from datetime import datetime, tzinfo
+
+    from celery_durable.store.views import RunSummary
+
+_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
+
+
+def span(seconds: float) -> str:
+    """Return a length of time in at most two units: `12 ms`, `3.4 s`, `2 min 5 s`, `3 d 4 h`."""
+    if seconds < 0.9995:  # noqa: PLR2004  (from here on it would round to 1000 ms)
+        return f"{max(seconds, 0) * 1000:.0f} ms"
+    if seconds < 9.95:  # noqa: PLR2004  (a decimal says something below ten)
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for unit, name, smaller, small_name in (
+        (_DAY, "d", _HOUR, "h"),
+        (_HOUR, "h", _MINUTE, "min"),
+        (_MINUTE, "min", 1, "s"),
+    ):
+        if whole >= unit:
+            rest = whole % unit // smaller
+            return f"{whole // unit} {name} {rest} {small_name}" if rest else f"{whole // unit} {name}"
+    return f"{whole} s"
+
+
+def relative(when: datetime, now: datetime) -> str:
+    """Return a moment as seen from `now`: `in 5 s`, `3 min 2 s ago`."""
+    seconds = (when - now).total_seconds()
+    return f"in {span(seconds)}" if seconds > 0 else f"{span(abs(seconds))} ago"
+
+
+def clock(when: datetime, now: datetime, zone: tzinfo | None = None) -> str:
+    """Return a moment as people write it, the day only if it is not today; `zone` None is the local one."""
+    local = when.astimezone(zone)
+    if local.date() == now.astimezone(zone).date():
+        return f"{local:%H:%M:%S}"
+    return f"{local:%Y-%m-%d %H:%M:%S}"
+
+
+def summary(run: RunSummary, zone: tzinfo | None = None) -> str:
+    """Return what a run is doing, waits for and until when, or how it ended: words to follow its state."""
+    if run.state is RunState.PENDING:
+        return _pending(run)
+    if run.state is RunState.WAITING:
+        return _waiting(run, zone)
+    if run.state in (RunState.RUNNING, RunState.CANCELLING):
+        return _running(run)
+    return _final(run)
+
+
+def _pending(run: RunSummary) -> str:
+    words = "waits for a worker"
+    if run.published_at is None:
+        words = "waits for the keeper to send its message"
+    elif run.published_at <= run.now:
+        words += f", message sent {relative(run.published_at, run.now)}"
+    if run.attempt == 0 and run.expires_at is not None:
+        words += f"; expires {relative(run.expires_at, run.now)}"
+    return words
+
+
+_WAITS_FOR = {
+    "timer": "sleeps",
+    "signal": "waits for a signal",
+    "children": "waits for its children",
+    "slot": "waits for a slot",
+    "replaced": "was replaced: it ends as the task in its place does",
+}
+
+
+def _waiting(run: RunSummary, zone: tzinfo | None) -> str:
+    until = ""
+    if run.due is not None:
+        until = f" until {clock(run.due, run.now, zone)} ({relative(run.due, run.now)})"
+        if run.due <= run.now:
+            until = f"; due {relative(run.due, run.now)}, the keeper wakes it"
+    if run.reason == "retry":
+        after = f" after {run.error}" if run.error else ""
+        return f"waits for a retry{until}, retry {run.retries}{after}"
+    if run.reason == "timer" and run.attempt == 0:
+        return f"is not due yet: waits{until}"
+    return _WAITS_FOR.get(run.reason or "", f"waits ({run.reason})") + until
+
+
+def _running(run: RunSummary) -> str:
+    if run.orphaned:
+        return f"its worker {run.hostname} is gone; the leader hands it to another one"
+    words = "cancels" if run.state is RunState.CANCELLING else "runs"
+    if run.hostname:
+        words += f" on {run.hostname}, pid {run.pid}"
+    if run.claimed_at is not None:
+        words += f", for {span((run.now - run.claimed_at).total_seconds())}"
+    if run.cancel_requested:
+        words += "; asked to stop, does so at its next step"
+    return words
+
+
+_ENDED_BY = {
+    "cancelled": "by an operator",
+    "revoked": "by a revoke",
+    "expired": "because nobody took it before it expired",
+    "ignored": "because its task raised Ignore",
+}
+
+
+def _final(run: RunSummary) -> str:
+    words = relative(run.finished_at, run.now) if run.finished_at is not None else ""
+    if run.state is RunState.SUCCEEDED and run.finished_at is not None and run.started_at is not None:
+        return f"{words}, {span((run.finished_at - run.started_at).total_seconds())} after its start"
+    if run.state is RunState.CANCELLED and run.reason:
+        return f"{words} {_ENDED_BY.get(run.reason, f'({run.reason})')}"
+    if run.reason == "exhausted":
+        return f"{words}, exhausted: it lost its worker {run.recoveries} times"
+    if run.state is RunState.FAILED and run.error:
+        words += f": {run.error}"
+    return words
