@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pickle
 
-import celery_durable as durable
 import pytest
+
+import celery_durable as durable
 from celery_durable import exceptions
 
 NAMES = [
@@ -53,7 +54,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_outside_a_run_there_is_no_current_run() -> None:
     with pytest.raises(durable.DurableError, match="no current run"):
         durable.current_run()
-    with pytest.raises(durable.DurableError, match="inside a @durable.step"):
+    with pytest.raises(durable.DurableError, match="call it inside a"):
         durable.idempotency_key()
 
 
@@ -74,7 +75,7 @@ def test_outside_a_run_time_and_chance_are_the_ordinary_ones() -> None:
 def test_every_error_survives_pickling(cls: type[exceptions.DurableError]) -> None:
     error = cls("what happened", run="r-1")
 
-    again = pickle.loads(pickle.dumps(error))  # noqa: S301
+    again = pickle.loads(pickle.dumps(error))
 
     assert type(again) is cls
     assert str(again) == "what happened"
