@@ -8,13 +8,19 @@ create function durable.clock() returns timestamptz
     select now() + coalesce(nullif(current_setting('durable.clock_offset', true), ''), '0')::interval
     $$;
 
+-- Domains, not CHECKs on the tables: Postgres parses a CHECK anew in every statement, a domain's once per session.
+create domain durable.run_state as text constraint run_state check (
+    value in ('pending', 'running', 'waiting', 'cancelling', 'succeeded', 'failed', 'cancelled'));
+create domain durable.checkpoint_outcome as text constraint checkpoint_outcome check (
+    value in ('ok', 'error', 'trying', 'started', 'discarded'));
+
 create table durable.run (
     key              bigint generated always as identity primary key,
     id               text collate "C" not null constraint run_id_key unique,  -- "C": people type prefixes
     task             text not null,
     queue            text not null,
     priority         smallint,
-    state            text not null,
+    state            durable.run_state not null,
     reason           text,
     due              timestamptz,
     published_at     timestamptz,
@@ -53,8 +59,6 @@ create table durable.run (
     claimed_at       timestamptz,
     started_at       timestamptz,
     finished_at      timestamptz,
-    constraint run_state check (
-        state in ('pending', 'running', 'waiting', 'cancelling', 'succeeded', 'failed', 'cancelled')),
     constraint run_running_has_an_owner check (
         state <> 'running' or (fence is not null and worker is not null and claimed_at is not null)),
     constraint run_idle_has_no_owner check (
@@ -81,9 +85,9 @@ create index run_task on durable.run (task, key);
 
 create table durable.checkpoint (
     run_key     bigint not null,
-    key         text not null,
+    key         text collate "C" not null,
     seq         integer not null,
-    outcome     text not null,
+    outcome     durable.checkpoint_outcome not null,
     output      bytea,
     codec       text,
     digest      bytea not null,
@@ -97,7 +101,6 @@ create table durable.checkpoint (
     seconds     double precision not null,
     stored_at   timestamptz not null default durable.clock(),
     primary key (run_key, key),
-    constraint checkpoint_outcome check (outcome in ('ok', 'error', 'trying', 'started', 'discarded')),
     constraint checkpoint_tries check (tries >= 1 and spent between 0 and tries)
 );
 
