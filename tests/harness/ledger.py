@@ -1,0 +1,103 @@
+"""What really ran: a file that every process appends to, and gates at which a step waits for the test."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line: what happened, to which step of which run, in which process, when (one clock per machine)."""
+
+    event: str
+    name: str
+    run: str | None = None
+    pid: int = 0
+    at: float = 0.0
+    detail: Any = None
+
+
+class Ledger:
+    """Side effects, in the order in which they happened. One `write` per line: a kill loses none or all of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, event: str, name: str, *, run: str | None = None, detail: Any = None) -> None:
+        entry = Entry(event, name, run, os.getpid(), time.monotonic(), detail)
+        line = json.dumps(entry.__dict__).encode() + b"\n"
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(file, line)
+        finally:
+            os.close(file)
+
+    @contextmanager
+    def recorded(self, name: str, run: str | None = None, detail: Any = None) -> Iterator[None]:
+        self.write("start", name, run=run, detail=detail)
+        yield
+        self.write("end", name, run=run, detail=detail)
+
+    def entries(self, event: str | None = None, name: str | None = None, run: str | None = None) -> list[Entry]:
+        if not self.path.exists():
+            return []
+        every = [Entry(**json.loads(line)) for line in self.path.read_bytes().splitlines()]
+        return [
+            entry
+            for entry in every
+            if event in (None, entry.event) and name in (None, entry.name) and run in (None, entry.run)
+        ]
+
+    def count(self, event: str | None = None, name: str | None = None, run: str | None = None) -> int:
+        return len(self.entries(event, name, run))
+
+    def names(self, event: str = "start", run: str | None = None) -> list[str]:
+        return [entry.name for entry in self.entries(event, run=run)]
+
+    def wait_for(
+        self, event: str, name: str | None = None, run: str | None = None, *, times: int = 1, timeout: float = 20.0
+    ) -> Entry:
+        """Return the `times`-th entry of its kind, as soon as it is there."""
+
+        def found() -> list[Entry]:
+            entries = self.entries(event, name, run)
+            return entries if len(entries) >= times else []
+
+        def missing() -> str:
+            return f"{event} {name} #{times} in the ledger {[(e.event, e.name, e.pid) for e in self.entries()]}"
+
+        return eventually(found, timeout=timeout, what=missing)[times - 1]
+
+
+class Gates:
+    """Steps wait at a closed gate. Open unless a test has closed it, for everybody and at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def close(self, *names: str) -> None:
+        self._folder.mkdir(exist_ok=True)
+        for name in names:
+            (self._folder / name).touch()
+
+    def open(self, *names: str) -> None:
+        for name in names:
+            (self._folder / name).unlink()
+
+    def closed(self, name: str) -> bool:
+        return (self._folder / name).exists()
+
+    def pass_through(self, name: str, timeout: float = 120.0) -> None:
+        if self.closed(name):
+            eventually(lambda: not self.closed(name), timeout=timeout, what=f"the gate {name} to open")

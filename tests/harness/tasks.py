@@ -1,0 +1,143 @@
+"""Tasks whose every effect is in the ledger, and whose every step stops at a gate when a test closes it."""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from celery import Task
+
+import celery_durable as durable
+from harness.waiting import take
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from harness.ledger import Gates, Ledger
+
+
+@dataclass
+class Here:
+    """Where this process writes and waits."""
+
+    ledger: Ledger
+    gates: Gates
+
+
+_here: list[Here] = []
+
+
+def _effect(name: str, seconds: float = 0.0) -> str:
+    """Leave a trace, wait at the gate of this name, leave another."""
+    here, run = _here[-1], durable.current_run()
+    key = durable.idempotency_key().removeprefix(f"{run.id}/")
+    with here.ledger.recorded(name, run.id, {"key": key, "attempt": run.attempt}):
+        here.gates.pass_through(name)
+        if seconds:
+            take(seconds)
+    return f"{name} done"
+
+
+@durable.step
+def work(name: str, seconds: float = 0.0) -> str:
+    return _effect(name, seconds)
+
+
+@durable.step
+def killing(name: str) -> str:
+    """Be killed, as by the kernel when memory runs out."""
+    _here[-1].ledger.write("start", name, run=durable.current_run().id)
+    os.kill(os.getpid(), signal.SIGKILL)
+    return "never"
+
+
+def flow(names: list[str], seconds: float = 0.0) -> list[str]:
+    """Do one step per name, in order."""
+    _body("flow")
+    return [work.options(name=name)(name, seconds) for name in names]
+
+
+def poison() -> str:
+    """Kill the process in the second step, at every attempt."""
+    work.options(name="before")("before")
+    return killing("poison")
+
+
+def flaky(self: Task[..., Any], failures: int) -> list[Any]:
+    """Raise after the first step, `failures` times; then do the second."""
+    _body("flaky")
+    first = work.options(name="first")("first")
+    if self.request.retries < failures:
+        message = f"failure {self.request.retries + 1}"
+        raise ValueError(message)
+    return [first, work.options(name="second")("second"), self.request.retries]
+
+
+def patient(self: Task[..., Any], delay: float) -> list[Any]:
+    """Ask for one retry after `delay` seconds."""
+    _body("patient")
+    first = work.options(name="first")("first")
+    if not self.request.retries:
+        raise self.retry(countdown=delay)
+    return [first, work.options(name="second")("second")]
+
+
+def tail(outcome: str) -> int:
+    """Do a step; then, outside of any, wait at a gate and end; return the process id."""
+    _body("tail")
+    work.options(name="head")("head")
+    _here[-1].gates.pass_through("tail")
+    _here[-1].ledger.write("leaving", "tail", run=durable.current_run().id)
+    if outcome == "raise":
+        message = "raised at the end"
+        raise durable.Fatal(message)
+    return os.getpid()
+
+
+def threaded(names: list[str]) -> list[str]:
+    """Do the steps in threads of the body's own."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        calls = [
+            pool.submit(contextvars.copy_context().run, work.options(key=name), name) for name in names
+        ]
+        return [call.result() for call in calls]
+
+
+def plain(text: str) -> str:
+    """Do something without steps."""
+    _body("plain")
+    return text
+
+
+def _body(name: str) -> None:
+    _here[-1].ledger.write("body", name, run=durable.current_run().id)
+
+
+def on_error(request: Any, error: BaseException, _: Any) -> None:
+    """Write down who failed and of what (an errback, and no durable task)."""
+    _here[-1].ledger.write("errback", request.id, detail=type(error).__name__)
+
+
+def on_success(value: Any) -> Any:
+    """Write down that a link was called with a value."""
+    _here[-1].ledger.write("link", "on_success", detail=value)
+    return value
+
+
+def register(app: Celery, ledger: Ledger, gates: Gates) -> None:
+    """Give the app these tasks."""
+    _here.append(Here(ledger, gates))
+    soon = {"retry_backoff": False, "retry_jitter": False, "default_retry_delay": 0.3}
+    app.task(flow, name="flow", **soon)
+    app.task(poison, name="poison", **soon)
+    app.task(flaky, name="flaky", bind=True, **soon)
+    app.task(patient, name="patient", bind=True)
+    app.task(tail, name="tail", **soon)
+    app.task(threaded, name="threaded", **soon)
+    app.task(plain, name="plain", **soon)
+    app.task(on_error, name="on_error", base=Task)
+    app.task(on_success, name="on_success")
