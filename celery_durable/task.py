@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Task
 from celery._state import get_current_worker_task
 
-from celery_durable import config, context, envelope, outgoing
+from celery_durable import config, context, envelope, outgoing, transport
 from celery_durable.attempt import TERMINAL, Attempt
 from celery_durable.backend import durable_backend, durable_settings
 from celery_durable.exceptions import ConfigurationError
@@ -192,3 +192,4 @@ def _another_task_here() -> bool:
 
 
 context.runs_elsewhere(_another_task_here)
+transport.register()  # an app with durable tasks may have durable+embedded:// as its broker

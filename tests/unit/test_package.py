@@ -83,7 +83,7 @@ def test_the_sdist_carries_every_sql_file_and_the_typing_marker(in_sdist: set[st
         "LICENSE",
         "README.md",
         "docs/conf.py",
-        "example_project/demo.py",
+        "example_project/demo/__main__.py",
         "tests/unit/test_package.py",
         "tox.ini",
     ],
