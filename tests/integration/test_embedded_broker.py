@@ -1,4 +1,4 @@
-"""The broker of the embedded default: real workers on files, killed at any moment beside others that go on."""
+"""The broker of the embedded default: real workers on files, killed at any moment beside others."""
 
 from __future__ import annotations
 
@@ -175,6 +175,29 @@ def test_a_worker_killed_again_and_again_neither_crashes_nor_blocks_the_other(pr
     # Lost is at most what the killed had reserved: two executing and two waiting, five times
     assert len(project.marks()) >= published + 50 - 5 * 4
     assert max(project.marks().values()) == 1
+
+
+def test_a_reader_that_must_acknowledge_first_is_not_kept_waiting_for_that(tmp_path: Path) -> None:
+    # Given a prefetch limit of one, and a reader that acknowledges between two looks, as Celery 5.5 does
+    with Connection(f"durable+embedded://{tmp_path}") as connection:
+        queue = Queue("work", Exchange("work"), "work", channel=connection.default_channel)
+        producer = connection.Producer()
+        for number in range(2):
+            producer.publish(number, exchange="work", routing_key="work", declare=[queue])
+        received: list[Any] = []
+        with connection.Consumer([queue], callbacks=[lambda *message: received.append(message)]) as consumer:
+            consumer.qos(prefetch_count=1)
+            connection.drain_events(timeout=5)
+            begin = time.monotonic()
+
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=60)
+            assert time.monotonic() - begin < 30
+            received[0][1].ack()
+            connection.drain_events(timeout=5)
+            received[1][1].ack()
+
+    assert [body for body, _ in received] == [0, 1]
 
 
 def test_a_killed_writer_leaves_no_half_message(tmp_path: Path, spool: Spool) -> None:
