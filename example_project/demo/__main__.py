@@ -94,6 +94,7 @@ def _empty(folder: Path) -> None:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARK).touch()
+    (folder / ".gitignore").write_text("*\n", encoding="ascii")
 
 
 def _point_the_app_to(folder: Path) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PROJECT = Path(__file__).parents[2]  # the folder in which `example_project` can be imported
-GRACE = 5.0  # seconds for a worker to end by itself
+GRACE = 8.0  # seconds for a worker to end by itself
 
 
 class Worker:
