@@ -125,6 +125,9 @@ def _play(options: argparse.Namespace, console: Console) -> int:
         display.say(str(error), "bold red")
         return 1
     _conclude(display, ending)
+    if options.keep:
+        show = f"python -m celery -A example_project.app durable show {ending.run}"
+        display.conclude(Text(f"Look at it: CELERY_DURABLE_DIR={options.folder / DATABASE} {show}"))
     return 1 if ending.problems else 0
 
 
