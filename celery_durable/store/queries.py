@@ -7,6 +7,7 @@ from functools import cache
 from importlib import resources
 
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
+_LEFT_ALONE = re.compile(r"(--[^\n]*|'[^']*')")
 _SCHEMA = re.compile(r"\bdurable\.(?=[a-z_]+)")
 
 
@@ -23,9 +24,9 @@ def in_schema(sql: str, schema: str) -> str:
     if schema == "durable":
         return sql
     quoted = quote_identifier(schema)
-    parts = re.split(r"('[^']*')", sql)
+    parts = _LEFT_ALONE.split(sql)  # every second part is a comment or a string
     return "".join(
-        part if part.startswith("'") else _SCHEMA.sub(lambda _: f"{quoted}.", part) for part in parts
+        part if number % 2 else _SCHEMA.sub(lambda _: f"{quoted}.", part) for number, part in enumerate(parts)
     )
 
 
