@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from harness.proxy import met
-from harness.wire import fragment
+from harness.proxy import Fault, met
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,11 +21,15 @@ def shared(new_world: Callable[..., Any]) -> Iterator[World]:
         yield world
 
 
+def lose(world: World, statement: str, what: str) -> Fault:
+    """Lose the next such statement, or its answer."""
+    return (world.proxy.lose_answer if what == "answer" else world.proxy.lose_request)("runs", statement)
+
+
 @pytest.mark.parametrize("what", ["answer", "request"])
 @pytest.mark.parametrize("statement", ["enqueue", "claim", "checkpoint", "finish"])
 def test_the_statement_is_repeated_and_its_effect_is_not(shared: World, statement: str, what: str) -> None:
-    text = fragment("runs", statement)
-    fault = shared.proxy.lose_answer(text) if what == "answer" else shared.proxy.lose_request(text)
+    fault = lose(shared, statement, what)
 
     result = shared.send("flow", ["one", "two"])
 
@@ -41,8 +44,7 @@ def test_the_statement_is_repeated_and_its_effect_is_not(shared: World, statemen
 
 @pytest.mark.parametrize("what", ["answer", "request"])
 def test_the_release_for_a_retry_is_repeated_and_counts_once(shared: World, what: str) -> None:
-    text = fragment("runs", "release")
-    fault = shared.proxy.lose_answer(text) if what == "answer" else shared.proxy.lose_request(text)
+    fault = lose(shared, "release", what)
 
     result = shared.send("flaky", 1)
 
@@ -55,7 +57,7 @@ def test_the_release_for_a_retry_is_repeated_and_counts_once(shared: World, what
 
 
 def test_an_answer_lost_three_times_in_a_row_is_asked_for_a_fourth_time(shared: World) -> None:
-    fault = shared.proxy.lose_answer(fragment("runs", "checkpoint"), times=3)
+    fault = shared.proxy.lose_answer("runs", "checkpoint", times=3)
 
     result = shared.send("flow", ["one"])
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 from psycopg.conninfo import conninfo_to_dict
 
 from harness.waiting import eventually
-from harness.wire import NO_ENCRYPTION, Conversation, Message, Stream
+from harness.wire import NO_ENCRYPTION, Conversation, Message, Stream, on_the_wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,16 +23,16 @@ _CHUNK = 65536
 
 @dataclass
 class Fault:
-    """What is to happen at the next executions of a statement.
+    """What is to happen at the next executions of a query.
 
     Attributes:
-        text: a part of the statement.
+        statement: its text as it is sent.
         times: how often.
         applied: True: the server executes it and the answer is lost. False: it never arrives.
         met: how often it happened.
     """
 
-    text: str
+    statement: str
     times: int
     applied: bool
     met: int = 0
@@ -63,13 +63,13 @@ class Proxy:
 
     # -- what tests do ------------------------------------------------------------------------------------
 
-    def lose_answer(self, text: str, times: int = 1) -> Fault:
-        """Let the next executions of a statement through, and cut before their answer is delivered."""
-        return self._add(Fault(text, times, applied=True))
+    def lose_answer(self, noun: str, name: str, times: int = 1) -> Fault:
+        """Let the next executions of a query through, and cut before their answer is delivered."""
+        return self._add(Fault(on_the_wire(noun, name), times, applied=True))
 
-    def lose_request(self, text: str, times: int = 1) -> Fault:
-        """Cut before the next executions of a statement reach the server."""
-        return self._add(Fault(text, times, applied=False))
+    def lose_request(self, noun: str, name: str, times: int = 1) -> Fault:
+        """Cut before the next executions of a query reach the server."""
+        return self._add(Fault(on_the_wire(noun, name), times, applied=False))
 
     def _add(self, fault: Fault) -> Fault:
         with self._lock:
@@ -100,9 +100,9 @@ class Proxy:
             self.silent = False
             self.cut()
 
-    def executions(self, text: str) -> int:
-        """Return how often a statement was executed."""
-        return sum(text in statement for statement in self.statements)
+    def executions(self, noun: str, name: str) -> int:
+        """Return how often a query was executed."""
+        return self.statements.count(on_the_wire(noun, name))
 
     def close(self) -> None:
         """End."""
@@ -151,7 +151,7 @@ class Proxy:
                 return None
             self.statements.append(statement)
             for fault in self._faults:
-                if fault.met < fault.times and fault.text in statement:
+                if fault.met < fault.times and fault.statement == statement:
                     fault.met += 1
                     return fault
         return None
@@ -233,4 +233,4 @@ def proxied(url: str) -> Iterator[Proxy]:
 def met(fault: Fault, times: int | None = None) -> None:
     """Return when the fault has happened as often as it was to."""
     wanted = fault.times if times is None else times
-    eventually(lambda: fault.met >= wanted, what=f"{fault.text!r} to be executed {wanted} times")
+    eventually(lambda: fault.met >= wanted, what=f"{fault.statement!r} to be executed {wanted} times")

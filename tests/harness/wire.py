@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import resources
 
 from celery_durable.store import queries
 
 _SSL_REQUEST, _GSS_REQUEST = 80877103, 80877104
 NO_ENCRYPTION = b"N"
+_PARAMETER = re.compile(r"%\((\w+)\)s")
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,9 @@ def _text(data: bytes) -> str:
     return data.split(b"\0", 1)[0].decode(errors="replace")
 
 
-@cache
-def fragment(noun: str, name: str) -> str:
-    """Return a line of a named query that no other query of the store has, to recognise it on the wire."""
-    folder = resources.files("celery_durable.store") / "sql"
-    files = [file.name.removesuffix(".sql") for file in folder.iterdir() if file.name.endswith(".sql")]
-    others = [
-        sql for one in files for known, sql in queries.load(one).items() if (one, known) != (noun, name)
-    ]
-    lines = [line.strip() for line in queries.load(noun)[name].splitlines()]
-    for line in lines:
-        if len(line) > 8 and "%" not in line and not line.startswith("--") and not any(line in one for one in others):
-            return line
-    message = f"nothing distinguishes the query {name} of {noun}.sql"
-    raise AssertionError(message)
+def on_the_wire(noun: str, name: str) -> str:
+    """Return a named query of the store as psycopg sends it: parameters by number."""
+    numbers: dict[str, str] = {}
+    return _PARAMETER.sub(
+        lambda found: numbers.setdefault(found[1], f"${len(numbers) + 1}"), queries.load(noun)[name]
+    ).replace("%%", "%")

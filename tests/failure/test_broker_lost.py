@@ -1,0 +1,117 @@
+"""The broker forgets everything, or is not there at all."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from harness.waiting import eventually
+from kombu import Connection
+from kombu.exceptions import OperationalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from harness.brokers import PrivateRedis
+    from harness.world import World
+
+QUICKLY = {"durable_check_interval": 1.0, "durable_lost_after": 60.0}
+
+
+@pytest.fixture
+def redis_world(new_world: Callable[..., Any], private_redis: PrivateRedis) -> Iterator[World]:
+    with new_world(broker=private_redis.url, **QUICKLY) as world:
+        yield world
+
+
+def queued_behind_a_busy_worker(world: World) -> list[Any]:
+    """One run at work, some in the queue, one waiting for its retry."""
+    world.worker()
+    waiting = world.send("patient", 1.0)
+    world.tables.wait_for_state(waiting.id, "waiting")
+    world.gates.close("busy")
+    busy = world.send("flow", ["busy", "after"])
+    world.ledger.wait_for("start", "busy", busy.id)
+    return [busy, waiting, *(world.send("flow", ["queued"]) for _ in range(10))]
+
+
+def all_done_once(world: World, results: list[Any]) -> None:
+    world.tables.wait_until_all_final([result.id for result in results], timeout=30)
+    assert {world.tables.state(result.id) for result in results} == {"succeeded"}
+    for result in results:
+        names = world.ledger.names(run=result.id)
+        assert len(names) == len(set(names))
+        assert world.tables.run(result.id)["recoveries"] == 0
+
+
+def test_redis_emptied_with_runs_queued_at_work_and_waiting_loses_none(
+    redis_world: World, private_redis: PrivateRedis
+) -> None:
+    results = queued_behind_a_busy_worker(redis_world)
+
+    private_redis.client.flushall()
+    redis_world.gates.open("busy")
+
+    all_done_once(redis_world, results)
+
+
+def test_redis_killed_and_started_empty_with_runs_queued_at_work_and_waiting_loses_none(
+    redis_world: World, private_redis: PrivateRedis
+) -> None:
+    results = queued_behind_a_busy_worker(redis_world)
+
+    private_redis.kill()
+    redis_world.gates.open("busy")
+    redis_world.tables.wait_for_state(results[0].id, "succeeded")
+    private_redis.start()
+
+    all_done_once(redis_world, results)
+
+
+def test_a_rabbitmq_queue_purged_with_runs_queued_at_work_and_waiting_loses_none(
+    new_world: Callable[..., Any],
+) -> None:
+    from harness.brokers import service
+
+    with new_world(broker=service("DURABLE_TEST_AMQP"), **QUICKLY) as world:
+        results = queued_behind_a_busy_worker(world)
+
+        with Connection(world.setup.broker) as connection, connection.channel() as channel:
+            eventually(lambda: channel.queue_purge(world.setup.queue), what="messages to purge")
+        world.gates.open("busy")
+
+        all_done_once(world, results)
+
+
+def test_a_thousand_runs_are_accepted_quickly_without_a_broker_and_done_when_it_is_back(
+    redis_world: World, private_redis: PrivateRedis
+) -> None:
+    redis_world.worker(pool="threads", concurrency=4)
+    private_redis.kill()
+
+    began = time.monotonic()
+    results = [redis_world.send("plain", str(number)) for number in range(1000)]
+    took = time.monotonic() - began
+    assert redis_world.tables.one("select count(*) from durable.run where state = 'pending'") == 1000
+    private_redis.start()
+
+    assert took < 30
+    redis_world.tables.wait_until_all_final([result.id for result in results], timeout=90)
+    assert redis_world.tables.one("select count(*) from durable.run where state = 'succeeded'") == 1000
+    assert redis_world.tables.one("select max(attempt) from durable.run") == 1
+    assert redis_world.ledger.count("body", "plain") == 1000
+
+
+def test_a_caller_that_asked_for_it_is_told_that_the_broker_is_away_and_no_run_is_left(
+    new_world: Callable[..., Any], private_redis: PrivateRedis
+) -> None:
+    with new_world(broker=private_redis.url, durable_publish_errors="raise") as world:
+        world.send("plain", "there is a table now")
+        private_redis.kill()
+
+        for _ in range(3):  # also while the breaker keeps callers from trying
+            with pytest.raises((OperationalError, OSError)):
+                world.send("plain", "lost")
+
+        assert world.tables.one("select count(*) from durable.run") == 1

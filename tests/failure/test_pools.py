@@ -1,0 +1,68 @@
+"""Each of Celery's pools: steps, retries, threads of the body's own, and the death of the worker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from celery_durable.exceptions import Fatal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from harness.world import World
+
+FIVE = ["one", "two", "three", "four", "five"]
+
+
+@pytest.fixture(scope="module", params=["prefork", "threads", "solo", "gevent"])
+def pool(request: pytest.FixtureRequest, new_world: Callable[..., Any]) -> Iterator[World]:
+    """Two workers of one pool, for four tests; the last one kills one of them."""
+    if request.param == "gevent":
+        pytest.importorskip("gevent")
+    with new_world() as world:
+        world.pair(pool=request.param, concurrency=1 if request.param in ("solo", "prefork") else 4)
+        yield world
+
+
+def test_a_run_of_five_steps_is_done(pool: World) -> None:
+    result = pool.send("flow", FIVE)
+
+    assert result.get(timeout=10) == [f"{name} done" for name in FIVE]
+    assert pool.ledger.names(run=result.id) == FIVE
+    assert list(pool.tables.steps(result.id)) == FIVE
+
+
+def test_runs_that_raise_leave_the_worker_and_come_back_and_the_worker_lives(pool: World) -> None:
+    results = [pool.send("flaky", 2) for _ in range(3)]
+
+    for result in results:
+        assert result.get(timeout=20) == ["first done", "second done", 2]
+        assert pool.ledger.names(run=result.id) == ["first", "second"]
+        assert pool.tables.outcomes(result.id) == ["retry", "retry", "succeeded"]
+    with pytest.raises(Fatal):
+        pool.send("tail", "raise").get(timeout=10)
+    assert all(worker.alive for worker in pool.workers)
+
+
+def test_steps_called_in_threads_of_the_body_are_checkpointed(pool: World) -> None:
+    names = ["left", "right", "third"]
+    result = pool.send("threaded", names)
+
+    assert result.get(timeout=10) == [f"{name} done" for name in names]
+    assert set(pool.tables.steps(result.id)) == set(names)
+
+
+def test_the_run_of_a_killed_worker_goes_on_at_the_other_one(pool: World) -> None:
+    pool.gates.close("mid")
+    result = pool.send("flow", ["first", "mid", "last"])
+    pool.ledger.wait_for("start", "mid", result.id)
+
+    pool.owner(result.id).kill9()
+    pool.ledger.wait_for("start", "mid", result.id, times=2)
+    pool.gates.open("mid")
+
+    assert result.get(timeout=20) == ["first done", "mid done", "last done"]
+    assert pool.ledger.names(run=result.id) == ["first", "mid", "mid", "last"]
+    assert pool.tables.outcomes(result.id) == ["lost", "succeeded"]
