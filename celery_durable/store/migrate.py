@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from psycopg import errors
 
-from celery_durable.exceptions import PostgresVersionError, SchemaMissingError, SchemaVersionError
+from celery_durable.exceptions import PostgresVersionError, SchemaMissingError, SchemaVersionError, StoreError
 from celery_durable.store.queries import in_schema, quote_identifier
 
 if TYPE_CHECKING:
@@ -106,9 +106,11 @@ def _prepare(connection: Connection, schema: str) -> int:
 def check(connection: Connection, schema: str = "durable") -> None:
     """Raise unless this release can work with the schema in this database.
 
-    Raises `PostgresVersionError`, `SchemaMissingError` or `SchemaVersionError`, each naming what to do.
+    Raises `PostgresVersionError`, `SchemaMissingError` or `SchemaVersionError`, each naming what to do, and
+    `StoreError` where transactions are not `read committed` by default.
     """
     require_postgres(connection)
+    _require_fresh_snapshots(connection)
     have, want = installed(connection, schema), newest()
     if have == 0:
         message = (
@@ -125,6 +127,20 @@ def check(connection: Connection, schema: str = "durable") -> None:
         raise SchemaVersionError(message, installed=have, needed=want)
     if have > want:
         raise _ahead(have)
+
+
+def _require_fresh_snapshots(connection: Connection) -> None:
+    """Raise where transactions keep one snapshot: a claim's history must be younger than its lock."""
+    row = connection.execute(
+        "select current_setting('transaction_isolation') as level, current_user as role"
+    ).fetchone()
+    if row is not None and row["level"] != "read committed":
+        message = (
+            f"Transactions of {row['role']!r} in {connection.info.dbname!r} are {row['level']!r} by default; "
+            f"celery-durable needs each statement to see what was committed before it. Run: "
+            f"alter role {row['role']} set default_transaction_isolation = 'read committed'"
+        )
+        raise StoreError(message, level=row["level"])
 
 
 def _ahead(have: int) -> SchemaVersionError:

@@ -80,11 +80,17 @@ returning w.id
 
 -- name: recover_orphans
 -- Runs whose worker is no longer there, found by anti-join each time: it misses none, however often it runs.
-with orphan as (
-    select r.key from durable.run r
+-- The lock is taken for the worker that was judged: an anti-join is not repeated for a row that changed between
+-- the snapshot and its lock, and would take a run from a live worker that has just claimed it.
+with lost as materialized (
+    select r.key, r.worker from durable.run r
     where r.state = 'running' and not exists (select from durable.worker w where w.id = r.worker)
       and exists (select from durable.leader where term = %(term)s and expires_at > durable.clock())
-    order by r.key limit %(limit)s for update of r skip locked
+    order by r.key limit %(limit)s
+), orphan as (
+    select r.key from durable.run r join lost on lost.key = r.key and lost.worker = r.worker
+    where r.state = 'running'
+    order by r.key for update of r skip locked
 ), recovered as (
     update durable.run r
     set state = case when cancel_requested then 'cancelled'
@@ -203,22 +209,38 @@ order by key limit %(limit)s
 delete from durable.outbox where key = any(%(keys)s)
 
 -- name: prune
--- Whole final trees only, with everything that belongs to them, in one transaction.
-with old as (
-    select r.key from durable.run r
+-- Whole final trees only, with everything that belongs to them, in one transaction. Every run of a tree is judged
+-- again under its lock: where one was resumed meanwhile, or is locked by who resumes it, the tree stays.
+with old as materialized (
+    select distinct coalesce(picked.root, picked.id) as tree
+    from (
+        select r.id, r.root from durable.run r
+        where r.state in ('succeeded', 'failed', 'cancelled')
+          and r.finished_at < durable.clock() - %(age)s::interval
+          and not exists (
+              select from durable.run t
+              where t.root = coalesce(r.root, r.id) and t.root <> t.id
+                and (t.finished_at is null or t.finished_at >= durable.clock() - %(age)s::interval))
+          and not exists (
+              select from durable.run t
+              where t.id = r.root
+                and (t.finished_at is null or t.finished_at >= durable.clock() - %(age)s::interval))
+        order by r.finished_at limit %(limit)s) as picked
+), member as materialized (
+    select old.tree, r.key from old join durable.run r on r.root = old.tree and r.root <> r.id
+    union
+    select old.tree, r.key from old join durable.run r on r.id = old.tree
+), locked as (
+    select r.key, member.tree from durable.run r join member on member.key = r.key
     where r.state in ('succeeded', 'failed', 'cancelled')
       and r.finished_at < durable.clock() - %(age)s::interval
-      and not exists (
-          select from durable.run t
-          where t.root = coalesce(r.root, r.id) and t.root <> t.id
-            and (t.finished_at is null or t.finished_at >= durable.clock() - %(age)s::interval))
-      and not exists (
-          select from durable.run t
-          where t.id = r.root
-            and (t.finished_at is null or t.finished_at >= durable.clock() - %(age)s::interval))
-    order by r.finished_at limit %(limit)s for update of r skip locked
+    order by r.key for update of r skip locked
+), whole as (
+    select member.tree from member left join locked on locked.key = member.key
+    group by member.tree having count(*) = count(locked.key)
 ), gone as (
-    delete from durable.run r using old where r.key = old.key and r.finished_at is not null returning r.key
+    delete from durable.run r using locked join whole on whole.tree = locked.tree
+    where r.key = locked.key returning r.key
 ), checkpoints as (
     delete from durable.checkpoint c using gone where c.run_key = gone.key
 ), attempts as (

@@ -160,9 +160,14 @@ select key from finished
 -- name: release
 -- Leave the worker: for a retry (with a due time), or to hand the run on (due now). Step errors recorded
 -- after the last successful step are put aside when the run is tried again. The fence is closed with a value
--- that only this attempt can derive, so that the write, repeated, recognises itself.
-with released as (
-    update durable.run
+-- that only this attempt can derive, so that the write, repeated, recognises itself; it is judged under the
+-- lock, for the first one may still be committing.
+with mine as (
+    select key, fence, state from durable.run
+    where key = %(run)s and fence in (%(fence)s, %(closed)s)
+    for no key update
+), released as (
+    update durable.run r
     set state = case when cancel_requested then 'cancelled'
                      when %(reason)s::text = 'replaced' or %(delay)s::interval > interval '0' then 'waiting'
                      else 'pending' end,
@@ -182,8 +187,8 @@ with released as (
         priority = coalesce(%(priority)s::smallint, priority),
         revision = revision + case when %(body)s::bytea is null then 0 else 1 end,
         body = coalesce(%(body)s, body), message = coalesce(%(message)s, message)
-    where key = %(run)s and fence = %(fence)s and state = 'running'
-    returning key, attempt, state
+    from mine where r.key = mine.key and mine.fence = %(fence)s and mine.state = 'running'
+    returning r.key, r.attempt, r.state
 ), ended as (
     update durable.attempt a
     set ended_at = durable.clock(), outcome = %(outcome)s, error = %(error)s, traceback = %(traceback)s
@@ -199,10 +204,9 @@ with released as (
                                                    where run_key = r.key and outcome = 'ok'), 0)
           else false end
 )
-select state from released
-union all
-select state from durable.run
-where key = %(run)s and fence = %(closed)s and not exists (select from released)
+select coalesce(released.state, mine.state) as state
+from mine left join released on released.key = mine.key
+where released.key is not null or mine.fence = %(closed)s
 
 -- name: update_state
 -- Task.update_state() from inside the run.
