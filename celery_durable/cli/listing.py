@@ -114,7 +114,7 @@ def _table(page: Page, console: Console) -> Table:
         state = Text(str(run.state), STYLES[run.state])
         words = Text(summary(run))
         if narrow:
-            table.add_row(shown.get(run.id, run.id), state, Text(f"{run.task}: ", "dim") + words)
+            table.add_row(shown.get(run.id, run.id), state, Text.assemble((f"{run.task}: ", "dim"), words))
         else:
             created = relative(run.created_at, run.now)
             table.add_row(shown.get(run.id, run.id), Text(run.task), state, words, created)
