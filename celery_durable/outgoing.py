@@ -135,7 +135,8 @@ class StoringProducer:
             eta=schedule.eta,
             expires=schedule.expires,
             expires_at=schedule.expires_at,
-            publish=not envelope.breaker.open,
+            # Whoever wants to hear of a broker that is away has to wait for it to answer, every time.
+            publish=not envelope.breaker.open or self._store.settings.publish_errors == "raise",
         )
 
     @property
