@@ -59,7 +59,6 @@ class Setup:
             broker_connection_retry_on_startup=True,
             worker_prefetch_multiplier=1,
             worker_hijack_root_logger=False,
-            worker_enable_remote_control=False,
             worker_send_task_events=False,
             **self.settings,
         )
