@@ -80,7 +80,7 @@ def a_run() -> RunView:
     values |= {"key": 1, "id": "a-run", "task": "media.process", "queue": "media", "state": RunState.FAILED}
     values |= {"attempt": 1, "generation": 0, "retries": 1, "recoveries": 0, "cancel_requested": False}
     values |= {"created_at": NOW, "finished_at": NOW, "now": NOW, "orphaned": False, "body_bytes": 10}
-    values |= {"error": "ValueError: [bold]no[/bold]", "traceback": "Traceback\n  x[0]\nValueError: no"}
+    values |= {"error": "ValueError: [bold]no[/bold]", "traceback": "Traceback\n  x[0] [red]\nValueError: no"}
     values["attempts"] = (
         AttemptView(
             number=1,
@@ -122,7 +122,7 @@ def test_a_story_has_attempts_steps_with_bars_events_and_the_traceback() -> None
     assert "celery@a" in text
     assert "reason: again" in text
     assert "operation" not in text
-    assert "x[0]" in text  # not taken for markup
+    assert "x[0] [red]" in text  # not taken for markup
     assert "[bold]no[/bold]" in text
 
 
