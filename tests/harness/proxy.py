@@ -84,6 +84,11 @@ class Proxy:
             link.close()
         return len(links)
 
+    def calm(self) -> None:
+        """Forget the faults that have not happened yet."""
+        with self._lock:
+            self._faults.clear()
+
     def refuse(self) -> None:
         """Cut all connections and take no new ones."""
         self._refusing = True

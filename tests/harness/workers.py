@@ -124,10 +124,12 @@ class Worker:
         """SIGSTOP the whole process tree; return when all of it stands still."""
         main = psutil.Process(self.pid)
         main.suspend()
-        self._frozen = [main, *self.children()]
+        eventually(lambda: _stands_still(main), what=f"{main} to stand still")
+        self._frozen = [main, *self.children()]  # now that it starts no more
         for process in self._frozen[1:]:
-            process.suspend()
-        eventually(lambda: all(process.status() in _SUSPENDED for process in self._frozen), what="a standstill")
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+        eventually(lambda: all(map(_stands_still, self._frozen)), what="a standstill")
 
     def thaw(self) -> None:
         """SIGCONT what was frozen: children first, so that they go on without their main process' help."""
@@ -160,6 +162,12 @@ class Worker:
                 process.kill()
         self.process.wait(timeout=10)
         psutil.wait_procs(left, timeout=10)
+
+
+def _stands_still(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.status() in (*_SUSPENDED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    return True
 
 
 def _environment() -> dict[str, str]:
