@@ -8,7 +8,6 @@ import threading
 import time
 import uuid
 from collections import Counter
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,7 +26,7 @@ from celery_durable.limits import time_limit
 from celery_durable.serialization import digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from celery_durable.config import Settings
     from celery_durable.run import Claim
@@ -145,18 +144,23 @@ class Execution:
         """Return the step's stored outcome, or run it and store it."""
         arguments = digest(step.named_arguments(args, kwargs))
         base = frame.scope + (step.step_options.key or step.name)
-        with self._call(base, keyed=step.step_options.key is not None) as key:
+        key = self._begin(base, keyed=step.step_options.key is not None)
+        try:
             known = self._history.get(key)
             if known is not None and known.finished:
                 return self._replayed(step, known, arguments)
             return self._performed(frame, step, key, known, arguments, args, kwargs)
+        finally:
+            self._flying.pop(base, None)
 
     def child(self, name: str, new_run: Callable[[str], NewRun]) -> tuple[str, bool]:
         """Store a child run that the body starts; return its id and whether it is new.
 
         It is a step of its own, so that a replay costs nothing; its id is derived from this run's.
         """
-        with self._call(f"delay:{name}", keyed=False) as key:
+        base = f"delay:{name}"
+        key = self._begin(base, keyed=False)
+        try:
             child_id = str(uuid.uuid5(self._namespace, key))
             known = self._history.get(key)
             if known is not None and known.finished:
@@ -167,6 +171,8 @@ class Execution:
             write = self._write(key, outcomes.OK, (_NO_DIGEST, name), tries=1, output=child_id.encode())
             self._stored(lambda: self._runs.enqueue_child(self.claim.key, self.claim.fence, write, new))
             return child_id, True
+        finally:
+            self._flying.pop(base, None)
 
     def child_of_step(self, frame: context.Frame, name: str) -> str | None:
         """Return the id of a child run that a step's body starts: the same at every try of the step."""
@@ -225,8 +231,7 @@ class Execution:
 
     # -- one call ---------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _call(self, base: str, *, keyed: bool) -> Iterator[str]:
+    def _begin(self, base: str, *, keyed: bool) -> str:
         """Give a call its key; calls of one name at the same time need keys of their own."""
         thread = threading.get_ident()
         with self._lock:
@@ -242,11 +247,7 @@ class Execution:
                 raise StepUsageError(message, step=base)
             key = occurrence(base, self._calls[base])
             self._flying[base] = thread
-        try:
-            yield key
-        finally:
-            with self._lock:
-                self._flying.pop(base, None)
+            return key
 
     def _replayed(self, step: Step[Any, Any], known: Checkpoint, arguments: tuple[bytes, str]) -> Any:
         self._unmet.discard(known.key)
@@ -346,8 +347,12 @@ class Execution:
         if owner:
             self.inside = key
         try:
-            with context.inside_step(frame, key), time_limit(step.step_options.time_limit, f"Step {key!r}"):
-                return step.function(*args, **kwargs)
+            with context.inside_step(frame, key):
+                limit = step.step_options.time_limit
+                if limit is None:
+                    return step.function(*args, **kwargs)
+                with time_limit(limit, f"Step {key!r}"):
+                    return step.function(*args, **kwargs)
         finally:
             if owner:
                 self.inside = None

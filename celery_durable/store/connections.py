@@ -1,4 +1,4 @@
-"""Connections to Postgres: one pool per process, made after fork, and patience while Postgres is away."""
+"""Connections to Postgres: made after fork, few per process, and patient while Postgres is away."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 from psycopg import errors
+from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
@@ -71,32 +72,48 @@ class Connections:
         self._prepare = prepare
         self._on_open = on_open
         self._pool: ConnectionPool[Connection] | None = None
+        self._first = self._no_connection()
+        self._checked = False
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._inherited: list[object] = []
 
+    def _no_connection(self) -> list[Connection | None]:
+        """Return the place of the first connection: empty while it is in use, None when there is none yet.
+
+        Most processes write from one thread; asking the pool costs them a tenth of a step.
+        """
+        return [None] if self._size > 1 else []
+
     @property
     def pool(self) -> ConnectionPool[Connection]:
-        """The pool of this process; a child forgets the one it inherited without touching its sockets."""
-        if self._pool is not None and self._pid == os.getpid():
-            return self._pool
-        return self._open()
+        """The pool of this process, for what runs beside its first connection."""
+        self._begin()
+        return self._pool if self._pool is not None else self._open()
 
-    def _open(self) -> ConnectionPool[Connection]:
+    def _begin(self) -> None:
+        """Check the schema once; a child forgets what it inherited without touching its sockets."""
+        if self._checked and self._pid == os.getpid():
+            return
         if self._pid != os.getpid():
             # Kept, not closed: closing would say goodbye on sockets that the parent still uses.
-            self._inherited.append(self._pool)
-            self._pool, self._pid, self._lock = None, os.getpid(), threading.Lock()
+            self._inherited += [self._pool, self._first]
+            self._pool, self._first, self._checked = None, self._no_connection(), False
+            self._pid, self._lock = os.getpid(), threading.Lock()
+        with self._lock:
+            if not self._checked and self._on_open is not None:
+                with self.dedicated() as connection:
+                    self._on_open(connection)
+            self._checked = True
+
+    def _open(self) -> ConnectionPool[Connection]:
         with self._lock:
             if self._pool is None:
-                if self._on_open is not None:
-                    with self.dedicated() as connection:
-                        self._on_open(connection)
                 self._pool = ConnectionPool(
                     self._conninfo,
                     kwargs=self._options(),
                     min_size=0,
-                    max_size=self._size,
+                    max_size=max(1, self._size - 1),
                     max_idle=300,
                     timeout=5,
                     reconnect_timeout=5,
@@ -136,7 +153,23 @@ class Connections:
             connection.close()
 
     def once(self, work: Callable[[Connection], T]) -> T:
-        """Do `work` with a connection of the pool, without a second try."""
+        """Do `work` with a connection of this process, without a second try."""
+        self._begin()
+        first = self._first
+        try:
+            connection = first.pop()
+        except IndexError:
+            return self._pooled(work)
+        try:
+            connection = connection or self.connect()
+            return work(connection)
+        finally:
+            if first is not self._first or not _usable(connection):  # closed meanwhile, or left at work
+                _close(connection)
+                connection = None
+            first.append(connection)
+
+    def _pooled(self, work: Callable[[Connection], T]) -> T:
         pool = self.pool
         connection = pool.getconn()
         try:
@@ -196,10 +229,22 @@ class Connections:
                 return result
 
     def close(self) -> None:
-        """Close the pool of this process."""
-        if self._pool is not None and self._pid == os.getpid():
-            self._pool.close()
-        self._pool = None
+        """Close the connections of this process."""
+        if self._pid == os.getpid():
+            if self._pool is not None:
+                self._pool.close()
+            for connection in self._first:
+                _close(connection)
+        self._pool, self._first, self._checked = None, self._no_connection(), False
+
+
+def _usable(connection: Connection | None) -> bool:
+    return connection is not None and connection.pgconn.transaction_status == TransactionStatus.IDLE
+
+
+def _close(connection: Connection | None) -> None:
+    if connection is not None:
+        connection.close()
 
 
 def _line(error: BaseException) -> str:

@@ -114,6 +114,7 @@ class RunStore:
     def enqueue_many(self, runs: Sequence[NewRun]) -> list[str | None]:
         """Store runs in one round trip and one transaction; return each one's state, None for known ids."""
         parameters = [self._new(run) for run in runs]
+
         def work(connection: Connection) -> list[str | None]:
             with connection.pipeline():
                 cursors = [connection.execute(self._sql["enqueue"], row) for row in parameters]
@@ -172,9 +173,12 @@ class RunStore:
 
         Raises `LeaseLostError` when another attempt owns the run.
         """
-        sql = self._sql["checkpoint_async" if relaxed else "checkpoint"]
         parameters = {**step.__dict__, "run": run, "fence": fence}
-        row = self._connections.patiently(lambda connection: connection.execute(sql, parameters).fetchone())
+        if not relaxed:
+            sql = self._sql["checkpoint"]
+            if self._connections.patiently(lambda connection: connection.execute(sql, parameters).rowcount):
+                return False
+        row = self._one("checkpoint_async" if relaxed else "checkpoint_told", parameters)
         if row is None:
             raise LeaseLostError(step=step.key)
         if not row["stored"]:
@@ -189,7 +193,7 @@ class RunStore:
 
         def work(connection: Connection) -> Any:
             with connection.pipeline():
-                stored = connection.execute(self._sql["checkpoint"], step_parameters)
+                stored = connection.execute(self._sql["checkpoint_told"], step_parameters)
                 connection.execute(self._sql["enqueue"], child_parameters)
             return stored.fetchone()
 

@@ -88,8 +88,28 @@ where id = %(id)s and state = 'pending' and attempt = 0 and expires_at <= durabl
 returning id
 
 -- name: checkpoint
--- Store one step's outcome, fenced by the lock on the run row. A finished checkpoint is never replaced:
+-- Store one step's outcome, fenced by the lock on the run row. This is the short form for the case that nothing
+-- is unusual: no row stored means that the long form has to say why. A finished checkpoint is never replaced:
 -- the only write that meets one is this very write, repeated after its answer was lost.
+insert into durable.checkpoint as c
+    (run_key, key, seq, outcome, output, codec, digest, arguments, fence, attempt,
+     tries, spent, error, clock, seconds)
+select r.key, %(key)s, %(seq)s, %(outcome)s, %(output)s, %(codec)s, %(digest)s, %(arguments)s,
+       %(fence)s, r.attempt, %(tries)s, %(spent)s, %(error)s, %(clock)s, %(seconds)s
+from durable.run r
+where r.key = %(run)s and r.fence = %(fence)s and r.state = 'running' and not r.cancel_requested
+for no key update
+on conflict (run_key, key) do update
+set seq = excluded.seq, outcome = excluded.outcome, output = excluded.output, codec = excluded.codec,
+    digest = excluded.digest, arguments = excluded.arguments, fence = excluded.fence,
+    attempt = excluded.attempt, tries = excluded.tries, spent = excluded.spent, error = excluded.error,
+    clock = excluded.clock, seconds = excluded.seconds, stored_at = excluded.stored_at
+where c.outcome in ('trying', 'started', 'discarded')
+   or (c.fence = excluded.fence and c.tries = excluded.tries and c.outcome = excluded.outcome)
+
+-- name: checkpoint_told
+-- The same in a long form, which tells a lost lease (no row) from a run that is asked to stop and from a
+-- checkpoint that has another outcome already. Twice the server's time of the short one.
 with fence as (
     select key, attempt, cancel_requested from durable.run
     where key = %(run)s and fence = %(fence)s and state in ('running', 'cancelling')
@@ -113,7 +133,7 @@ with fence as (
 select fence.cancel_requested, exists (select from stored) as stored from fence
 
 -- name: checkpoint_async
--- The same for steps that are cheap to repeat: this one commit does not wait for the disk.
+-- The long form for steps that are cheap to repeat: this one commit does not wait for the disk.
 with relaxed as materialized (
     select set_config('synchronous_commit', 'off', true) as set_for_this_commit
 ), fence as (
