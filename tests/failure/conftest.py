@@ -22,9 +22,7 @@ _worlds: list[World] = []
 
 
 @contextmanager
-def _world(
-    postgres_url: str, broker: str, *, proxy: bool = False, **settings: Any
-) -> Iterator[World]:
+def _world(postgres_url: str, broker: str, *, proxy: bool = False, **settings: Any) -> Iterator[World]:
     with ExitStack() as stack:
         folder = tempfile.mkdtemp(prefix="durable-world-")
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -84,7 +82,7 @@ def private_redis() -> Iterator[brokers.PrivateRedis]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:  # noqa: ARG001
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     report = yield
     if report.failed:
         for world in _worlds:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness import invariants
@@ -21,9 +22,19 @@ COUNTDOWN = 2.0
 RUNS_PER_SECOND = 5
 
 
-def send_some(world: World, chance: random.Random, runs: int) -> dict[str, float]:
-    """Start runs of all kinds; return their countdowns by id."""
-    sent = {}
+@dataclass(frozen=True)
+class Sent:
+    """What was asked for."""
+
+    id: str
+    expected: Any
+    countdown: float
+    linked: bool
+
+
+def send_some(world: World, chance: random.Random, runs: int) -> list[Sent]:
+    """Start runs of all kinds."""
+    sent = []
     for _ in range(runs):
         kind = chance.random()
         names = [f"step{number}" for number in range(chance.randint(1, 8))]
@@ -32,45 +43,58 @@ def send_some(world: World, chance: random.Random, runs: int) -> dict[str, float
         options: dict[str, Any] = {"link": link, "countdown": countdown or None}
         if kind < 0.7:
             result = world.send("flow", names, chance.uniform(0.0, 0.05), **options)
+            expected: Any = [f"{name} done" for name in names]
         elif kind < 0.9:
-            result = world.send("flaky", chance.randint(1, 3), **options)
+            failures = chance.randint(1, 3)
+            result = world.send("flaky", failures, **options)
+            expected = ["first done", "second done", failures]
         else:
             result = world.send("plain", "no steps", **options)
-        sent[result.id] = countdown
+            expected = "no steps"
+        sent.append(Sent(result.id, expected, countdown, link is not None))
     return sent
 
 
-def test_whatever_happens_every_run_ends_once_and_no_finished_step_is_repeated(new_world: Callable[..., Any]) -> None:
+def test_whatever_happens_every_run_ends_once_and_no_finished_step_is_repeated(
+    new_world: Callable[..., Any], record_property: Callable[[str, object], None]
+) -> None:
     seed = int(os.environ.get("DURABLE_CHAOS_SEED", random.randrange(10**6)))
     chance = random.Random(seed)
     options = {"concurrency": 2}
     with new_world(proxy=True, durable_max_recoveries=100) as world:
         world.pair(**options)
         monkey, witness = Monkey(world, seed, **options), invariants.Witness(world.tables)
-        sent: dict[str, float] = {}
+        sent: list[Sent] = []
         began = time.monotonic()
         deadline = began + SECONDS
         while time.monotonic() < deadline:
             due = int((time.monotonic() - began) * RUNS_PER_SECOND) + 20
-            sent |= send_some(world, chance, min(due - len(sent), 50))
+            sent += send_some(world, chance, min(due - len(sent), 50))
             monkey.play()
             witness.look()
         story = f"seed {seed}: {' '.join(monkey.done)}"
-        print(story)
+        record_property("story", story)
         world.proxy.calm()
-        world.tables.wait_until_all_final(sent, timeout=60)
+        world.tables.wait_until_all_final([one.id for one in sent], timeout=60)
         witness.look()
 
-        linked = [row["id"] for row in world.tables.rows("select id from durable.run where parent is not null")]
+        linked = [
+            row["id"] for row in world.tables.rows("select id from durable.run where parent is not null")
+        ]
         world.tables.wait_until_all_final(linked, timeout=30)
+        assert len(linked) == sum(one.linked for one in sent), story
+        wrong = [one for one in sent if world.app.AsyncResult(one.id).result != one.expected]
+        assert not wrong, f"{story}\n{wrong[:5]}"
         assert not witness.wrong, f"{story}\n{witness.wrong[:5]}"
-        states = world.tables.rows("select state, reason, count(*) as n from durable.run group by state, reason")
+        states = world.tables.rows(
+            "select state, reason, count(*) as n from durable.run group by state, reason"
+        )
         assert [row["state"] for row in states] == ["succeeded"], f"{story}\n{states}"
         invariants.check_all(
             world.app,
             world.tables,
             world.ledger,
-            [*sent, *linked],
-            countdowns={run: countdown for run, countdown in sent.items() if countdown},
+            [*(one.id for one in sent), *linked],
+            countdowns={one.id: one.countdown for one in sent if one.countdown},
             retry_delay=RETRY_DELAY,
         )

@@ -40,7 +40,9 @@ def test_a_child_killed_in_a_step_is_replaced_and_no_finished_step_runs_again(sh
     assert shared.tables.outcomes(result.id) == ["lost", "succeeded"]
 
 
-def test_a_child_killed_by_the_hard_time_limit_is_replaced_and_no_finished_step_runs_again(shared: World) -> None:
+def test_a_child_killed_by_the_hard_time_limit_is_replaced_and_no_finished_step_runs_again(
+    shared: World,
+) -> None:
     shared.gates.close("stuck")
     result = shared.send("flow", ["first", "stuck"], time_limit=1)
     shared.ledger.wait_for("start", "stuck", result.id, times=2)
@@ -52,7 +54,9 @@ def test_a_child_killed_by_the_hard_time_limit_is_replaced_and_no_finished_step_
     assert "TimeLimitExceeded" in shared.tables.attempts(result.id)[0]["error"]
 
 
-def test_a_run_that_kills_its_child_every_time_fails_as_exhausted_and_its_errback_hears_of_it(shared: World) -> None:
+def test_a_run_that_kills_its_child_every_time_fails_as_exhausted_and_its_errback_hears_of_it(
+    shared: World,
+) -> None:
     errback = signature("on_error", app=shared.app)
     result = shared.send("poison", link_error=errback)
 

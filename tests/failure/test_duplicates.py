@@ -76,7 +76,9 @@ def test_copies_delivered_to_four_processes_at_once_are_one_execution(shared: Wo
 
     for result in results:
         assert result.get(timeout=20) == ["race done"]
-    eventually(lambda: sum(refusals(shared, r.id) for r in results) == COPIES * len(results), what="all refusals")
+    eventually(
+        lambda: sum(refusals(shared, r.id) for r in results) == COPIES * len(results), what="all refusals"
+    )
     for result in results:
         assert shared.ledger.names(run=result.id) == ["race"]
         assert shared.tables.outcomes(result.id) == ["succeeded"]

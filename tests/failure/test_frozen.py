@@ -28,8 +28,13 @@ def stored(world: World, run_id: str) -> list[list[dict[str, Any]]]:
     key = world.tables.run(run_id)["key"]
     of_run = ("checkpoint", "attempt", "event")
     return [
-        world.tables.rows("select * from durable.run where id = %s or parent = %s order by key", run_id, run_id),
-        *(world.tables.rows(f"select * from durable.{table} where run_key = %s order by 1, 2", key) for table in of_run),
+        world.tables.rows(
+            "select * from durable.run where id = %s or parent = %s order by key", run_id, run_id
+        ),
+        *(
+            world.tables.rows(f"select * from durable.{table} where run_key = %s order by 1, 2", key)
+            for table in of_run
+        ),
     ]
 
 
@@ -46,7 +51,9 @@ def back_and_healthy(world: World, worker: Worker) -> None:
         assert run.get(timeout=10) == ["hold done"]
 
 
-def test_a_worker_frozen_in_a_step_stores_nothing_when_it_is_back_and_starts_nothing_more(shared: World) -> None:
+def test_a_worker_frozen_in_a_step_stores_nothing_when_it_is_back_and_starts_nothing_more(
+    shared: World,
+) -> None:
     shared.gates.close("mid")
     result = shared.send("flow", ["first", "mid", "last"], link=shared.app.tasks["on_success"].s())
     zombie = shared.ledger.wait_for("start", "mid", result.id)
@@ -63,7 +70,13 @@ def test_a_worker_frozen_in_a_step_stores_nothing_when_it_is_back_and_starts_not
     back_and_healthy(shared, frozen)
 
     after_thaw = [(e.event, e.name) for e in shared.ledger.entries(run=result.id) if e.pid == zombie.pid]
-    assert after_thaw == [("body", "flow"), ("start", "first"), ("end", "first"), ("start", "mid"), ("end", "mid")]
+    assert after_thaw == [
+        ("body", "flow"),
+        ("start", "first"),
+        ("end", "first"),
+        ("start", "mid"),
+        ("end", "mid"),
+    ]
     assert stored(shared, result.id) == before
     assert shared.ledger.count("link") == 1
     assert shared.tables.outcomes(result.id) == ["lost", "succeeded"]

@@ -21,12 +21,13 @@ def on_each_broker(request: pytest.FixtureRequest, new_world: Callable[..., Any]
         if request.param == "embedded":
             url = stack.enter_context(brokers.embedded_broker())
         else:
-            url = brokers.service({"redis": "DURABLE_TEST_REDIS", "rabbitmq": "DURABLE_TEST_AMQP"}[request.param])
+            variable = {"redis": "DURABLE_TEST_REDIS", "rabbitmq": "DURABLE_TEST_AMQP"}[request.param]
+            url = brokers.service(variable)
         yield stack.enter_context(new_world(broker=url))
 
 
 def kill_one_of_two(world: World, *, leader: bool) -> None:
-    """Two runs are in their second step, one on each worker; the leader of the keepers dies, or the other one."""
+    """Two runs are in their second step, one on each worker; then the keepers' leader dies, or the other."""
     world.gates.close("mid")
     results = [world.send("flow", ["first", "mid", "last"]) for _ in range(2)]
     for result in results:

@@ -1,8 +1,8 @@
-"""What holds after any chaos, checked against the tables and the ledger. Each check returns what violates it."""
+"""What holds after any chaos, by the tables and the ledger. Each check returns what violates it."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
     from harness.ledger import Ledger
     from harness.tables import Tables
+
+_ATTEMPTS = " from durable.attempt a join durable.run r on r.key = a.run_key "
+_AND_THE_NEXT = " join durable.attempt b on b.run_key = a.run_key and b.number = a.number + 1 "
 
 
 def one_outcome_each(tables: Tables, ids: Iterable[str]) -> list[str]:
@@ -58,16 +61,16 @@ def finished_steps_never_start_again(tables: Tables, ledger: Ledger) -> list[str
 
 def bodies_start_only_for_a_reason(tables: Tables, ledger: Ledger) -> list[str]:
     """A step's body starts once per attempt, and only as often as attempts were retried, lost or released."""
-    ended: dict[str, int] = defaultdict(int)
-    for row in tables.rows(
-        "select r.id, count(*) as n from durable.attempt a join durable.run r on r.key = a.run_key group by r.id"
-    ):
-        ended[row["id"]] = row["n"]
+    attempts = Counter(row["id"] for row in tables.rows(f"select r.id {_ATTEMPTS}"))
     starts = [entry for entry in ledger.entries("start") if isinstance(entry.detail, dict)]
     per_attempt = Counter((entry.run, entry.detail["key"], entry.detail["attempt"]) for entry in starts)
     per_run = Counter((entry.run, entry.detail["key"]) for entry in starts)
     twice = [f"{place}: {n} starts in one attempt" for place, n in per_attempt.items() if n > 1]
-    often = [f"{place}: {n} starts in {ended[str(place[0])]} attempts" for place, n in per_run.items() if n > ended[str(place[0])]]
+    often = [
+        f"{place}: {n} starts in {attempts[str(place[0])]} attempts"
+        for place, n in per_run.items()
+        if n > attempts[str(place[0])]
+    ]
     return twice + often
 
 
@@ -77,7 +80,8 @@ def nobody_is_forgotten(tables: Tables) -> list[str]:
         f"{row['id']} is {row['state']} ({row['reason']}) without owner, due time or waiter"
         for row in tables.rows(
             "select r.id, r.state, r.reason from durable.run r where finished_at is null and not ("
-            " (state in ('running', 'cancelling') and exists (select from durable.worker w where w.id = r.worker))"
+            " (state in ('running', 'cancelling')"
+            "  and exists (select from durable.worker w where w.id = r.worker))"
             " or (state in ('pending', 'waiting') and due is not null)"
             " or (state = 'waiting' and reason in ('signal', 'children', 'slot', 'replaced')))"
         )
@@ -89,16 +93,14 @@ def no_timer_is_early(tables: Tables, countdowns: dict[str, float], retry_delay:
     wrong = []
     for run_id, countdown in countdowns.items():
         early = tables.rows(
-            "select a.started_at - r.created_at as after from durable.attempt a join durable.run r on r.key = a.run_key"
+            f"select a.started_at - r.created_at as after {_ATTEMPTS}"
             " where r.id = %s and a.started_at < r.created_at + %s * interval '1 s'",
             run_id,
             countdown,
         )
         wrong += [f"{run_id} started after {row['after']} instead of {countdown} s" for row in early]
     early = tables.rows(
-        "select r.id, b.started_at - a.ended_at as after"
-        " from durable.attempt a join durable.attempt b on b.run_key = a.run_key and b.number = a.number + 1"
-        " join durable.run r on r.key = a.run_key"
+        f"select r.id, b.started_at - a.ended_at as after {_ATTEMPTS} {_AND_THE_NEXT}"
         " where a.outcome = 'retry' and b.started_at < a.ended_at + %s * interval '1 s'",
         retry_delay,
     )
@@ -108,7 +110,8 @@ def no_timer_is_early(tables: Tables, countdowns: dict[str, float], retry_delay:
 def links_start_once(tables: Tables) -> list[str]:
     """A run has started each of the runs that follow it once."""
     rows = tables.rows(
-        "select parent, task, count(*) as n from durable.run where parent is not null group by parent, task having count(*) > 1"
+        "select parent, task, count(*) as n from durable.run where parent is not null"
+        " group by parent, task having count(*) > 1"
     )
     return [f"{row['parent']} started {row['task']} {row['n']} times" for row in rows]
 
@@ -118,7 +121,8 @@ def nothing_is_left_over(tables: Tables) -> list[str]:
     wrong = []
     for table in ("checkpoint", "attempt", "event"):
         rows = tables.rows(
-            f"select count(*) as n from durable.{table} x where not exists (select from durable.run r where r.key = x.run_key)"
+            f"select count(*) as n from durable.{table} x"
+            " where not exists (select from durable.run r where r.key = x.run_key)"
         )
         if rows[0]["n"]:
             wrong.append(f"{rows[0]['n']} rows of {table} belong to no run")
@@ -137,7 +141,7 @@ class Witness:
     def look(self) -> None:
         """Compare everything with what was seen before."""
         steps = self._tables.rows(
-            "select run_key, key, output, fence, attempt, stored_at from durable.checkpoint where outcome = 'ok'"
+            "select run_key, key, output, fence, stored_at from durable.checkpoint where outcome = 'ok'"
         )
         self._steps = self._unchanged(
             self._steps, {(row.pop("run_key"), row.pop("key")): repr(sorted(row.items())) for row in steps}

@@ -29,7 +29,7 @@ class Entry:
 
 
 class Ledger:
-    """Side effects, in the order in which they happened. One `write` per line: a kill loses none or all of it."""
+    """Side effects, in the order they happened. One `write` a line: a kill loses none or all of it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -49,7 +49,9 @@ class Ledger:
         yield
         self.write("end", name, run=run, detail=detail)
 
-    def entries(self, event: str | None = None, name: str | None = None, run: str | None = None) -> list[Entry]:
+    def entries(
+        self, event: str | None = None, name: str | None = None, run: str | None = None
+    ) -> list[Entry]:
         if not self.path.exists():
             return []
         every = [Entry(**json.loads(line)) for line in self.path.read_bytes().splitlines()]
@@ -66,7 +68,13 @@ class Ledger:
         return [entry.name for entry in self.entries(event, run=run)]
 
     def wait_for(
-        self, event: str, name: str | None = None, run: str | None = None, *, times: int = 1, timeout: float = 20.0
+        self,
+        event: str,
+        name: str | None = None,
+        run: str | None = None,
+        *,
+        times: int = 1,
+        timeout: float = 20.0,
     ) -> Entry:
         """Return the `times`-th entry of its kind, as soon as it is there."""
 
@@ -75,7 +83,9 @@ class Ledger:
             return entries if len(entries) >= times else []
 
         def missing() -> str:
-            return f"{event} {name} #{times} in the ledger {[(e.event, e.name, e.pid) for e in self.entries()]}"
+            return (
+                f"{event} {name} #{times} in the ledger {[(e.event, e.name, e.pid) for e in self.entries()]}"
+            )
 
         return eventually(found, timeout=timeout, what=missing)[times - 1]
 

@@ -1,4 +1,4 @@
-"""Random faults on the workers of a world, one after the other, reproducible by seed as far as threads allow."""
+"""Random faults on the workers of a world, one after the other; a seed repeats the choices."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Monkey:
 
     def cut(self, _: Worker) -> None:
         """Cut all connections to Postgres, or lose answers of the statements that matter."""
-        if self._chance.random() < 0.4:  # noqa: PLR2004
+        if self._chance.random() < 0.4:
             self._world.proxy.cut()
         else:
             statement = self._chance.choice(["claim", "checkpoint", "finish", "release"])

@@ -25,7 +25,13 @@ from harness.waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_SETTINGS = ("listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=on", "max_connections=100", "jit=off")
+_SETTINGS = (
+    "listen_addresses=127.0.0.1",
+    "unix_socket_directories=",
+    "fsync=on",
+    "max_connections=100",
+    "jit=off",
+)
 
 
 @contextmanager
@@ -47,7 +53,9 @@ class PrivatePostgres:
     def __init__(self) -> None:
         nobody = pwd.getpwnam("nobody")
         root = os.geteuid() == 0
-        self._who: dict[str, Any] = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []} if root else {}
+        self._who: dict[str, Any] = (
+            {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []} if root else {}
+        )
         account = Account(nobody.pw_uid, nobody.pw_gid) if root else Account()
         self._bin = _binaries(account)
         self._folder = Path(tempfile.mkdtemp(prefix="durable-postgres-"))

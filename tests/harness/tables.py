@@ -51,7 +51,8 @@ class Tables:
     def attempts(self, run_id: str) -> list[dict[str, Any]]:
         """Return the claims of a run, in order."""
         return self.rows(
-            "select a.* from durable.attempt a join durable.run r on r.key = a.run_key where r.id = %s order by number",
+            "select a.* from durable.attempt a join durable.run r on r.key = a.run_key"
+            " where r.id = %s order by number",
             run_id,
         )
 
@@ -62,7 +63,8 @@ class Tables:
     def steps(self, run_id: str) -> dict[str, dict[str, Any]]:
         """Return the checkpoints of a run by key."""
         rows = self.rows(
-            "select c.* from durable.checkpoint c join durable.run r on r.key = c.run_key where r.id = %s order by seq",
+            "select c.* from durable.checkpoint c join durable.run r on r.key = c.run_key"
+            " where r.id = %s order by seq",
             run_id,
         )
         return {row["key"]: row for row in rows}
@@ -81,7 +83,9 @@ class Tables:
         eventually(
             lambda: self.state(run_id) in states,
             timeout=timeout,
-            what=lambda: f"run {run_id} to be {states}: {self.rows('select * from durable.run where id = %s', run_id)}",
+            what=lambda: (
+                f"run {run_id} to be {states}: {self.rows('select * from durable.run where id = %s', run_id)}"
+            ),
         )
         return self.run(run_id)
 

@@ -101,9 +101,7 @@ def tail(outcome: str) -> int:
 def threaded(names: list[str]) -> list[str]:
     """Do the steps in threads of the body's own."""
     with ThreadPoolExecutor(max_workers=2) as pool:
-        calls = [
-            pool.submit(contextvars.copy_context().run, work.options(key=name), name) for name in names
-        ]
+        calls = [pool.submit(contextvars.copy_context().run, work.options(key=name), name) for name in names]
         return [call.result() for call in calls]
 
 

@@ -15,7 +15,7 @@ _POLL = 0.01
 
 
 def eventually(condition: Callable[[], T], *, timeout: float = 20.0, what: str | Callable[[], str] = "") -> T:
-    """Return the first true value of `condition`; fail after `timeout` seconds, saying what did not happen."""
+    """Return the first true value of `condition`; fail after `timeout` seconds and say what is missing."""
     deadline = time.monotonic() + timeout
     while True:
         value = condition()

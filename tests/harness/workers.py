@@ -34,6 +34,7 @@ class Worker:
         broker: another URL of the broker.
         settings: Celery settings for this worker alone.
         options: further arguments of the command.
+        app: the module that holds the app.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Worker:
         broker: str | None = None,
         settings: dict[str, Any] | None = None,
         options: tuple[str, ...] = (),
+        app: str = "harness.app",
     ) -> None:
         self.name = f"worker{next(_numbers)}@harness"
         self.log = Path(setup.folder) / f"{self.name}.log"
@@ -55,7 +57,7 @@ class Worker:
             "broker": broker or setup.broker,
             "settings": {**setup.settings, **(settings or {})},
         }
-        command = [sys.executable, "-m", "celery", "-A", "harness.app", "worker", "-n", self.name]
+        command = [sys.executable, "-m", "celery", "-A", app, "worker", "-n", self.name]
         command += ["-P", pool, "-c", str(concurrency), "-l", "INFO", *options]
         command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         with self.log.open("wb") as log:
@@ -149,7 +151,9 @@ class Worker:
 
     def wait_for_end(self, timeout: float = 30.0) -> int:
         """Return its exit status."""
-        eventually(lambda: not self.alive, timeout=timeout, what=lambda: f"{self.name} to end:\n{self.output}")
+        eventually(
+            lambda: not self.alive, timeout=timeout, what=lambda: f"{self.name} to end:\n{self.output}"
+        )
         return self.process.returncode
 
     def clean_up(self) -> None:
