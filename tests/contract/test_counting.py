@@ -1,0 +1,312 @@
+"""The cost of each operation, as the design promises it: a change for the worse is a bug."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+from celery import Celery, Task, chain
+from celery.app.trace import build_tracer
+from contending import step_write
+from inspecting import Worker, execute
+from metering import Meter, metered
+
+import celery_durable as durable
+from celery_durable import hooks
+from celery_durable.run import RunState
+from celery_durable.store.runs import Finish, Release
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ONE = (1, 1)
+FREE = (0, 0)
+
+
+@pytest.fixture(scope="module")
+def meter(postgres_url: str) -> Iterator[Meter]:
+    """Return a meter on a database of this module's own."""
+    name = f"durable_test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(postgres_url, autocommit=True) as server:
+        if server.info.server_version < 150000:
+            pytest.skip("Postgres 14 does not report a session's commits on demand")
+        server.execute(f"create database {name}".encode())
+        try:
+            with metered(urlunsplit(urlsplit(postgres_url)._replace(path=f"/{name}")), postgres_url) as made:
+                yield made
+        finally:
+            server.execute(f"drop database {name} with (force)".encode())
+
+
+def nothing(_: Any = None) -> None:
+    """Do nothing, with whatever is given."""
+
+
+class World:
+    """An app whose tasks run here, through Celery's own tracer, as in a pool child."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.app = Celery("metered", broker="memory://", backend=f"durable+{meter.proxy.url}")
+        self.app.conf.update(task_default_queue="metered", durable_check_interval=3600)
+        backend: Any = self.app.backend
+        backend._store = meter.store  # one connection, so that its commits are reported on demand
+        self.token = hooks.become_worker()
+        with meter.store.connections.dedicated() as connection:
+            meter.store.keeper(connection).register(self.token, hostname="worker@one", pid=1, version="0")
+
+    def task(self, body: Callable[..., Any], **options: Any) -> Any:
+        given = {"base": durable.DurableTask, "name": f"{body.__name__}-{uuid.uuid4()}", **options}
+        return self.app.task(body, **given)
+
+    def deliver(self, task: Any, run_id: str, *args: Any, retval: bool = True, **request: Any) -> Any:
+        """Execute one message of a run."""
+        trace = build_tracer(task.name, task, app=self.app, propagate=False)
+        headers = {"id": run_id, "task": task.name, "durable-run": 0, "delivery_info": {}, "retries": 0}
+        outcome = trace(run_id, list(args), {}, {**headers, **request})
+        return outcome[0] if retval else outcome
+
+    def run(self, task: Any, *args: Any) -> Any:
+        return self.deliver(task, task.delay(*args).id, *args)
+
+
+@pytest.fixture
+def world(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """Return an app on the metered database; the environment is as before at the end."""
+    for name in ("CELERY_DURABLE_WORKER", "CELERY_DURABLE_DRAIN"):
+        monkeypatch.setenv(name, "")
+    made = World(meter)
+    yield made
+    made.app.close()
+
+
+@durable.step
+def double(number: int) -> int:
+    return 2 * number
+
+
+@durable.step(max_retries=2, default_retry_delay=0, autoretry_for=(ValueError,))
+def always_wrong() -> None:
+    message = "no"
+    raise ValueError(message)
+
+
+@durable.step(at_most_once=True)
+def charge() -> str:
+    return "charged"
+
+
+@durable.step(commit="async")
+def cheap() -> str:
+    return "cheap"
+
+
+def test_a_fresh_run_of_ten_steps_takes_thirteen_round_trips_and_thirteen_commits(
+    world: World, meter: Meter
+) -> None:
+    def ten() -> int:
+        return sum(double(number) for number in range(10))
+
+    task = world.task(ten)
+    world.run(task)  # prepares the statements
+
+    assert meter.cost(lambda: world.run(task)) == (13, 13)
+
+
+@pytest.mark.parametrize("options", [{}, {"countdown": 60, "expires": 3600}])
+def test_enqueueing_takes_one_round_trip_and_one_commit(
+    world: World, meter: Meter, options: dict[str, float]
+) -> None:
+    task = world.task(nothing)
+    task.apply_async(**options)
+
+    assert meter.cost(lambda: task.apply_async(**options)) == ONE
+
+
+@pytest.mark.parametrize("steps", [0, 10, 1000])
+def test_a_claim_with_its_whole_history_takes_one_round_trip_and_one_commit(meter: Meter, steps: int) -> None:
+    worker = Worker(meter.store)
+    worker.start()
+    run_id = worker.enqueue()
+    execute(
+        meter.store,
+        "insert into durable.checkpoint"
+        " (run_key, key, seq, outcome, output, digest, arguments, fence, attempt, tries, seconds)"
+        " select r.key, 'step#' || n, n, 'ok', '1', 'd', '()', gen_random_uuid(), 1, 1, 0.1"
+        " from durable.run r, generate_series(1, %s) n where r.id = %s",
+        steps,
+        run_id,
+    )
+    found: list[Any] = []
+
+    def claim() -> None:
+        found.append(
+            meter.store.runs.claim(run_id, fence=uuid.uuid4(), token=worker.token, pid=1, revision=0)
+        )
+
+    assert meter.cost(claim) == ONE
+    assert len(found[0][1]) == steps
+
+
+def inside(world: World, meter: Meter, work: Callable[[], Any], **options: Any) -> list[tuple[int, int]]:
+    """Return what `work` costs at its first and second call in a body, and at the replay of both."""
+    costs: list[tuple[int, int]] = []
+    raised: list[bool] = []
+
+    def body(self: Task[..., Any]) -> None:
+        def quietly() -> None:
+            with suppress(ValueError):
+                work()
+
+        costs.extend(meter.cost(quietly) for _ in range(2))
+        if not raised:
+            raised.append(True)
+            raise self.retry(countdown=0)
+
+    task = world.task(body, bind=True, **options)
+    run_id = task.delay().id
+    world.deliver(task, run_id)
+    world.deliver(task, run_id)
+    assert len(costs) == 4
+    return costs[1:]
+
+
+def test_a_step_takes_one_round_trip_and_one_commit_and_its_replay_nothing(
+    world: World, meter: Meter
+) -> None:
+    assert inside(world, meter, lambda: double(1)) == [ONE, FREE, FREE]
+
+
+def test_a_step_that_need_not_be_flushed_takes_one_round_trip(world: World, meter: Meter) -> None:
+    assert inside(world, meter, cheap) == [ONE, FREE, FREE]
+
+
+def test_each_failed_try_takes_one_round_trip_and_one_commit(world: World, meter: Meter) -> None:
+    first, *_ = inside(world, meter, always_wrong)
+
+    assert first == (3, 3)
+
+
+def test_an_at_most_once_step_takes_two_round_trips_and_two_commits(world: World, meter: Meter) -> None:
+    assert inside(world, meter, charge) == [(2, 2), FREE, FREE]
+
+
+def test_starting_a_child_takes_one_round_trip_and_one_commit_and_its_replay_nothing(
+    world: World, meter: Meter
+) -> None:
+    child = world.task(nothing)
+
+    assert inside(world, meter, child.delay) == [ONE, FREE, FREE]
+
+
+def test_values_kept_for_a_replay_cost_nothing_of_their_own(world: World, meter: Meter) -> None:
+    assert (
+        inside(world, meter, lambda: (durable.now(), durable.uuid4(), durable.random().random()))
+        == [FREE] * 3
+    )
+
+
+def finished(world: World, meter: Meter, send: Callable[[Any], Any], **options: Any) -> tuple[int, int]:
+    """Return what the end of a run costs, after its body."""
+    meters: list[Any] = []
+
+    def body() -> int:
+        meters.append((meter._commits(), meter._trips()))
+        return 1
+
+    task = world.task(body, **options)
+    for _ in range(2):
+        result = send(task)
+        request = headers_of(meter, result.id)
+        world.deliver(task, result.id, **request)
+        commits, trips = meters.pop()
+        spent = meter._trips() - trips, meter._commits() - commits - 1
+    return spent
+
+
+def headers_of(meter: Meter, run_id: str) -> dict[str, Any]:
+    """Return what Celery's message of a run says of its callbacks and its chain."""
+    (row,) = execute(meter.store, "select message, body from durable.run where id = %s", run_id)
+    embed = json.loads(bytes(row["body"]))[2]
+    return {"callbacks": embed["callbacks"], "chain": embed["chain"], "root_id": run_id}
+
+
+def test_a_finish_takes_one_round_trip_and_one_commit(world: World, meter: Meter) -> None:
+    assert finished(world, meter, lambda task: task.delay()) == ONE
+
+
+def test_a_finish_that_starts_the_next_of_its_chain_takes_no_more(world: World, meter: Meter) -> None:
+    following = world.task(nothing)
+
+    def send(task: Any) -> Any:
+        return chain(task.si(), following.s()).apply_async().parent
+
+    assert finished(world, meter, send) == ONE
+
+
+def test_a_finish_with_a_link_that_is_a_run_takes_no_more(world: World, meter: Meter) -> None:
+    linked = world.task(nothing)
+
+    assert finished(world, meter, lambda task: task.apply_async(link=linked.s())) == ONE
+
+
+def test_a_finish_with_a_plain_link_takes_one_more_when_the_broker_has_it(world: World, meter: Meter) -> None:
+    """The link's message is kept with the finish and forgotten once it is sent."""
+    plain = world.task(nothing, base=Task)
+
+    assert finished(world, meter, lambda task: task.apply_async(link=plain.s())) == (2, 2)
+
+
+def test_leaving_a_worker_takes_one_round_trip_and_one_commit(meter: Meter) -> None:
+    worker = Worker(meter.store)
+    release = Release("retry", timedelta(minutes=1), "retry", retries=1, discard="errors")
+    worker.retry(worker.start())
+    claim = worker.start()
+    meter.store.runs.checkpoint(claim.key, claim.fence, step_write("parse", 1, "error"))
+
+    assert meter.cost(lambda: meter.store.runs.release(claim.key, claim.fence, release)) == ONE
+
+
+def test_a_retry_takes_one_round_trip_beside_the_claim(world: World, meter: Meter) -> None:
+    def fails(self: Task[..., Any]) -> None:
+        raise self.retry(countdown=60)
+
+    task = world.task(fails, bind=True)
+    world.run(task)
+    run_id = task.delay().id
+
+    assert meter.cost(lambda: world.deliver(task, run_id)) == (2, 2)
+
+
+def test_a_heartbeat_takes_one_round_trip_and_one_commit(meter: Meter) -> None:
+    worker = Worker(meter.store)
+
+    def beat(connection: Any) -> None:
+        assert meter.store.keeper(connection).beat(worker.token, reserved=0) is not None
+
+    meter.store.connections.once(beat)
+    assert meter.cost(lambda: meter.store.connections.once(beat)) == ONE
+
+
+def test_a_message_that_is_late_takes_two_round_trips_and_changes_nothing(world: World, meter: Meter) -> None:
+    """The claim, and the question why it was refused."""
+    task = world.task(nothing)
+    run_id = task.delay().id
+    world.deliver(task, run_id)
+    world.deliver(task, run_id)
+
+    assert meter.cost(lambda: world.deliver(task, run_id))[0] == 2
+
+
+def test_a_write_that_changes_nothing_any_more_takes_one_round_trip(meter: Meter) -> None:
+    worker = Worker(meter.store)
+    claim = worker.start()
+    outcome = Finish(RunState.SUCCEEDED, b"1", "application/json")
+    meter.store.runs.finish(claim.key, claim.fence, outcome)
+
+    assert meter.cost(lambda: meter.store.runs.finish(claim.key, claim.fence, outcome)) == ONE
