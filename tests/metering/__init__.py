@@ -1,11 +1,11 @@
-"""What an operation costs: network round trips, counted on the wire, and commits, counted by Postgres."""
+"""What an operation costs, counted on the wire."""
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import psycopg
 from harness.proxy import proxied
 
 from celery_durable.config import Settings
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from harness.proxy import Proxy
 
-_COMMITS = "select xact_commit from pg_stat_database where datname = %s"
-# Postgres 15 or newer: a session reports its commits now, if it has looked at a table since it did so before.
-_REPORT = "select pg_stat_force_next_flush() from durable.migration"
+_TRANSACTION = re.compile(
+    r"\s*(begin|start|commit|end|rollback|savepoint|prepare transaction)\b", re.IGNORECASE
+)
 
 
 class Meter:
@@ -27,37 +27,36 @@ class Meter:
     Arguments:
         proxy: between the store and the server.
         store: a store that connects through the proxy.
-        observer: a connection to another database of the same server.
     """
 
-    def __init__(self, proxy: Proxy, store: Store, observer: psycopg.Connection[Any]) -> None:
-        self.proxy, self.store, self._observer = proxy, store, observer
-        self._database = store.url.rpartition("/")[2]
+    def __init__(self, proxy: Proxy, store: Store) -> None:
+        self.proxy, self.store = proxy, store
 
-    def cost(self, work: Callable[[], object]) -> tuple[int, int]:
-        """Return round trips and commits of `work`, whose statements this process has prepared already."""
-        commits, trips = self._commits(), self._trips()
+    def cost(self, work: Callable[[], object]) -> int:
+        """Return the round trips of `work`, which are its commits too.
+
+        Each message that ends a round trip ends a transaction as well, as long as nobody begins one by a
+        statement; so that is checked. The statements should have been prepared before.
+        """
+        trips, statements = self.trips, len(self.proxy.statements)
         work()
-        trips = self._trips() - trips
-        return trips, self._commits() - commits - 1  # the report is one itself
+        explicit = [sent for sent in self.proxy.statements[statements:] if _TRANSACTION.match(sent)]
+        assert explicit == [], "a transaction of several round trips"
+        return self.trips - trips
 
-    def _trips(self) -> int:
+    @property
+    def trips(self) -> int:
+        """Round trips so far: clients sent a Sync or a Query, and waited."""
         return self.proxy.kinds[b"S"] + self.proxy.kinds[b"Q"]
-
-    def _commits(self) -> int:
-        self.store.connections.once(lambda connection: connection.execute(_REPORT))
-        row = self._observer.execute(_COMMITS, [self._database]).fetchone()
-        assert row is not None
-        return int(row[0])
 
 
 @contextmanager
-def metered(database_url: str, server_url: str) -> Iterator[Meter]:
+def metered(database_url: str) -> Iterator[Meter]:
     """Yield a meter on a database that is migrated first."""
-    with proxied(database_url) as proxy, psycopg.connect(server_url, autocommit=True) as observer:
+    with proxied(database_url) as proxy:
         store = Store(proxy.url, Settings())
         store.migrate()
         try:
-            yield Meter(proxy, store, observer)
+            yield Meter(proxy, store)
         finally:
             store.connections.close()
