@@ -198,9 +198,14 @@ class Attempt:
 
     # -- settle -----------------------------------------------------------------------------------------
 
+    @property
+    def _result_is_ignored(self) -> bool:
+        chosen = vars(self.request).get("ignore_result")  # the class attribute is no choice of the caller's
+        return bool(self.task.ignore_result if chosen is None else chosen)
+
     def _succeed(self, execution: Execution, value: Any) -> None:
-        ignored = bool(self.request.ignore_result)
-        result = None if ignored else self.backend.encoded(self.backend.encode_result(value, states.SUCCESS))
+        hidden = self._result_is_ignored
+        result = None if hidden else self.backend.encoded(self.backend.encode_result(value, states.SUCCESS))
         messages = links.of_success(self.task, self.request, execution, value)
         stored = self.runs.finish(
             execution.claim.key,
@@ -209,7 +214,7 @@ class Attempt:
                 state=RunState.SUCCEEDED,
                 result=result,
                 result_type=self.backend.content_type,
-                meta=self.backend.extra_meta(self.request),
+                meta=self.backend.extra_meta(self.request, hidden=hidden),
             ),
             messages,
         )
@@ -230,12 +235,13 @@ class Attempt:
             self._fail(execution, error)
 
     def _fail(self, execution: Execution, error: Exception) -> None:
+        hidden = self._result_is_ignored and not self.task.store_errors_even_if_ignored
         finish = Finish(
             state=RunState.FAILED,
             result=self.backend.error_meta(error),
             result_type=self.backend.content_type,
             traceback=_trace(error),
-            meta=self.backend.extra_meta(self.request),
+            meta=self.backend.extra_meta(self.request, hidden=hidden),
             error=_line(error),
             reason=type(error).__name__ if isinstance(error, DurableError) else None,
             unreported=has_dependents(self.request),

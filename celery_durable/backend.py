@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from celery_durable.store.connections import Row
 
+_HIDDEN = "durable_result_ignored"
 _SHORTEST_POLL, _LONGEST_POLL = 0.005, 0.25
 
 
@@ -124,14 +125,19 @@ class DurableBackend(BaseBackend):
         """Return an exception as a result is stored."""
         return self.encoded(self.prepare_exception(error))
 
-    def extra_meta(self, request: Any) -> bytes | None:
-        """Return what a result says beside state and value: children, lineage, the extended fields."""
+    def extra_meta(self, request: Any, *, hidden: bool = False) -> bytes | None:
+        """Return what a result says beside state and value: children, lineage, the extended fields.
+
+        Celery shows nothing of a task whose result is ignored; `hidden` says so.
+        """
         meta = self._get_result_meta(None, states.SUCCESS, None, request)
         for known in ("status", "result", "traceback", "date_done"):
             meta.pop(known, None)
         children = meta.get("children")
         if not children:
             meta.pop("children", None)
+        if hidden:
+            meta[_HIDDEN] = True
         return json.dumps(meta).encode() if meta else None
 
     # -- Celery's contract ------------------------------------------------------------------------------
@@ -197,6 +203,8 @@ class DurableBackend(BaseBackend):
             ignored = row["state"] == "cancelled" and row["reason"] == "ignored"
             status = (status or "IGNORED") if ignored else celery_state(row["state"], row["reason"])
         meta: dict[str, Any] = json.loads(bytes(row["meta"])) if row["meta"] else {}
+        if meta.pop(_HIDDEN, False):
+            return {"status": states.PENDING, "result": None, "task_id": row["task_id"]}
         meta.update(
             task_id=row["task_id"],
             status=status,

@@ -161,12 +161,14 @@ select fence.cancel_requested, exists (select from stored) as stored from fence
 
 -- name: finish
 -- The run's one outcome, its result and the end of its attempt. The fence stays, so that a repeated finish
--- finds its own row and writes the same again.
+-- finds its own row and writes the same again. A body that raised Ignore keeps the state it has set itself.
 with finished as (
     update durable.run
-    set state = %(state)s, reason = %(reason)s, due = null, worker = null, pid = null, custom_state = null,
+    set state = %(state)s, reason = %(reason)s, due = null, worker = null, pid = null,
+        custom_state = case when %(reason)s::text = 'ignored' then custom_state end,
         unreported = %(unreported)s,
-        result = %(result)s, result_type = %(result_type)s, traceback = %(traceback)s, meta = %(meta)s,
+        result = case when %(reason)s::text = 'ignored' and custom_state is not null then result else %(result)s end,
+        result_type = coalesce(%(result_type)s, result_type), traceback = %(traceback)s, meta = %(meta)s,
         finished_at = coalesce(finished_at, durable.clock())
     where key = %(run)s and fence = %(fence)s and state in ('running', 'cancelling', %(state)s)
     returning key, attempt
