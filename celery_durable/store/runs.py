@@ -178,13 +178,22 @@ class RunStore:
             sql = self._sql["checkpoint"]
             if self._connections.patiently(lambda connection: connection.execute(sql, parameters).rowcount):
                 return False
-        row = self._one("checkpoint_async" if relaxed else "checkpoint_told", parameters)
+        row = self._relaxed(parameters) if relaxed else self._one("checkpoint_told", parameters)
         if row is None:
             raise LeaseLostError(step=step.key)
         if not row["stored"]:
             message = f"Step {step.key!r} is stored already with another outcome: two calls share its key"
             raise NondeterminismError(message, step=step.key)
         return bool(row["cancel_requested"])
+
+    def _relaxed(self, parameters: dict[str, Any]) -> Any:
+        def work(connection: Connection) -> Any:
+            with connection.pipeline():  # one transaction, so that the setting ends with it
+                connection.execute(self._sql["relax"])
+                stored = connection.execute(self._sql["checkpoint_told"], parameters)
+            return stored.fetchone()
+
+        return self._connections.patiently(work)
 
     def enqueue_child(self, run: int, fence: uuid.UUID, step: StepWrite, child: NewRun) -> bool:
         """Store a child run and the step that says it was started, in one fenced transaction."""

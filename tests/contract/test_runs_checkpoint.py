@@ -226,12 +226,12 @@ def test_a_checkpoint_is_stored_and_tells_that_the_run_should_stop(store: Store,
 
 def test_a_relaxed_checkpoint_leaves_the_connection_as_strict_as_it_was(store: Store) -> None:
     claim = Worker(store).start()
-    with store.connections.dedicated() as connection:
-        connection.execute(
-            store.runs._sql["checkpoint_async"].encode(),
-            {**step_write("a", 1).__dict__, "run": claim.key, "fence": claim.fence},
-        )
-        assert connection.execute("show synchronous_commit").fetchone() == {"synchronous_commit": "on"}
+    store.runs.checkpoint(claim.key, claim.fence, step_write("a", 1), relaxed=True)
+
+    again = store.connections.once(
+        lambda connection: connection.execute("show synchronous_commit").fetchone()
+    )
+    assert again == {"synchronous_commit": "on"}
 
 
 def errors_after_release(store: Store, discard: str) -> dict[str, tuple[str, int]]:

@@ -40,7 +40,7 @@ returning key
 -- name: unpublish
 -- The broker did not take these messages: hand them to the keeper.
 update durable.run set published_at = null, due = durable.clock() + %(delay)s::interval
-where id = any(%(ids)s) and state = 'pending'
+where key in (select key from durable.run where id = any(%(ids)s) and state = 'pending' order by key for update)
 
 -- name: claim
 -- Lease, fence and a row of history in one statement; repeated after a lost answer it recognises itself.
@@ -132,32 +132,9 @@ with fence as (
 )
 select fence.cancel_requested, exists (select from stored) as stored from fence
 
--- name: checkpoint_async
--- The long form for steps that are cheap to repeat: this one commit does not wait for the disk.
-with relaxed as materialized (
-    select set_config('synchronous_commit', 'off', true) as set_for_this_commit
-), fence as (
-    select key, attempt, cancel_requested from durable.run, relaxed
-    where key = %(run)s and fence = %(fence)s and state in ('running', 'cancelling')
-      and set_for_this_commit is not null
-    for no key update of run
-), stored as (
-    insert into durable.checkpoint as c
-        (run_key, key, seq, outcome, output, codec, digest, arguments, fence, attempt,
-         tries, spent, error, clock, seconds)
-    select fence.key, %(key)s, %(seq)s, %(outcome)s, %(output)s, %(codec)s, %(digest)s, %(arguments)s,
-           %(fence)s, fence.attempt, %(tries)s, %(spent)s, %(error)s, %(clock)s, %(seconds)s
-    from fence
-    on conflict (run_key, key) do update
-    set seq = excluded.seq, outcome = excluded.outcome, output = excluded.output, codec = excluded.codec,
-        digest = excluded.digest, arguments = excluded.arguments, fence = excluded.fence,
-        attempt = excluded.attempt, tries = excluded.tries, spent = excluded.spent, error = excluded.error,
-        clock = excluded.clock, seconds = excluded.seconds, stored_at = excluded.stored_at
-    where c.outcome in ('trying', 'started', 'discarded')
-       or (c.fence = excluded.fence and c.tries = excluded.tries and c.outcome = excluded.outcome)
-    returning key
-)
-select fence.cancel_requested, exists (select from stored) as stored from fence
+-- name: relax
+-- In front of a checkpoint that is cheap to repeat: this one commit does not wait for the disk.
+select set_config('synchronous_commit', 'off', true) as synchronous_commit
 
 -- name: finish
 -- The run's one outcome, its result and the end of its attempt. The fence stays, so that a repeated finish

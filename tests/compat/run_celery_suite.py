@@ -1,0 +1,193 @@
+"""Run Celery's own integration tests, unmodified, against this package.
+
+    python tests/compat/run_celery_suite.py [--mode backend|tasks] [--file test_canvas.py] [-- pytest arguments]
+
+`backend` runs plain tasks on the durable result backend, `tasks` runs every task as a `DurableTask`,
+`baseline` is Celery alone on Redis, to tell what fails on this machine anyhow. The tests come from Celery's sdist. About 130 of them ask for a result backend whose URL starts with `redis`: the backend
+gets an alias of that kind, for this run only. A private Redis is the broker. Each file runs in a process of its
+own; what cannot pass is listed, with its reason, in `deselected.txt`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import uuid
+import xml.etree.ElementTree as ET
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+import celery
+import psycopg
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HERE = Path(__file__).parent
+MODES = ("backend", "tasks", "baseline")
+ALIAS = "redisdurable"
+SETTINGS = {"durable_auto_migrate": True, "durable_autoretry": False, "durable_lease": 10}
+TIMEOUT = 3600
+
+
+@dataclass(frozen=True)
+class Deselected:
+    """One line of `deselected.txt`."""
+
+    mode: str
+    test: str
+    reason: str
+
+
+def deselected() -> list[Deselected]:
+    """Return the tests that are known not to pass: `mode<TAB>test<TAB>reason`, `*` for both modes."""
+    lines = (HERE / "deselected.txt").read_text().splitlines()
+    return [
+        Deselected(*(part.strip() for part in line.split("\t", 2)))
+        for line in lines
+        if line.strip() and not line.startswith("#")
+    ]
+
+
+def fetch_suite(target: Path) -> Path:
+    """Download the sdist of the Celery that is installed and unpack its tests; return their root."""
+    version = celery.__version__
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "celery"]
+    subprocess.run([*pip, "--dest", target, f"celery=={version}"], check=True)
+    (sdist,) = target.glob("celery-*.tar.gz")
+    root = target / f"celery-{version}"
+    with tarfile.open(sdist) as archive:
+        wanted = [
+            member
+            for member in archive.getmembers()
+            if member.name.startswith(f"{root.name}/t/") or member.name == f"{root.name}/pyproject.toml"
+        ]
+        archive.extractall(target, members=wanted, filter="data")
+    (root / "integration-tests-config.json").write_text(json.dumps(SETTINGS))
+    return root
+
+
+def write_alias(target: Path) -> Path:
+    """Write the metadata of a distribution that gives the backend an alias starting with `redis`."""
+    metadata = target / "alias" / "redisdurable-0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: redisdurable\nVersion: 0\n")
+    (metadata / "entry_points.txt").write_text(
+        f"[celery.result_backends]\n{ALIAS} = celery_durable.backend:DurableBackend\n"
+    )
+    return metadata.parent
+
+
+@contextmanager
+def private_redis(target: Path) -> Iterator[int]:
+    """Start a Redis whose database 0 nobody else uses; give its port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(target)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        yield port
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@contextmanager
+def database(server: str) -> Iterator[str]:
+    """Create a database for one file; give its URL."""
+    name = f"celery_suite_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"create database {name}".encode())
+        try:
+            yield urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
+        finally:
+            connection.execute(f"drop database if exists {name} with (force)".encode())
+
+
+def run_file(root: Path, file: str, mode: str, environment: dict[str, str], extra: list[str]) -> dict[str, int]:
+    """Run one file of the suite; return its counts."""
+    skipped = [one for one in deselected() if one.mode in ("*", mode) and one.test.startswith(file)]
+    report = root / f"{mode}-{file}.xml"
+    command = [
+        *(sys.executable, "-m", "pytest", f"t/integration/{file}", "-q", "-rfE", "--tb=short", "--timeout=120"),
+        *("-p", "pytest_timeout", "-p", "celery.contrib.pytest", "-p", "celery_suite_plugin"),
+        f"--junit-xml={report}",
+        *(f"--deselect=t/integration/{one.test}" for one in skipped),
+        *extra,
+    ]
+    log = root / f"{mode}-{file}.log"
+    with log.open("wb") as output:
+        subprocess.run(
+            command,
+            cwd=root,
+            env={**environment, "CELERY_SUITE_MODE": mode},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
+            timeout=TIMEOUT,
+        )
+    counts = {"passed": 0, "failed": 0, "skipped": 0, "deselected": len(skipped)}
+    if not report.exists():
+        sys.stdout.write(log.read_text(errors="replace")[-4000:])
+        return {**counts, "failed": 1}
+    for case in ET.parse(report).getroot().iter("testcase"):
+        outcome = {child.tag for child in case}
+        failed, skip = outcome & {"failure", "error"}, "skipped" in outcome
+        counts["failed" if failed else "skipped" if skip else "passed"] += 1
+        if failed:
+            sys.stdout.write(f"  FAILED {mode} {file}::{case.get('classname', '').split('.')[-1]}::{case.get('name')}\n")
+    return counts
+
+
+def main() -> int:
+    """Run what was asked for; return 1 when a test failed that is not listed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mode", choices=MODES, action="append", help="default: both")
+    parser.add_argument("--file", action="append", help="a file of t/integration; default: all")
+    parser.add_argument("--keep", type=Path, help="a directory for the suite and its logs")
+    arguments, extra = parser.parse_known_args()
+    server = os.environ["DURABLE_TEST_POSTGRES"]
+    failures = 0
+    with tempfile.TemporaryDirectory(prefix="celery-suite-") as scratch:
+        target = arguments.keep or Path(scratch)
+        target.mkdir(parents=True, exist_ok=True)
+        root = target / f"celery-{celery.__version__}"
+        if not root.exists():
+            root = fetch_suite(target)
+        alias = target / "alias" if (target / "alias").exists() else write_alias(target)
+        files = arguments.file or sorted(path.name for path in (root / "t/integration").glob("test_*.py"))
+        with private_redis(target) as port:
+            for mode in arguments.mode or MODES[:2]:
+                for file in files:
+                    with database(server) as url:
+                        environment = {
+                            **os.environ,
+                            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+                            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+                            "PYTHONPATH": os.pathsep.join([str(alias), str(HERE)]),
+                            "REDIS_HOST": "127.0.0.1",
+                            "REDIS_PORT": str(port),
+                            "TEST_BROKER": f"redis://127.0.0.1:{port}/0",
+                            "TEST_BACKEND": f"redis://127.0.0.1:{port}/0" if mode == "baseline" else f"{ALIAS}+{url}",
+                        }
+                        environment.pop("PYTHONSAFEPATH", None)
+                        counts = run_file(root, file, mode, environment, [one for one in extra if one != "--"])
+                    failures += counts["failed"]
+                    text = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
+                    sys.stdout.write(f"{mode:8} {file:45} {text}\n")
+                    sys.stdout.flush()
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
