@@ -110,7 +110,7 @@ def failed_tree(store: Store) -> None:
 
 UNDER_LOCK = (
     ("having count(*) = count(locked.key)", ""),
-    ("where r.state in ('succeeded', 'failed', 'cancelled')\n      and r.finished_at", "where r.finished_at"),
+    ("select member.key from member join", "select key from locked join member using (key) join"),
 )
 
 

@@ -227,20 +227,21 @@ with old as materialized (
                 and (t.finished_at is null or t.finished_at >= durable.clock() - %(age)s::interval))
         order by r.finished_at limit %(limit)s) as picked
 ), member as materialized (
-    select old.tree, r.key from old join durable.run r on r.root = old.tree and r.root <> r.id
+    select r.root as tree, r.key from durable.run r where r.root = any(array(select tree from old)) and r.root <> r.id
     union
-    select old.tree, r.key from old join durable.run r on r.id = old.tree
+    select r.id, r.key from durable.run r where r.id = any(array(select tree from old))
 ), locked as (
-    select r.key, member.tree from durable.run r join member on member.key = r.key
-    where r.state in ('succeeded', 'failed', 'cancelled')
-      and r.finished_at < durable.clock() - %(age)s::interval
+    select r.key from durable.run r
+    where r.key = any(array(select key from member))
+      and r.state in ('succeeded', 'failed', 'cancelled') and r.finished_at < durable.clock() - %(age)s::interval
     order by r.key for update of r skip locked
 ), whole as (
     select member.tree from member left join locked on locked.key = member.key
     group by member.tree having count(*) = count(locked.key)
 ), gone as (
-    delete from durable.run r using locked join whole on whole.tree = locked.tree
-    where r.key = locked.key returning r.key
+    delete from durable.run r
+    where r.key = any(array(select member.key from member join whole on whole.tree = member.tree))
+    returning r.key
 ), checkpoints as (
     delete from durable.checkpoint c using gone where c.run_key = gone.key
 ), attempts as (

@@ -55,14 +55,14 @@ delete from durable.result_group where id = %(id)s
 -- name: expire
 -- Plain results and groups past result_expires.
 with results as (
-    delete from durable.result where task_id in (
+    delete from durable.result where task_id = any(array(
         select task_id from durable.result where date_done < durable.clock() - %(age)s::interval
-        order by date_done limit %(limit)s for update skip locked)
+        order by date_done limit %(limit)s for update skip locked))
     returning task_id
 ), groups as (
-    delete from durable.result_group where id in (
+    delete from durable.result_group where id = any(array(
         select id from durable.result_group where date_done < durable.clock() - %(age)s::interval
-        order by date_done limit %(limit)s for update skip locked)
+        order by date_done limit %(limit)s for update skip locked))
     returning id
 )
 select (select count(*) from results) as results, (select count(*) from groups) as groups

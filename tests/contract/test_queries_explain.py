@@ -1,0 +1,274 @@
+"""Every statement is understood by the migrated schema, and reads no large table from end to end."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime, timedelta, timezone
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+from harness.wire import on_the_wire
+from psycopg._queries import PostgresQuery
+from psycopg.adapt import Transformer
+from psycopg.rows import dict_row
+
+from celery_durable.config import Settings
+from celery_durable.store import Store, queries
+from celery_durable.store.inspection import with_filters
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from celery_durable.store.connections import Connection
+
+MINUTE = timedelta(minutes=1)
+MOMENT = datetime(2026, 1, 1, tzinfo=timezone.utc)
+FENCE = uuid.uuid4()
+UNKNOWN = 705  # the type of a string until the server knows better
+
+# What a query's parameters look like in use. A new parameter belongs here, a new query is then covered.
+PARAMETERS: dict[str, Any] = {
+    "actor": "ada",
+    "after": 10,
+    "age": timedelta(days=7),
+    "ago": MINUTE,
+    "arguments": "(url='x')",
+    "at": None,
+    "beats": [1, 2],
+    "before": 20_000,
+    "body": b"[]",
+    "check": MINUTE,
+    "clock": [MOMENT],
+    "closed": FENCE,
+    "codec": "json",
+    "countdown": None,
+    "delay": MINUTE,
+    "digest": b"d",
+    "discard": "errors",
+    "end": "run-2",
+    "error": "ValueError: no",
+    "eta": None,
+    "expires": MINUTE,
+    "expires_at": None,
+    "fence": FENCE,
+    "generations": [0, 1],
+    "grace": MINUTE,
+    "group": None,
+    "holder": 7,
+    "hostname": "worker@one",
+    "id": "run-7",
+    "ids": ["run-7", "run-8"],
+    "key": "download",
+    "keys": [7, 8],
+    "lease": MINUTE,
+    "limit": 100,
+    "lost": [True, False],
+    "max_recoveries": 10,
+    "message": b"{}",
+    "meta": None,
+    "operation": str(FENCE),
+    "outcome": "ok",
+    "output": b"1",
+    "parent": None,
+    "pid": 7,
+    "prefix": "run-1",
+    "priority": 3,
+    "progress": "1",
+    "publish": True,
+    "queue": "celery",
+    "reason": "retry",
+    "reserved": 0,
+    "result": b"1",
+    "result_type": "application/json",
+    "retries": 1,
+    "revision": 0,
+    "root": None,
+    "run": 7,
+    "schema": "durable",
+    "seconds": 0.5,
+    "seq": 1,
+    "since": MOMENT,
+    "slack": MINUTE,
+    "spent": 0,
+    "state": "succeeded",
+    "states": ["failed"],
+    "status": "SUCCESS",
+    "tags": "{}",
+    "task": "media.process",
+    "task_id": "plain-7",
+    "term": 1,
+    "terminated": False,
+    "token": FENCE,
+    "traceback": None,
+    "tries": 1,
+    "unreported": False,
+    "until": MOMENT,
+    "version": None,
+    "worker": "worker@one",
+}
+IN_PARTICULAR: dict[tuple[str, str], dict[str, Any]] = {
+    ("inspection", "resume_discard"): {"before": ["failed", "failed"]},
+    ("inspection", "resume"): {"states": ["failed"]},
+    ("keeper", "bury"): {"ids": [1, 2]},
+    ("runs", "update_state"): {"state": "PROGRESS"},
+}
+# These look at everything, on purpose, when a person asks.
+LOOKS_AT_EVERYTHING = {
+    ("inspection", "counts"),
+    ("health", "ailing"),
+    ("health", "server"),
+    ("health", "held"),
+    ("health", "tables"),
+}
+# Small by nature: one row per worker process, one leader, messages on their way.
+SMALL_TABLES = {"worker", "leader", "outbox", "migration"}
+NOUNS = sorted(
+    entry.name.removesuffix(".sql")
+    for entry in (resources.files("celery_durable.store") / "sql").iterdir()
+    if entry.name.endswith(".sql")
+)
+EVERY_QUERY = [(noun, name) for noun in NOUNS for name in queries.load(noun)]
+FILTERS = ["states", "task", "reason", "has_error", "has_no_error", "worker", "since", "until"]
+
+FILL = """
+insert into durable.worker (token, hostname, pid, version)
+    select gen_random_uuid(), 'worker@' || n, n, '0' from generate_series(1, 20) n;
+insert into durable.leader (holder, term, expires_at) values (1, 1, now() + interval '1 hour');
+insert into durable.run
+    (id, task, queue, priority, state, reason, due, published_at, fence, attempt, worker, pid,
+     message, body, root, created_at, claimed_at, finished_at)
+    select 'run-' || n, 'task-' || n % 20, 'celery', n % 4, state,
+           case when state = 'waiting' then 'retry' end,
+           case when state in ('pending', 'waiting') then now() + (n % 1000 - 100) * interval '1 minute' end,
+           case when n % 3 <> 0 then now() - n * interval '1 second' end,
+           gen_random_uuid(), 1, case when state = 'running' then n % 20 + 1 end, n,
+           '{}', repeat('x', 200)::bytea, 'run-' || n - n % 5, now() - (30000 - n) * interval '1 minute',
+           now() - n * interval '1 minute',
+           case when state in ('succeeded', 'failed') then now() - n * interval '1 minute' end
+    from (select n, (case n % 25 when 0 then 'running' when 1 then 'pending' when 2 then 'waiting'
+                                 when 3 then 'failed' else 'succeeded' end)::durable.run_state as state
+          from generate_series(1, 25000) n) as runs;
+insert into durable.checkpoint
+    (run_key, key, seq, outcome, output, digest, arguments, fence, attempt, tries, seconds)
+    select key, 'step#' || n, n, 'ok', '1', 'd', '()', fence, 1, 1, 0.1
+    from durable.run, generate_series(1, 3) n;
+insert into durable.attempt (run_key, number, fence, worker, hostname, pid)
+    select key, 1, fence, 1, 'worker@1', 1 from durable.run;
+insert into durable.event (run_key, kind) select key, 'recovered' from durable.run where key % 5 = 0;
+insert into durable.result (task_id, status, date_done)
+    select 'plain-' || n, 'SUCCESS', now() - n * interval '1 minute' from generate_series(1, 20000) n;
+insert into durable.result_group (id, result, result_type, date_done)
+    select 'group-' || n, '[]', 'json', now() - n * interval '1 minute' from generate_series(1, 5000) n;
+"""
+_TYPES = (
+    "select format_type(oid, null) as name from unnest(%s::oid[]) with ordinality as t (oid, n) order by n"
+)
+
+
+@pytest.fixture(scope="module")
+def filled(postgres_url: str) -> Iterator[Connection]:
+    """Return a connection to a database with many runs in every state, analyzed."""
+    name = f"durable_test_{uuid.uuid4().hex[:12]}"
+    url = urlunsplit(urlsplit(postgres_url)._replace(path=f"/{name}"))
+    with psycopg.connect(postgres_url, autocommit=True) as server:
+        server.execute(f"create database {name}".encode())
+        made = Store(url, Settings())
+        made.migrate()
+        with psycopg.connect(url, autocommit=True, row_factory=dict_row) as connection:
+            connection.execute(FILL.encode())
+            connection.execute("vacuum analyze")
+            connection.execute("set plan_cache_mode = force_generic_plan")
+            yield connection
+        server.execute(f"drop database {name} with (force)".encode())
+
+
+def given(noun: str, name: str, sql: str) -> dict[str, Any]:
+    values = {**PARAMETERS, **IN_PARTICULAR.get((noun, name), {})}
+    missing = {match for match in queries_parameters(sql) if match not in values}
+    assert not missing, (
+        f"{noun}.{name} has the new parameters {missing}: add what they look like to PARAMETERS"
+    )
+    return values
+
+
+def queries_parameters(sql: str) -> set[str]:
+    return {part.partition(")s")[0] for part in sql.split("%(")[1:]}
+
+
+def plan_of(connection: Connection, sql: str, values: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the nodes of the plan that the server keeps for a prepared statement."""
+    prepared = PostgresQuery(Transformer(connection))
+    prepared.convert(sql, {name: values[name] for name in queries_parameters(sql)})
+    oids = [oid or UNKNOWN for oid in prepared.types]
+    types = [row["name"] for row in connection.execute(_TYPES, [oids]).fetchall()]
+    signature = f" ({', '.join(types)})" if types else ""
+    connection.execute(b"prepare explained" + signature.encode() + b" as " + prepared.query)
+    try:
+        arguments = f" ({', '.join(['null'] * len(types))})" if types else ""
+        row = connection.execute(f"explain (format json) execute explained{arguments}".encode()).fetchone()
+    finally:
+        connection.execute("deallocate explained")
+    assert row is not None
+    return list(nodes(row["QUERY PLAN"][0]["Plan"]))
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for below in plan.get("Plans", ()):
+        yield from nodes(below)
+
+
+def scanned(plan: list[dict[str, Any]]) -> list[str]:
+    """Return the large tables of ours that a plan reads from end to end."""
+    return [
+        node["Relation Name"]
+        for node in plan
+        if node["Node Type"] == "Seq Scan" and node["Relation Name"] not in SMALL_TABLES
+    ]
+
+
+@pytest.mark.parametrize(("noun", "name"), EVERY_QUERY)
+def test_a_query_is_understood_and_reads_by_index(filled: Connection, noun: str, name: str) -> None:
+    sql = with_filters(queries.load(noun)[name], ["states"])
+
+    plan = plan_of(filled, sql, given(noun, name, sql))
+
+    if (noun, name) not in LOOKS_AT_EVERYTHING:
+        assert scanned(plan) == []
+
+
+@pytest.mark.parametrize("wanted", FILTERS)
+def test_a_filtered_list_reads_by_index(filled: Connection, wanted: str) -> None:
+    sql = with_filters(queries.load("inspection")["list"], {"states", wanted})
+
+    assert scanned(plan_of(filled, sql, given("inspection", "list", sql))) == []
+
+
+@pytest.mark.parametrize(
+    "index", ["run_waiting", "run_pending", "run_unpublished", "run_owner", "run_finished"]
+)
+def test_a_missing_index_is_noticed(filled: Connection, index: str) -> None:
+    """The test above can fail: without an index, a query of the keeper reads everything or sorts it."""
+    query = {
+        "run_waiting": "wake",
+        "run_pending": "unclaimed",
+        "run_unpublished": "publishable",
+        "run_owner": "claims_of_queue",
+        "run_finished": "prune",
+    }[index]
+    sql = queries.load("keeper")[query]
+
+    def indexes() -> set[str]:
+        return {node.get("Index Name", "") for node in plan_of(filled, sql, given("keeper", query, sql))}
+
+    assert index in indexes()
+    with filled.transaction(force_rollback=True):
+        filled.execute(f"drop index durable.{index}".encode())
+        assert index not in indexes()
+
+
+def test_a_statement_on_the_wire_is_the_one_in_the_file() -> None:
+    assert "%(" not in on_the_wire("runs", "claim")
