@@ -69,7 +69,7 @@ create table durable.run (
     constraint run_wakes check (
         state not in ('pending', 'waiting')
         or due is not null
-        or (state = 'waiting' and reason in ('signal', 'children', 'slot', 'replaced')))
+        or (state = 'waiting' and coalesce(reason, '') in ('signal', 'children', 'slot', 'replaced')))
 ) with (fillfactor = 80);
 
 create index run_waiting on durable.run (due) where state = 'waiting';
