@@ -35,6 +35,7 @@ def test_the_statement_is_repeated_and_its_effect_is_not(shared: World, statemen
 
     assert result.get(timeout=20) == ["one done", "two done"]
     met(fault)
+    shared.workers[0].wait_for_log(f"flow[{result.id}] succeeded")
     assert shared.ledger.names(run=result.id) == ["one", "two"]
     assert shared.tables.outcomes(result.id) == ["succeeded"]
     assert shared.tables.run(result.id)["attempt"] == 1
@@ -50,6 +51,7 @@ def test_the_release_for_a_retry_is_repeated_and_counts_once(shared: World, what
 
     assert result.get(timeout=20) == ["first done", "second done", 1]
     met(fault)
+    shared.workers[0].wait_for_log(f"flaky[{result.id}] succeeded")
     assert shared.ledger.names(run=result.id) == ["first", "second"]
     assert shared.tables.outcomes(result.id) == ["retry", "succeeded"]
     assert shared.tables.run(result.id)["retries"] == 1

@@ -82,6 +82,28 @@ def test_a_worker_frozen_in_a_step_stores_nothing_when_it_is_back_and_starts_not
     assert shared.tables.outcomes(result.id) == ["lost", "succeeded"]
 
 
+def test_a_worker_that_is_back_while_another_is_in_the_same_step_cannot_store_it(shared: World) -> None:
+    shared.gates.close("mid")
+    result = shared.send("flow", ["mid", "last"])
+    shared.ledger.wait_for("start", "mid", result.id)
+    frozen = shared.owner(result.id)
+    (successor,) = shared.other(frozen).children()
+    shared.gates.close("mid", successor.pid)
+
+    frozen.freeze()
+    shared.ledger.wait_for("start", "mid", result.id, times=2)
+    shared.gates.open("mid")
+    frozen.thaw()
+    frozen.wait_for_log(f"flow[{result.id}]: attempt 1 lost its lease; nothing of it is stored")
+    assert shared.tables.steps(result.id) == {}
+    shared.gates.open("mid", successor.pid)
+
+    assert result.get(timeout=20) == ["mid done", "last done"]
+    assert shared.ledger.names(run=result.id) == ["mid", "mid", "last"]
+    assert {step["attempt"] for step in shared.tables.steps(result.id).values()} == {2}
+    back_and_healthy(shared, frozen)
+
+
 @pytest.mark.parametrize("outcome", ["return", "raise"])
 def test_a_worker_frozen_at_the_end_of_its_run_cannot_change_the_outcome(shared: World, outcome: str) -> None:
     shared.gates.close("tail")

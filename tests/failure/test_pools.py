@@ -18,10 +18,10 @@ FIVE = ["one", "two", "three", "four", "five"]
 
 @pytest.fixture(scope="module", params=["prefork", "threads", "solo", "gevent"])
 def pool(request: pytest.FixtureRequest, new_world: Callable[..., Any]) -> Iterator[World]:
-    """Two workers of one pool, for four tests; the last one kills one of them."""
+    """Two workers of one pool, for all tests; the last one kills one of them."""
     if request.param == "gevent":
         pytest.importorskip("gevent")
-    with new_world() as world:
+    with new_world(durable_step_sleep=0.1) as world:
         world.pair(pool=request.param, concurrency=1 if request.param in ("solo", "prefork") else 4)
         yield world
 
@@ -43,6 +43,16 @@ def test_runs_that_raise_leave_the_worker_and_come_back_and_the_worker_lives(poo
         assert pool.tables.outcomes(result.id) == ["retry", "retry", "succeeded"]
     with pytest.raises(Fatal):
         pool.send("tail", "raise").get(timeout=10)
+    assert all(worker.alive for worker in pool.workers)
+
+
+def test_a_run_whose_step_waits_for_its_next_try_leaves_the_worker_and_the_worker_lives(pool: World) -> None:
+    result = pool.send("persistent", 2)
+
+    assert result.get(timeout=20) == ["first done", 3, "second done"]
+    assert pool.ledger.names(run=result.id) == ["first", "moody", "moody", "moody", "second"]
+    assert pool.tables.outcomes(result.id) == ["suspended", "suspended", "succeeded"]
+    assert pool.tables.steps(result.id)["moody"]["tries"] == 3
     assert all(worker.alive for worker in pool.workers)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from harness import invariants
+from harness.proxy import proxied
 from harness.waiting import eventually, take
 
 if TYPE_CHECKING:
@@ -59,23 +60,28 @@ def test_postgres_restarted_under_load_costs_no_run_a_step_or_a_recovery(
 def test_postgres_away_longer_than_a_lease_leaves_every_run_with_its_worker(
     own_server: World, private_postgres: PrivatePostgres
 ) -> None:
-    own_server.pair()
-    own_server.gates.close("mid")
-    ids = [own_server.send("flow", ["mid", "last"]).id for _ in range(2)]
-    for run_id in ids:
-        own_server.ledger.wait_for("start", "mid", run_id)
+    world = own_server
+    with proxied(world.tables.url) as detour:
+        leader, late = world.worker(), world.worker(backend="durable+" + detour.url)
+        world.gates.close("mid")
+        ids = [world.send("flow", ["mid", "last"]).id for _ in range(2)]
+        for run_id in ids:
+            world.ledger.wait_for("start", "mid", run_id)
+        assert {world.owner(run_id) for run_id in ids} == {leader, late}
 
-    private_postgres.stop(crash=True)
-    take(2 * own_server.app.conf.durable_lease)  # this is the fault: a lease goes by without Postgres
-    own_server.gates.open("mid")
-    for run_id in ids:
-        own_server.ledger.wait_for("end", "mid", run_id)
-    private_postgres.start()
+        detour.refuse()
+        private_postgres.stop(crash=True)
+        take(2 * world.app.conf.durable_lease)  # this is the fault: a lease goes by without Postgres
+        private_postgres.start()
+        beat = world.tables.beat(leader.name)
+        eventually(lambda: world.tables.beat(leader.name) > beat, what="the leader to be back")
+        detour.heal()
+        world.gates.open("mid")
 
-    own_server.tables.wait_until_all_final(ids)
+        world.tables.wait_until_all_final(ids)
     for run_id in ids:
-        assert own_server.tables.outcomes(run_id) == ["succeeded"]
-        assert own_server.ledger.names(run=run_id) == ["mid", "last"]
+        assert world.tables.outcomes(run_id) == ["succeeded"]
+        assert world.ledger.names(run=run_id) == ["mid", "last"]
 
 
 def test_connections_killed_for_seconds_under_load_cost_no_run_a_step_or_a_recovery(world: World) -> None:

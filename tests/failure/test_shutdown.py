@@ -68,4 +68,6 @@ def test_a_worker_told_to_drop_everything_hands_its_run_on_in_the_middle_of_the_
     world.tables.wait_for_state(run_id, "succeeded")
 
     assert world.ledger.names(run=run_id) == ["first", "mid", "mid", "last"]
+    assert world.tables.outcomes(run_id) == ["released", "succeeded"]
+    assert world.tables.run(run_id)["recoveries"] == 0
     assert world.tables.attempts(run_id)[1]["hostname"] == world.other(stopping).name

@@ -91,23 +91,22 @@ class Ledger:
 
 
 class Gates:
-    """Steps wait at a closed gate. Open unless a test has closed it, for everybody and at once."""
+    """Steps wait at a closed gate: one that a test has closed, for everybody or for one process."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def close(self, *names: str) -> None:
+    def close(self, name: str, pid: int | None = None) -> None:
         self._folder.mkdir(exist_ok=True)
-        for name in names:
-            (self._folder / name).touch()
+        self._bar(name, pid).touch()
 
-    def open(self, *names: str) -> None:
-        for name in names:
-            (self._folder / name).unlink()
-
-    def closed(self, name: str) -> bool:
-        return (self._folder / name).exists()
+    def open(self, name: str, pid: int | None = None) -> None:
+        self._bar(name, pid).unlink()
 
     def pass_through(self, name: str, timeout: float = 120.0) -> None:
-        if self.closed(name):
-            eventually(lambda: not self.closed(name), timeout=timeout, what=f"the gate {name} to open")
+        for bar in (self._bar(name, None), self._bar(name, os.getpid())):
+            if bar.exists():
+                eventually(lambda bar=bar: not bar.exists(), timeout=timeout, what=f"{bar} to open")
+
+    def _bar(self, name: str, pid: int | None) -> Path:
+        return self._folder / (name if pid is None else f"{name}@{pid}")

@@ -27,7 +27,13 @@ class Tables:
         self._connection: psycopg.Connection[dict[str, Any]] | None = None
 
     def rows(self, sql: str, *parameters: Any) -> list[dict[str, Any]]:
-        """Return the rows of a statement."""
+        """Return the rows of a statement; once more if a restart has cut the connection meanwhile."""
+        try:
+            return self._rows(sql, parameters)
+        except psycopg.OperationalError:
+            return self._rows(sql, parameters)
+
+    def _rows(self, sql: str, parameters: tuple[Any, ...]) -> list[dict[str, Any]]:
         if self._connection is None or self._connection.closed:
             self._connection = psycopg.connect(self.url, autocommit=True, row_factory=dict_row)
         cursor = self._connection.execute(sql.encode(), parameters)
@@ -72,6 +78,11 @@ class Tables:
     def workers(self) -> set[str]:
         """Return the node names of the workers that count as alive."""
         return {row["hostname"] for row in self.rows("select hostname from durable.worker")}
+
+    def beat(self, hostname: str) -> int:
+        """Return how often a worker's heart has beaten."""
+        beat: int = self.one("select beat from durable.worker where hostname = %s", hostname)
+        return beat
 
     def leader(self) -> str | None:
         """Return the node name of the keepers' leader."""

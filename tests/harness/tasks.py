@@ -47,6 +47,18 @@ def work(name: str, seconds: float = 0.0) -> str:
     return _effect(name, seconds)
 
 
+@durable.step(max_retries=5, default_retry_delay=0.6)
+def moody(failures: int) -> int:
+    """Raise at the first tries; return the number of the try that succeeded."""
+    here, run = _here[-1], durable.current_run()
+    here.ledger.write("start", "moody", run=run.id)
+    tries = here.ledger.count("start", "moody", run.id)
+    if tries <= failures:
+        message = f"try {tries}"
+        raise ConnectionError(message)
+    return tries
+
+
 @durable.step
 def killing(name: str) -> str:
     """Be killed, as by the kernel when memory runs out."""
@@ -75,6 +87,12 @@ def flaky(self: Task[..., Any], failures: int) -> list[Any]:
         message = f"failure {self.request.retries + 1}"
         raise ValueError(message)
     return [first, work.options(name="second")("second"), self.request.retries]
+
+
+def persistent(failures: int) -> list[Any]:
+    """Do a step that fails now and then between two that do not."""
+    first = work.options(name="first")("first")
+    return [first, moody(failures), work.options(name="second")("second")]
 
 
 def patient(self: Task[..., Any], delay: float) -> list[Any]:
@@ -133,6 +151,7 @@ def register(app: Celery, ledger: Ledger, gates: Gates) -> None:
     app.task(flow, name="flow", **soon)
     app.task(poison, name="poison", **soon)
     app.task(flaky, name="flaky", bind=True, **soon)
+    app.task(persistent, name="persistent", **soon)
     app.task(patient, name="patient", bind=True)
     app.task(tail, name="tail", **soon)
     app.task(threaded, name="threaded", **soon)

@@ -114,8 +114,7 @@ class Worker:
         children = self.children()
         self.process.kill()
         self.process.wait(timeout=10)
-        _, left = psutil.wait_procs(children, timeout=10)
-        assert not left, f"children outlive {self.name}: {left}"
+        eventually(lambda: all(map(_is_dead, children)), what=f"the children of {self.name} to die with it")
 
     def kill_child(self, pid: int) -> None:
         """SIGKILL one pool child."""
@@ -165,12 +164,18 @@ class Worker:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.wait(timeout=10)
-        psutil.wait_procs(left, timeout=10)
+        eventually(lambda: all(map(_is_dead, left)), what=f"the children of {self.name} to die")
+
+
+def _is_dead(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    return True
 
 
 def _stands_still(process: psutil.Process) -> bool:
     with suppress(psutil.NoSuchProcess):
-        return process.status() in (*_SUSPENDED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        return process.status() in _SUSPENDED or _is_dead(process)
     return True
 
 
