@@ -262,7 +262,7 @@ class Attempt:
                 retries=execution.claim.retries + 1,
                 error=_line(cause),
                 traceback=_trace(cause),
-                result=self.backend.error_meta(cause),
+                result=self.backend.encoded(self.backend.encode_result(retry.exc, states.RETRY)),
                 result_type=self.backend.content_type,
                 body=successor.body if successor is not None and changed else None,
                 message=envelope.with_revision(successor.message, revision)
