@@ -59,6 +59,15 @@ def finished_steps_never_start_again(tables: Tables, ledger: Ledger) -> list[str
     ]
 
 
+def only_holders_store(tables: Tables) -> list[str]:
+    """Every checkpoint bears the fence of the attempt that it says it belongs to."""
+    rows = tables.rows(
+        f"select r.id, c.key, c.attempt {_ATTEMPTS}"
+        " join durable.checkpoint c on c.run_key = r.key and c.attempt = a.number where c.fence <> a.fence"
+    )
+    return [f"{row['id']}: {row['key']} of attempt {row['attempt']} was stored by another" for row in rows]
+
+
 def bodies_start_only_for_a_reason(tables: Tables, ledger: Ledger) -> list[str]:
     """A step's body starts once per attempt, and only as often as attempts were retried, lost or released."""
     attempts = Counter(row["id"] for row in tables.rows(f"select r.id {_ATTEMPTS}"))
@@ -175,6 +184,7 @@ def check_all(
         *one_outcome_each(tables, known),
         *same_result_for_every_caller(app, known),
         *finished_steps_never_start_again(tables, ledger),
+        *only_holders_store(tables),
         *bodies_start_only_for_a_reason(tables, ledger),
         *nobody_is_forgotten(tables),
         *no_timer_is_early(tables, countdowns or {}, retry_delay),

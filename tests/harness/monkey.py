@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import random
 import signal
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from harness.waiting import take
+from harness.waiting import eventually, take
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +45,8 @@ class Monkey:
             self.kill_child,
             self.kill_child,
             self.freeze_past_the_lease,
+            self.freeze_until_buried,
+            self.freeze_until_buried,
             self.freeze_for_a_moment,
             self.duplicate,
             self.duplicate,
@@ -76,6 +79,13 @@ class Monkey:
     def freeze_past_the_lease(self, worker: Worker) -> None:
         """Stop a worker until it counts as dead, and a little longer."""
         self._freeze(worker, self._world.app.conf.durable_lease * self._chance.uniform(1.2, 1.8))
+
+    def freeze_until_buried(self, worker: Worker) -> None:
+        """Stop a worker until it counts as dead: it is back while others just begin with its runs."""
+        worker.freeze()
+        deadline = time.monotonic() + 2 * self._world.app.conf.durable_lease
+        eventually(lambda: worker.name not in self._world.tables.workers() or time.monotonic() > deadline)
+        worker.thaw()
 
     def freeze_for_a_moment(self, worker: Worker) -> None:
         """Stop a worker, but not for a lease."""
