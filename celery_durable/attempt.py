@@ -280,22 +280,32 @@ class Attempt:
         self._finish(execution, Finish(state=RunState.CANCELLED, reason="ignored"))
 
     def _replace(self, execution: Execution, successor: NewRun | None) -> None:
-        if successor is None:  # by a chord, a group or a plain task: the run's id comes back later
-            release = Release(outcome="replaced", delay=timedelta(0), reason="replaced", discard="all")
-        else:
-            release = Release(
-                outcome="replaced",
-                delay=successor.countdown or timedelta(0),
-                reason="timer",
-                publish=True,
-                body=successor.body,
-                message=envelope.with_revision(successor.message, execution.claim.revision + 1),
-                task=successor.task,
-                queue=successor.queue,
-                priority=successor.priority,
-                discard="all",
-            )
+        if successor is None:
+            self._replace_by_others(execution)
+            return
+        release = Release(
+            outcome="replaced",
+            delay=successor.countdown or timedelta(0),
+            reason="timer",
+            publish=True,
+            body=successor.body,
+            message=envelope.with_revision(successor.message, execution.claim.revision + 1),
+            task=successor.task,
+            queue=successor.queue,
+            priority=successor.priority,
+            discard="all",
+        )
         self._release(execution, release, new_message=release.message, new_body=release.body)
+
+    def _replace_by_others(self, execution: Execution) -> None:
+        """Leave the run to a chain, a chord or a plain task: its id comes back with the last of them.
+
+        They are sent only when the run waits for them: a fast one would find it still running.
+        """
+        claim, others = execution.claim, execution.outgoing
+        release = Release(outcome="replaced", delay=timedelta(0), reason="replaced", discard="all")
+        stored = self._written(execution, lambda: self.runs.replace(claim.key, claim.fence, release, others))
+        outgoing.send_collected(self.task.app, self.backend.store, others, stored)
 
     def _suspend(self, execution: Execution, suspended: Suspended) -> Exception:
         release = Release(

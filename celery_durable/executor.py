@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from celery_durable.run import Claim
     from celery_durable.serialization import ValueCodec
     from celery_durable.steps import Step
-    from celery_durable.store.runs import NewRun, RunStore
+    from celery_durable.store.runs import NewRun, PlainMessage, RunStore
 
 _ERROR_TEXT = 2000
 _NO_DIGEST = b"\0" * 16
@@ -99,6 +99,7 @@ class Execution:
         self.successor: NewRun | None = None
         self.rewritten = False
         self.replaced = False
+        self.outgoing: list[NewRun | PlainMessage] = []
         self._runs = runs
         self._seam = seam
         self._control_flow: tuple[type[BaseException], ...] = (*seam.control_flow, LeaseLostError)

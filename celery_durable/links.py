@@ -30,11 +30,7 @@ def of_success(
     options: dict[str, Any] = {"parent_id": request.id, "root_id": request.root_id or request.id}
     if task.app.conf.task_inherit_parent_priority:
         options["priority"] = (request.delivery_info or {}).get("priority")
-    with (
-        outgoing.collecting(request.id, everything=True) as caught,
-        task.app.producer_or_acquire() as producer,
-    ):
-        options["producer"] = outgoing.StoringProducer(task.app, producer, None)
+    with outgoing.collecting(request.id, everything_of=task.app) as caught:
         for signature in _callbacks(task, request):
             _named(signature, execution).apply_async((value,), **options)
         if request.chain:

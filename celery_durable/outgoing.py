@@ -66,14 +66,33 @@ _collecting: ContextVar[Collected | None] = ContextVar("celery_durable_collectin
 
 
 @contextmanager
-def collecting(run_id: str, *, everything: bool = False) -> Iterator[Collected]:
-    """Catch the message that goes out under `run_id` (a retry, a replacement), or every message."""
-    collected = Collected(run_id, everything=everything)
+def collecting(run_id: str, everything_of: Celery | None = None) -> Iterator[Collected]:
+    """Catch the message that goes out under `run_id` (a retry), or every message that an app sends."""
+    if everything_of is not None:
+        _watch(everything_of)
+    collected = Collected(run_id, everything=everything_of is not None)
     token = _collecting.set(collected)
     try:
         yield collected
     finally:
         _collecting.reset(token)
+
+
+def _watch(app: Celery) -> None:
+    """Let no message of the app get past a collection: canvas does not hand a producer on everywhere."""
+    amqp: Any = app.amqp
+    send = amqp.send_task_message
+    if getattr(send, "watched", False):
+        return
+
+    def send_task_message(producer: Any, *args: Any, **options: Any) -> Any:
+        collected = _collecting.get()
+        if collected is not None and collected.everything and not isinstance(producer, StoringProducer):
+            producer = StoringProducer(app, producer, None)
+        return send(producer, *args, **options)
+
+    send_task_message.watched = True  # type: ignore[attr-defined]
+    amqp.send_task_message = send_task_message
 
 
 class StoringProducer:

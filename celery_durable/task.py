@@ -177,12 +177,12 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         if frame is None or self.request.called_directly:
             return super().replace(sig)
         execution = frame.execution
-        with outgoing.collecting(execution.id) as caught:
+        with outgoing.collecting(execution.id, everything_of=self.app) as caught:
             execution.replaced = True
             try:
                 return super().replace(sig)
             finally:
-                execution.successor = caught.successor
+                execution.successor, execution.outgoing = caught.successor, caught.messages
 
 
 def _another_task_here() -> bool:

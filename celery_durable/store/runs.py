@@ -86,6 +86,10 @@ class Release:
     discard: str = "none"
 
 
+def _state(link: Any) -> str | None:
+    return link and str(link.get("state") or link.get("key"))
+
+
 def closed(fence: uuid.UUID) -> uuid.UUID:
     """Return the fence that a release leaves behind: known to its attempt, matched by no write."""
     return uuid.uuid5(fence, "closed")
@@ -236,7 +240,7 @@ class RunStore:
         row, linked = self._connections.patiently(work)
         if row is None:
             raise LeaseLostError
-        return [link and str(link.get("state") or link.get("key")) for link in linked]
+        return [_state(link) for link in linked]
 
     def _link(self, connection: Connection, run: int, fence: uuid.UUID, link: NewRun | PlainMessage) -> Any:
         name = "enqueue" if isinstance(link, NewRun) else "enqueue_outbox"
@@ -252,17 +256,36 @@ class RunStore:
 
         Raises `LeaseLostError` when another attempt owns the run.
         """
-        parameters = {
-            **release.__dict__,
-            "run": run,
-            "fence": fence,
-            "closed": closed(fence),
-            "check": self._check,
-        }
-        row = self._one("release", parameters)
+        row = self._one("release", self._leaving(run, fence, release))
         if row is None:
             raise LeaseLostError
         return RunState(row["state"])
+
+    def replace(
+        self, run: int, fence: uuid.UUID, release: Release, by: Sequence[NewRun | PlainMessage]
+    ) -> list[str | None]:
+        """Leave the worker for other runs, and store those in the same transaction.
+
+        Returns for each of them its state, None for one that is not to be started.
+        Raises `LeaseLostError` when another attempt owns the run.
+        """
+
+        def work(connection: Connection) -> tuple[Any, list[Any]]:
+            with connection.transaction():
+                left = connection.execute(self._sql["release"], self._leaving(run, fence, release)).fetchone()
+                if left is None or RunState(left["state"]).final:
+                    return left, [None for _ in by]
+                with connection.pipeline():
+                    stored = [self._link(connection, run, closed(fence), one) for one in by]
+                return left, [cursor.fetchone() for cursor in stored]
+
+        row, stored = self._connections.patiently(work)
+        if row is None:
+            raise LeaseLostError
+        return [_state(one) for one in stored]
+
+    def _leaving(self, run: int, fence: uuid.UUID, release: Release) -> dict[str, Any]:
+        return {**release.__dict__, "run": run, "fence": fence, "closed": closed(fence), "check": self._check}
 
     def stored(self, run: int) -> Stored | None:
         """Return a run's message, to be published again."""
