@@ -73,9 +73,10 @@ def test_postgres_away_longer_than_a_lease_leaves_every_run_with_its_worker(
         private_postgres.stop(crash=True)
         take(2 * world.app.conf.durable_lease)  # this is the fault: a lease goes by without Postgres
         private_postgres.start()
-        beat = world.tables.beat(leader.name)
-        eventually(lambda: world.tables.beat(leader.name) > beat, what="the leader to be back")
+        beats = {worker: world.tables.beat(worker.name) for worker in (leader, late)}
+        eventually(lambda: world.tables.beat(leader.name) > beats[leader], what="the leader to be back")
         detour.heal()
+        eventually(lambda: world.tables.beat(late.name) != beats[late], what="the other one to be back")
         world.gates.open("mid")
 
         world.tables.wait_until_all_final(ids)

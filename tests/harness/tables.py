@@ -80,9 +80,9 @@ class Tables:
         return {row["hostname"] for row in self.rows("select hostname from durable.worker")}
 
     def beat(self, hostname: str) -> int:
-        """Return how often a worker's heart has beaten."""
-        beat: int = self.one("select beat from durable.worker where hostname = %s", hostname)
-        return beat
+        """Return how often a worker's heart has beaten, -1 for one that counts as dead."""
+        rows = self.rows("select beat from durable.worker where hostname = %s", hostname)
+        return rows[0]["beat"] if rows else -1
 
     def leader(self) -> str | None:
         """Return the node name of the keepers' leader."""
