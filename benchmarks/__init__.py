@@ -1,0 +1,1 @@
+"""What celery-durable costs, as ratios measured within one run: `python -m benchmarks --help`."""

@@ -1,0 +1,89 @@
+"""Run the benchmarks and print a table of ratios.
+
+Examples:
+  python -m benchmarks                          all of them, about ten minutes
+  python -m benchmarks --quick                  fewer samples and no million rows, under two minutes
+  python -m benchmarks --only step resume       some of them
+  python -m benchmarks --postgres postgresql://postgres@127.0.0.1/postgres --json figures.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg
+from rich.console import Console
+
+from benchmarks.cases import CASES
+from benchmarks.measuring import timed
+from benchmarks.report import as_json, facts, show
+from benchmarks.setting import Setting, Skipped, postgres_server, redis_server, temporary_directory
+
+if TYPE_CHECKING:
+    from benchmarks.report import Row
+
+
+def _arguments() -> argparse.Namespace:
+    summary, _, examples = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=summary,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(CASES), help=", ".join(CASES))
+    parser.add_argument("--quick", action="store_true", help="fewer samples, no million rows")
+    parser.add_argument(
+        "--postgres", metavar="URL", help="a server (default: $DURABLE_TEST_POSTGRES, or an embedded one)"
+    )
+    parser.add_argument(
+        "--redis", metavar="URL", help="default: $DURABLE_TEST_REDIS, or redis://127.0.0.1:6379/15"
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures to a file, too")
+    return parser.parse_args()
+
+
+def _run(name: str, setting: Setting, console: Console) -> list[Row]:
+    rows: list[Row] = []
+    try:
+        seconds = timed(lambda: rows.extend(CASES[name](setting)))
+    except Skipped as reason:
+        console.print(f"[bold]{name}[/] left out: {reason}\n")
+        return []
+    finally:
+        setting.close()
+    show(f"{name} ({seconds:.0f} s)", rows, console.print)
+    console.print()
+    return rows
+
+
+def main() -> None:
+    """Run what is asked for."""
+    chosen = _arguments()
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
+    console = Console(width=None if Console().is_terminal else 180)
+    with postgres_server(chosen.postgres) as postgres, temporary_directory() as directory:
+        with psycopg.connect(postgres, autocommit=True) as connection:
+            known = facts(connection)
+        console.print(", ".join(f"{fact} {value}" for fact, value in known.items()), highlight=False)
+        console.print()
+        figures = {}
+        for name in chosen.only or CASES:
+            setting = Setting(
+                postgres=postgres,
+                redis=redis_server(chosen.redis),
+                quick=chosen.quick,
+                directory=directory,
+                say=console.print,
+            )
+            figures[name] = as_json(_run(name, setting, console))
+        if chosen.json:
+            chosen.json.write_text(json.dumps({"facts": known, "figures": figures}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

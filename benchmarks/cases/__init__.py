@@ -1,0 +1,25 @@
+"""One module per question; each says what it compares and how."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from benchmarks.cases import imports, latency, plain, runs, scale, throughput
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from benchmarks.report import Row
+    from benchmarks.setting import Setting
+
+CASES: dict[str, Callable[[Setting], Iterable[Row]]] = {
+    "step": latency.step,
+    "worker-step": latency.worker_step,
+    "throughput": throughput.run,
+    "runs": runs.fresh,
+    "resume": runs.resumed,
+    "plain": plain.run,
+    "scale": scale.run,
+    "imports": imports.run,
+}
+"""Every benchmark by the name that `--only` takes."""
