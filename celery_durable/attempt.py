@@ -180,7 +180,8 @@ class Attempt:
     def _store_run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Give a row to a message that was sent without one: by name, by beat, from another language."""
         with outgoing.collecting(self.request.id) as caught:
-            self.task.signature_from_request(self.request, args, kwargs).apply_async()
+            # The current task is this very run: it must not become its own child.
+            self.task.signature_from_request(self.request, args, kwargs).apply_async(add_to_parent=False)
         if caught.successor is not None:
             self.runs.enqueue(caught.successor)
 
