@@ -1,4 +1,4 @@
-"""A pytest plugin for Celery's own integration tests: it swaps the task class and gives the store its settings."""
+"""A pytest plugin for Celery's own integration tests: it swaps the task class."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
 """Run Celery's own integration tests, unmodified, against this package.
 
-    python tests/compat/run_celery_suite.py [--mode backend|tasks] [--file test_canvas.py] [-- pytest arguments]
+    python tests/compat/run_celery_suite.py [--mode tasks] [--file test_canvas.py] [-- pytest options]
 
 `backend` runs plain tasks on the durable result backend, `tasks` runs every task as a `DurableTask`,
-`baseline` is Celery alone on Redis, to tell what fails on this machine anyhow. The tests come from Celery's sdist. About 130 of them ask for a result backend whose URL starts with `redis`: the backend
-gets an alias of that kind, for this run only. A private Redis is the broker. Each file runs in a process of its
-own; what cannot pass is listed, with its reason, in `deselected.txt`.
+`baseline` is Celery alone on Redis, to tell what fails anyhow. The tests come from Celery's sdist.
+About 130 of them ask for a result backend whose URL starts with `redis`: the backend gets an alias of that
+kind, for this run only. A private Redis is the broker. Each file runs in a process of its own; what cannot
+pass is listed, with its reason, in `deselected.txt`.
 """
 
 from __future__ import annotations
@@ -114,12 +115,23 @@ def database(server: str) -> Iterator[str]:
             connection.execute(f"drop database if exists {name} with (force)".encode())
 
 
-def run_file(root: Path, file: str, mode: str, environment: dict[str, str], extra: list[str]) -> dict[str, int]:
+def run_file(
+    root: Path, file: str, mode: str, environment: dict[str, str], extra: list[str]
+) -> dict[str, int]:
     """Run one file of the suite; return its counts."""
     skipped = [one for one in deselected() if one.mode in ("*", mode) and one.test.startswith(file)]
     report = root / f"{mode}-{file}.xml"
     command = [
-        *(sys.executable, "-m", "pytest", f"t/integration/{file}", "-q", "-rfE", "--tb=short", "--timeout=120"),
+        *(
+            sys.executable,
+            "-m",
+            "pytest",
+            f"t/integration/{file}",
+            "-q",
+            "-rfE",
+            "--tb=short",
+            "--timeout=120",
+        ),
         *("-p", "pytest_timeout", "-p", "celery.contrib.pytest", "-p", "celery_suite_plugin"),
         f"--junit-xml={report}",
         *(f"--deselect=t/integration/{one.test}" for one in skipped),
@@ -145,13 +157,17 @@ def run_file(root: Path, file: str, mode: str, environment: dict[str, str], extr
         failed, skip = outcome & {"failure", "error"}, "skipped" in outcome
         counts["failed" if failed else "skipped" if skip else "passed"] += 1
         if failed:
-            sys.stdout.write(f"  FAILED {mode} {file}::{case.get('classname', '').split('.')[-1]}::{case.get('name')}\n")
+            sys.stdout.write(
+                f"  FAILED {mode} {file}::{case.get('classname', '').split('.')[-1]}::{case.get('name')}\n"
+            )
     return counts
 
 
 def main() -> int:
     """Run what was asked for; return 1 when a test failed that is not listed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--mode", choices=MODES, action="append", help="default: both")
     parser.add_argument("--file", action="append", help="a file of t/integration; default: all")
     parser.add_argument("--keep", type=Path, help="a directory for the suite and its logs")
@@ -178,10 +194,14 @@ def main() -> int:
                             "REDIS_HOST": "127.0.0.1",
                             "REDIS_PORT": str(port),
                             "TEST_BROKER": f"redis://127.0.0.1:{port}/0",
-                            "TEST_BACKEND": f"redis://127.0.0.1:{port}/0" if mode == "baseline" else f"{ALIAS}+{url}",
+                            "TEST_BACKEND": f"redis://127.0.0.1:{port}/0"
+                            if mode == "baseline"
+                            else f"{ALIAS}+{url}",
                         }
                         environment.pop("PYTHONSAFEPATH", None)
-                        counts = run_file(root, file, mode, environment, [one for one in extra if one != "--"])
+                        counts = run_file(
+                            root, file, mode, environment, [one for one in extra if one != "--"]
+                        )
                     failures += counts["failed"]
                     text = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
                     sys.stdout.write(f"{mode:8} {file:45} {text}\n")

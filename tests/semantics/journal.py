@@ -7,14 +7,23 @@ from typing import TYPE_CHECKING, Any
 from celery import Task, signals
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from harness.ledger import Ledger
 
 _ledgers: list[Ledger] = []
+_connected: list[bool] = []
 
 
 def note(event: str, run: str | None, detail: Any = None) -> None:
     """Write a line."""
-    _ledgers[-1].write(event, "", run=run, detail=detail)
+    if _ledgers:
+        _ledgers[-1].write(event, "", run=run, detail=detail)
+
+
+def noted(event: str, run: str) -> bool:
+    """Return whether such a line was written."""
+    return bool(_ledgers[-1].entries(event, run=run))
 
 
 class Witness(Task):
@@ -34,8 +43,8 @@ class Witness(Task):
     def on_retry(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         note("on_retry", task_id, [repr(exc), list(args), kwargs])
 
-    def after_return(self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
-        note("after_return", task_id, [status, repr(retval), list(args), kwargs])
+    def after_return(self, status: str, retval: Any, task_id: str, *args: Any) -> None:
+        note("after_return", task_id, [status, repr(retval), list(args[0]), args[1]])
 
 
 def _prerun(task_id: str, args: Any, kwargs: Any, **_: Any) -> None:
@@ -94,7 +103,13 @@ _HANDLERS = {
 
 def open_journal(ledger: Ledger) -> None:
     """Write everything down from now on, in this process and its children."""
-    if not _ledgers:
+    if not _connected:
+        _connected.append(True)
         for name, handler in _HANDLERS.items():
             getattr(signals, name).connect(handler, weak=False)
     _ledgers.append(ledger)
+
+
+def close_journal(path: Path) -> None:
+    """Write no more into this one."""
+    _ledgers[:] = [ledger for ledger in _ledgers if ledger.path != path]

@@ -1,0 +1,52 @@
+"""Worlds of the integration tests."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from harness import brokers, postgres
+from harness.setup import Setup
+from semantics.world import Semantics, semantics_on
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def _semantics(postgres_url: str, broker: str, **settings: Any) -> Iterator[Semantics]:
+    with ExitStack() as stack:
+        folder = tempfile.mkdtemp(prefix="durable-semantics-")
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        url = stack.enter_context(postgres.fresh_database(postgres_url))
+        queue, apart = stack.enter_context(brokers.queue_of_ones_own(broker))
+        chosen = {"durable_lease": 10.0, "durable_check_interval": 5.0, **apart, **settings}
+        setup = Setup(broker, f"durable+{url}", folder, queue, chosen)
+        yield stack.enter_context(semantics_on(setup, url))
+
+
+@pytest.fixture(scope="session")
+def on_redis(postgres_url: str) -> Iterator[Semantics]:
+    """Return an app on Redis with plain and durable tasks, and one worker for all tests."""
+    with _semantics(postgres_url, brokers.service("DURABLE_TEST_REDIS")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def on_rabbitmq(postgres_url: str) -> Iterator[Semantics]:
+    """Return the same on RabbitMQ."""
+    with _semantics(postgres_url, brokers.service("DURABLE_TEST_AMQP")) as made:
+        yield made
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    report = yield
+    if report.failed and call.when == "call":
+        for world in getattr(item, "funcargs", {}).values():
+            if isinstance(world, Semantics):
+                report.sections.append((f"log of {world.worker.name}", world.worker.output[-6000:]))
+    return report
