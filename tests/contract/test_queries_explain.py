@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from datetime import datetime, timedelta, timezone
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
+from explaining import EVERY_QUERY, given, plan_of
 from harness.wire import on_the_wire
-from psycopg._queries import PostgresQuery
-from psycopg.adapt import Transformer
 from psycopg.rows import dict_row
 
 from celery_durable.config import Settings
@@ -24,97 +21,6 @@ if TYPE_CHECKING:
 
     from celery_durable.store.connections import Connection
 
-MINUTE = timedelta(minutes=1)
-MOMENT = datetime(2026, 1, 1, tzinfo=timezone.utc)
-FENCE = uuid.uuid4()
-UNKNOWN = 705  # the type of a string until the server knows better
-
-# What a query's parameters look like in use. A new parameter belongs here, a new query is then covered.
-PARAMETERS: dict[str, Any] = {
-    "actor": "ada",
-    "after": 10,
-    "age": timedelta(days=7),
-    "ago": MINUTE,
-    "arguments": "(url='x')",
-    "at": None,
-    "beats": [1, 2],
-    "before": 20_000,
-    "body": b"[]",
-    "check": MINUTE,
-    "clock": [MOMENT],
-    "closed": FENCE,
-    "codec": "json",
-    "countdown": None,
-    "delay": MINUTE,
-    "digest": b"d",
-    "discard": "errors",
-    "end": "run-2",
-    "error": "ValueError: no",
-    "eta": None,
-    "expires": MINUTE,
-    "expires_at": None,
-    "fence": FENCE,
-    "generations": [0, 1],
-    "grace": MINUTE,
-    "group": None,
-    "holder": 7,
-    "hostname": "worker@one",
-    "id": "run-7",
-    "ids": ["run-7", "run-8"],
-    "key": "download",
-    "keys": [7, 8],
-    "lease": MINUTE,
-    "limit": 100,
-    "lost": [True, False],
-    "max_recoveries": 10,
-    "message": b"{}",
-    "meta": None,
-    "operation": str(FENCE),
-    "outcome": "ok",
-    "output": b"1",
-    "parent": None,
-    "pid": 7,
-    "prefix": "run-1",
-    "priority": 3,
-    "progress": "1",
-    "publish": True,
-    "queue": "celery",
-    "reason": "retry",
-    "reserved": 0,
-    "result": b"1",
-    "result_type": "application/json",
-    "retries": 1,
-    "revision": 0,
-    "root": None,
-    "run": 7,
-    "schema": "durable",
-    "seconds": 0.5,
-    "seq": 1,
-    "since": MOMENT,
-    "slack": MINUTE,
-    "spent": 0,
-    "state": "succeeded",
-    "states": ["failed"],
-    "status": "SUCCESS",
-    "tags": "{}",
-    "task": "media.process",
-    "task_id": "plain-7",
-    "term": 1,
-    "terminated": False,
-    "token": FENCE,
-    "traceback": None,
-    "tries": 1,
-    "unreported": False,
-    "until": MOMENT,
-    "version": None,
-    "worker": "worker@one",
-}
-IN_PARTICULAR: dict[tuple[str, str], dict[str, Any]] = {
-    ("inspection", "resume_discard"): {"before": ["failed", "failed"]},
-    ("inspection", "resume"): {"states": ["failed"]},
-    ("keeper", "bury"): {"ids": [1, 2]},
-    ("runs", "update_state"): {"state": "PROGRESS"},
-}
 # These look at everything, on purpose, when a person asks.
 LOOKS_AT_EVERYTHING = {
     ("inspection", "counts"),
@@ -125,12 +31,6 @@ LOOKS_AT_EVERYTHING = {
 }
 # Small by nature: one row per worker process, one leader, messages on their way.
 SMALL_TABLES = {"worker", "leader", "outbox", "migration"}
-NOUNS = sorted(
-    entry.name.removesuffix(".sql")
-    for entry in (resources.files("celery_durable.store") / "sql").iterdir()
-    if entry.name.endswith(".sql")
-)
-EVERY_QUERY = [(noun, name) for noun in NOUNS for name in queries.load(noun)]
 FILTERS = ["states", "task", "reason", "has_error", "has_no_error", "worker", "since", "until"]
 
 FILL = """
@@ -183,42 +83,6 @@ def filled(postgres_url: str) -> Iterator[Connection]:
             connection.execute("set plan_cache_mode = force_generic_plan")
             yield connection
         server.execute(f"drop database {name} with (force)".encode())
-
-
-def given(noun: str, name: str, sql: str) -> dict[str, Any]:
-    values = {**PARAMETERS, **IN_PARTICULAR.get((noun, name), {})}
-    missing = {match for match in queries_parameters(sql) if match not in values}
-    assert not missing, (
-        f"{noun}.{name} has the new parameters {missing}: add what they look like to PARAMETERS"
-    )
-    return values
-
-
-def queries_parameters(sql: str) -> set[str]:
-    return {part.partition(")s")[0] for part in sql.split("%(")[1:]}
-
-
-def plan_of(connection: Connection, sql: str, values: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the nodes of the plan that the server keeps for a prepared statement."""
-    prepared = PostgresQuery(Transformer(connection))
-    prepared.convert(sql, {name: values[name] for name in queries_parameters(sql)})
-    oids = [oid or UNKNOWN for oid in prepared.types]
-    types = [row["name"] for row in connection.execute(_TYPES, [oids]).fetchall()]
-    signature = f" ({', '.join(types)})" if types else ""
-    connection.execute(b"prepare explained" + signature.encode() + b" as " + prepared.query)
-    try:
-        arguments = f" ({', '.join(['null'] * len(types))})" if types else ""
-        row = connection.execute(f"explain (format json) execute explained{arguments}".encode()).fetchone()
-    finally:
-        connection.execute("deallocate explained")
-    assert row is not None
-    return list(nodes(row["QUERY PLAN"][0]["Plan"]))
-
-
-def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for below in plan.get("Plans", ()):
-        yield from nodes(below)
 
 
 def scanned(plan: list[dict[str, Any]]) -> list[str]:
