@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from harness.postgres import PrivatePostgres
+    from harness.workers import Worker
     from harness.world import World
 
 STEPS = ["one", "two", "three"]
@@ -43,6 +44,14 @@ def nobody_paid(world: World, ids: list[str]) -> None:
     invariants.check_all(world.app, world.tables, world.ledger, ids)
 
 
+def wait_for_beats(world: World, worker: Worker, times: int) -> None:
+    """Return after this many heartbeats of a worker, or at its death."""
+    before = world.tables.beat(worker.name)
+    eventually(
+        lambda: not 0 <= world.tables.beat(worker.name) < before + times, what=f"{worker.name} to be alive"
+    )
+
+
 @pytest.mark.parametrize("crash", [False, True], ids=["stopped", "crashed"])
 def test_postgres_restarted_under_load_costs_no_run_a_step_or_a_recovery(
     own_server: World, private_postgres: PrivatePostgres, *, crash: bool
@@ -71,16 +80,15 @@ def test_postgres_away_longer_than_a_lease_leaves_every_run_with_its_worker(
         for run_id in ids:
             world.ledger.wait_for("start", "mid", run_id)
         assert {world.owner(run_id) for run_id in ids} == {leader, late}
+        wait_for_beats(world, leader, 2)  # it knows the other one
 
         detour.refuse()
         private_postgres.stop(crash=True)
         take(1.3 * lease)  # this is the fault: a lease goes by without Postgres
         private_postgres.start()
-        beats = {worker: world.tables.beat(worker.name) for worker in (leader, late)}
-        # It has looked at the heartbeats, and found that one stands still since before the outage.
-        eventually(lambda: world.tables.beat(leader.name) >= beats[leader] + 2, what="the leader to be back")
+        wait_for_beats(world, leader, 2)  # it has seen that a heartbeat stands still since before the outage
         detour.heal()
-        eventually(lambda: world.tables.beat(late.name) != beats[late], what="the other one to be back")
+        wait_for_beats(world, late, 1)
         world.gates.open("mid")
 
         world.tables.wait_until_all_final(ids)
