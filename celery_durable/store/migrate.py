@@ -1,4 +1,4 @@
-"""Migrations: ordered, append-only SQL files, applied under one lock, each in its own transaction.
+"""Migrations: ordered, append-only SQL files, applied under one lock and in one transaction.
 
 `NNNN_name.pre.sql` may run while workers of the release before are still running; `NNNN_name.post.sql`
 only when they are gone.
@@ -91,11 +91,13 @@ def migrate(connection: Connection, schema: str = "durable", *, phase: str = "po
 def _prepare(connection: Connection, schema: str) -> int:
     quoted = quote_identifier(schema)
     row = connection.execute(
-        "select to_regclass(%s) is not null as there", (f"{quoted}.migration",)
+        "select to_regclass(%s) is not null as there, to_regnamespace(%s) is not null as schema",
+        (f"{quoted}.migration", quoted),
     ).fetchone()
     if row and row["there"]:
         return installed(connection, schema)
-    connection.execute(f"create schema if not exists {quoted}")
+    if not (row and row["schema"]):  # not `if not exists`: that asks for the right to create schemas even so
+        connection.execute(f"create schema {quoted}")
     connection.execute(
         f"create table {quoted}.migration (number integer primary key, name text not null,"
         f" applied_at timestamptz not null default now())"

@@ -47,6 +47,7 @@ PARAMETERS: dict[str, Any] = {
     "expires": MINUTE,
     "expires_at": None,
     "fence": FENCE,
+    "fences": [FENCE, FENCE],
     "generations": [0, 1],
     "grace": MINUTE,
     "group": None,
