@@ -74,6 +74,9 @@ class Step(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<step {self.name}>"
 
+    def __reduce__(self) -> str:
+        return self.function.__qualname__  # pickled by name, as the function would be
+
     def options(self, **options: Any) -> Step[P, R]:
         """Return this step with other options: `download.options(key="intro")(url)`."""
         return Step(self.function, _checked(self.name, self.step_options, options))

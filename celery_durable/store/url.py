@@ -35,7 +35,8 @@ def conninfo(url: str) -> str:
             f"{redact(url)!r} asks for the driver {driver!r}; celery-durable uses psycopg: use {_EXAMPLE}"
         )
         raise ConfigurationError(message, url=redact(url))
-    return urlunsplit(("postgresql", *parts[1:]))
+    # Not put together by urlunsplit: for a socket's URL (`postgresql:///app`) it leaves the slashes out.
+    return "postgresql://" + url.partition("://")[2]
 
 
 def _embedded(netloc: str, path: str) -> str:

@@ -1,0 +1,134 @@
+"""The `step` decorator, outside of any run."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+
+from celery_durable.exceptions import StepUsageError
+from celery_durable.steps import Step, step
+
+
+@step
+def double(number: int, *, times: int = 1) -> int:
+    """Return twice the number."""
+    return 2 * number * times
+
+
+def test_outside_a_run_a_step_is_its_function() -> None:
+    assert double(21) == 42
+    assert double(number=1, times=3) == 6
+    assert double.__name__ == "double"
+    assert double.__doc__ == "Return twice the number."
+    assert repr(double) == "<step double>"
+
+
+def test_options_make_another_step_of_the_same_function() -> None:
+    other = double.options(key="intro", max_retries=2)
+
+    assert other(4) == 8
+    assert (other.step_options.key, double.step_options.key) == ("intro", None)
+    assert other.name == "double"
+
+
+def test_asking_for_retries_without_saying_of_what_means_any_error() -> None:
+    @step(max_retries=5, retry_backoff=True)
+    def flaky() -> None: ...
+
+    assert flaky.step_options.autoretry_for == (Exception,)
+    assert flaky.options(autoretry_for=OSError).step_options.autoretry_for == (OSError,)
+    assert double.options(max_retries=0).step_options.autoretry_for == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_retry": 1}, "did you mean 'max_retries'?"),
+        ({"qqq": 1}, "there are: at_most_once, autoretry_for"),
+        ({"autoretry_for": ("ValueError",)}, "is not made of exception classes"),
+        ({"autoretry_for": int}, "is not made of exception classes"),
+        ({"commit": "later"}, "neither 'sync' nor 'async'"),
+        ({"time_limit": 0}, "not a positive number of seconds"),
+        ({"time_limit": -1.5}, "not a positive number of seconds"),
+        ({"at_most_once": True, "max_retries": 2}, "at_most_once steps are never retried"),
+    ],
+)
+def test_an_option_that_cannot_be_meant_is_an_error_where_it_is_written(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(StepUsageError, match=message.replace("?", r"\?")) as error:
+        step(**options)(lambda: None)
+    assert str(error.value).startswith("Step '")
+
+    with pytest.raises(StepUsageError):
+        double.options(**options)
+
+
+def test_a_coroutine_or_generator_is_no_step() -> None:
+    async def waits() -> None: ...
+
+    def yields() -> Any:
+        yield 1
+
+    for function in (waits, yields):
+        with pytest.raises(StepUsageError, match="a step is a plain function"):
+            step(function)
+
+
+def test_arguments_have_the_same_names_however_they_are_given() -> None:
+    def function(first: int, /, second: int, *rest: int, third: int = 3, **more: int) -> None: ...
+
+    made = step(function)
+
+    assert made.named_arguments((1,), {"second": 2}) == made.named_arguments((1, 2), {})
+    assert made.named_arguments((1, 2, 8, 9), {"third": 4, "x": 5}) == {
+        "first": 1,
+        "second": 2,
+        "*": (8, 9),
+        "third": 4,
+        "x": 5,
+    }
+
+
+def test_a_function_that_cannot_be_inspected_keeps_its_positions() -> None:
+    assert step(max).named_arguments((1, 2), {}) == {"*": (1, 2)}
+
+
+class Shop:
+    """A step may be a method, with its instance as the first argument."""
+
+    discount = 2
+
+    @step
+    def price(self, full: int) -> int:
+        return full - self.discount
+
+    @staticmethod
+    @step
+    def tax(price: int) -> int:
+        return price // 5
+
+
+def test_methods_can_be_steps() -> None:
+    assert Shop().price(10) == 8
+    assert Shop.tax(10) == 2
+    assert isinstance(Shop.price, Step)
+
+
+def test_a_step_has_a_name_of_its_own_when_it_is_given_one() -> None:
+    @step(name="fetch")
+    def download() -> None: ...
+
+    assert download.name == "fetch"
+    assert download.options(key="intro").name == "fetch"
+
+
+def test_the_return_annotation_is_what_the_value_is_restored_to() -> None:
+    assert double.returns is int
+
+
+def test_a_step_at_the_top_of_a_module_can_be_pickled() -> None:
+    """Celery's prefork pool and multiprocessing send functions by their names."""
+    assert pickle.loads(pickle.dumps(double))(2) == 4
