@@ -9,16 +9,18 @@ from json import JSONDecoder, JSONEncoder
 from typing import TYPE_CHECKING, Any
 
 from celery import states
+from celery.backends import base
 from celery.backends.base import BaseBackend
 from celery.exceptions import TaskRevokedError
 from celery.exceptions import TimeoutError as ResultTimeoutError
 from celery.result import GroupResult, result_from_tuple
+from celery.utils.saferepr import saferepr
 from kombu import serialization
 from kombu.utils import json
 
-from celery_durable import config, context, hooks
+from celery_durable import config, context, hooks, texts
 from celery_durable.envelope import HEADER, as_bytes
-from celery_durable.exceptions import ConfigurationError
+from celery_durable.exceptions import ConfigurationError, StoreUnavailableError
 from celery_durable.run import celery_state
 from celery_durable.serialization import ValueCodec
 from celery_durable.store import Store
@@ -79,6 +81,7 @@ class DurableBackend(BaseBackend):
     supports_autoexpire = False
     persistent = True
     supports_native_join = False
+    supports_result_compression = True
 
     def __init__(self, app: Celery, url: str | None = None, **kwargs: Any) -> None:
         super().__init__(app, url=url, **kwargs)
@@ -119,7 +122,7 @@ class DurableBackend(BaseBackend):
             return None
         kind = content_type or self.content_type
         encoding = "utf-8" if kind == "application/json" or kind.endswith("yaml") else "binary"
-        return serialization.loads(bytes(data), kind, encoding, accept=self.accept)
+        return serialization.loads(_decompressed(bytes(data)), kind, encoding, accept=self.accept)
 
     def error_meta(self, error: BaseException) -> bytes:
         """Return an exception as a result is stored."""
@@ -138,7 +141,7 @@ class DurableBackend(BaseBackend):
             meta.pop("children", None)
         if hidden:
             meta[_HIDDEN] = True
-        return json.dumps(meta).encode() if meta else None
+        return _dumped(meta) if meta else None
 
     # -- Celery's contract ------------------------------------------------------------------------------
 
@@ -164,6 +167,10 @@ class DurableBackend(BaseBackend):
             self.store.runs.update_state(claim.key, claim.fence, state, encoded, self.content_type)
         elif state == states.REVOKED:
             self.store.runs.revoke(task_id, token=hooks.worker_token(), terminated=False)
+        elif state == states.FAILURE and not getattr(request, "durable", False):
+            failure = self.encoded(self.encode_result(result, state))
+            text = texts.storable(traceback) if isinstance(traceback, str) else None
+            self.store.runs.fail_unclaimed(task_id, failure, self.content_type, text)
         return result
 
     def _store_result(
@@ -179,7 +186,7 @@ class DurableBackend(BaseBackend):
             # Every worker that hears of a revoke announces it, also of ids it knows nothing about.
             self.store.runs.revoke(task_id, token=hooks.worker_token(), terminated=False)
         data = self.encoded(result)
-        text = traceback.replace("\0", "\\0") if isinstance(traceback, str) else None
+        text = texts.storable(traceback) if isinstance(traceback, str) else None
         self.store.results.store(task_id, state, data, self.content_type, text, self.extra_meta(request))
         return result
 
@@ -235,6 +242,10 @@ class DurableBackend(BaseBackend):
             ]
         return meta
 
+    def task_result_exists(self, task_id: str) -> bool:
+        """Say whether the store knows this id: also of a run that no worker has taken yet."""
+        return bool(self.store.results.get([task_id]))
+
     def _forget(self, task_id: str) -> None:
         self.store.results.forget(task_id)
 
@@ -259,6 +270,10 @@ class DurableBackend(BaseBackend):
         if self.expires:
             self.store.results.expire(timedelta(seconds=self.expires))
         prune(self.store, result_expires=self.expires)
+
+    def exception_safe_to_retry(self, exc: Exception) -> bool:
+        """Whether `result_backend_always_retry` may try again: Postgres was away."""
+        return isinstance(exc, StoreUnavailableError)
 
     def process_cleanup(self) -> None:
         """Nothing: connections stay open between tasks."""
@@ -301,6 +316,12 @@ class DurableBackend(BaseBackend):
             pause = min(pause * 1.5, longest)
 
 
+def _decompressed(data: bytes) -> bytes:
+    # Celery 5.7 marks what `result_compression` has compressed; older ones do not compress.
+    decompress = getattr(base, "decompress_payload", None)
+    return decompress(data) if decompress else data
+
+
 def has_dependents(request: Any) -> bool:
     """Whether somebody is to be told when this request fails."""
     return bool(request.errbacks or request.chain or request.chord)
@@ -317,6 +338,14 @@ def durable_backend(app: Celery) -> DurableBackend:
         f"(or 'durable+embedded://' for a server of its own)"
     )
     raise ConfigurationError(message)
+
+
+def _dumped(meta: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(meta).encode()
+    except (TypeError, ValueError):  # arguments that only another serializer can carry are shown, not kept
+        shown = {name: saferepr(value) for name, value in meta.items() if name in ("args", "kwargs")}
+        return json.dumps({**meta, **shown}).encode()
 
 
 def _is_run(request: Any) -> bool:

@@ -69,7 +69,9 @@ def _drain(**_: Any) -> None:
 
 
 def _executing() -> set[str]:
-    return {request.id for request in _snapshot(state.reserved_requests)}
+    # Celery 5.5 forgets what is reserved when its connection is lost, also what is being executed.
+    requests = (*_snapshot(state.reserved_requests), *_snapshot(state.active_requests))
+    return {request.id for request in requests}
 
 
 def _reserved() -> int:

@@ -125,7 +125,7 @@ class RunContext:
     @property
     def idempotency_key(self) -> str:
         """`run-id/step-key` inside a step, the run's id outside."""
-        return f"{self.id}/{self._step}" if self._step else self.id
+        return f"{self._execution.name}/{self._step}" if self._step else self._execution.name
 
     def set_tags(self, **tags: str) -> None:
         """Label the run; shown by the CLI and by monitoring. Costs one write."""
@@ -154,4 +154,4 @@ def idempotency_key() -> str:
     if frame is None or frame.step is None:
         message = "idempotency_key() names a step of a run: call it inside a @durable.step function"
         raise DurableError(message)
-    return f"{frame.execution.id}/{frame.step}"
+    return f"{frame.execution.name}/{frame.step}"

@@ -71,7 +71,10 @@ def body_of(
     """Return positional and keyword arguments and the canvas part of a stored message."""
     envelope = json.loads(message)
     args, kwargs, embed = serialization.loads(
-        body, envelope["content_type"], envelope["content_encoding"], accept=frozenset(accept)
+        body,
+        envelope["content_type"],
+        envelope["content_encoding"],
+        accept=serialization.prepare_accept_content(list(accept)),
     )
     return args, kwargs, embed
 

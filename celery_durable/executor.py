@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from celery_durable import checkpoint as outcomes
-from celery_durable import context
+from celery_durable import context, texts
 from celery_durable.checkpoint import Checkpoint, StepWrite, occurrence
 from celery_durable.exceptions import (
     LeaseLostError,
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from celery_durable.steps import Step
     from celery_durable.store.runs import NewRun, PlainMessage, RunStore
 
-_ERROR_TEXT = 2000
 _NO_DIGEST = b"\0" * 16
 
 
@@ -55,11 +54,11 @@ class Seam(Protocol):
         """Return the name and the codec of a serializer; None means the app's own."""
         ...
 
-    def dump_error(self, error: BaseException) -> bytes:
-        """Return a stored form of an exception."""
+    def dump_error(self, error: BaseException) -> tuple[str, bytes]:
+        """Return a stored form of an exception, and what names its format."""
         ...
 
-    def load_error(self, data: bytes) -> BaseException:
+    def load_error(self, codec: str | None, data: bytes) -> BaseException:
         """Return the exception that a stored form stands for."""
         ...
 
@@ -123,6 +122,12 @@ class Execution:
         return self.claim.id
 
     @property
+    def name(self) -> str:
+        """The run's id, told apart from those tasks that it replaced (`Task.replace` keeps the id)."""
+        count = self.claim.replacements
+        return f"{self.claim.id}/{count}" if count else self.claim.id
+
+    @property
     def task(self) -> str:
         """The task's name."""
         return self.claim.task
@@ -154,26 +159,36 @@ class Execution:
         finally:
             self._flying.pop(base, None)
 
-    def child(self, name: str, new_run: Callable[[str], NewRun]) -> tuple[str, bool]:
-        """Store a child run that the body starts; return its id and whether it is new.
+    def child(self, name: str, new_run: Callable[[str], NewRun]) -> tuple[str, str | None]:
+        """Store a child run that the body starts; return its id and its state, None when it is known.
 
         It is a step of its own, so that a replay costs nothing; its id is derived from this run's.
         """
         base = f"delay:{name}"
         key = self._begin(base, keyed=False)
         try:
-            child_id = str(uuid.uuid5(self._namespace, key))
             known = self._history.get(key)
             if known is not None and known.finished:
                 self._unmet.discard(key)
-                return child_id, False
+                return (known.output or b"").decode(), None
+            child_id = str(uuid.uuid5(self._namespace, key))
             self._may_go_on()
             new = new_run(child_id)
             write = self._write(key, outcomes.OK, (_NO_DIGEST, name), tries=1, output=child_id.encode())
-            self._stored(lambda: self._runs.enqueue_child(self.claim.key, self.claim.fence, write, new))
-            return child_id, True
+            return child_id, self._start(write, new)
         finally:
             self._flying.pop(base, None)
+
+    def _start(self, write: StepWrite, new: NewRun) -> str | None:
+        state: str | None = None
+
+        def store() -> bool:
+            nonlocal state
+            stop, state = self._runs.enqueue_child(self.claim.key, self.claim.fence, write, new)
+            return stop
+
+        self._stored(store)
+        return state
 
     def child_of_step(self, frame: context.Frame, name: str) -> str | None:
         """Return the id of a child run that a step's body starts: the same at every try of the step."""
@@ -184,7 +199,7 @@ class Execution:
 
     @property
     def _namespace(self) -> uuid.UUID:
-        return uuid.uuid5(uuid.NAMESPACE_OID, f"{self.claim.id}/{self.claim.generation}")
+        return uuid.uuid5(uuid.NAMESPACE_OID, f"{self.name}/{self.claim.generation}")
 
     def linked_id(self, name: str) -> str:
         """Return the id of a run that this run's finish starts: the same in every attempt of a generation."""
@@ -211,12 +226,19 @@ class Execution:
 
     def annotate(self, *, tags: dict[str, str] | None = None, progress: Any = None) -> None:
         """Store labels or progress, for people to see."""
-        self._runs.annotate(
-            self.claim.key,
-            self.claim.fence,
-            tags=None if tags is None else json.dumps(tags),
-            progress=None if progress is None else json.dumps(progress),
-        )
+        try:
+            self._runs.annotate(
+                self.claim.key,
+                self.claim.fence,
+                tags=None if tags is None else json.dumps(tags, allow_nan=False),
+                progress=None if progress is None else json.dumps(progress, allow_nan=False),
+            )
+        except LeaseLostError:
+            self._lost = True
+            raise
+        except (TypeError, ValueError) as error:
+            message = f"Tags and progress are kept as JSON, and this is none: {error}"
+            raise SerializationError(message) from error
 
     def conclude(self) -> None:
         """Check, at the end of the body, that the lease is held and every stored step was met."""
@@ -262,7 +284,7 @@ class Execution:
                 called=arguments[1],
             )
         if known.outcome == outcomes.ERROR:
-            raise self._seam.load_error(known.output or b"")
+            raise self._seam.load_error(known.codec, known.output or b"")
         return self._decoded(step, known.codec, known.output or b"")
 
     def _deviates(self, message: str, **facts: Any) -> None:
@@ -304,6 +326,7 @@ class Execution:
                 raise
             except Exception as error:
                 delay = self._delay(step, error, tries - spent)
+                form, dumped = self._seam.dump_error(error)
                 write = self._write(
                     key,
                     outcomes.ERROR if delay is None else outcomes.TRYING,
@@ -311,8 +334,9 @@ class Execution:
                     tries=tries,
                     spent=spent,
                     seq=seq,
-                    output=self._seam.dump_error(error),
-                    error=_text(error),
+                    output=dumped,
+                    codec=form,
+                    error=texts.line(error),
                     seconds=time.monotonic() - began,
                 )
                 self._save(write)
@@ -432,7 +456,3 @@ class Execution:
         except LeaseLostError:
             self._lost = True
             raise
-
-
-def _text(error: BaseException) -> str:
-    return f"{type(error).__qualname__}: {error}".replace("\0", "\\0")[:_ERROR_TEXT]

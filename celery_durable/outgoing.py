@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from celery.utils.time import maybe_make_aware
 
 from celery_durable import envelope
+from celery_durable.exceptions import PayloadTooLargeError
 from celery_durable.store.keeping import Stored
 from celery_durable.store.runs import NewRun, PlainMessage
 
@@ -126,6 +127,7 @@ class StoringProducer:
             return None
         headers.setdefault(envelope.HEADER, 0)
         message, data, now = envelope.pack(body, publish)
+        self._check_size(headers["task"], data)
         run = self._new_run(headers, publish, message, data)
         if collected is not None and run.id == collected.run_id:
             collected.successor = run
@@ -134,6 +136,15 @@ class StoringProducer:
             collected.messages.append(run)
             return None
         return self._store_and_send(run, data, now)
+
+    def _check_size(self, task: str, body: bytes) -> None:
+        limit = self._store.settings.max_payload
+        if len(body) > limit:
+            message = (
+                f"The arguments of {task} are {len(body):,} bytes; durable_max_payload is {limit:,}. "
+                f"Pass a path, a URL or an id instead"
+            )
+            raise PayloadTooLargeError(message, size=len(body), limit=limit)
 
     def _new_run(
         self, headers: dict[str, Any], publish: dict[str, Any], message: bytes, body: bytes
@@ -165,15 +176,18 @@ class StoringProducer:
         return store
 
     def _store_and_send(self, run: NewRun, data: bytes, now: dict[str, Any]) -> None:
-        state = self._store.runs.enqueue(run)
+        stored = self._store.runs.enqueue(run)
+        # A row that was there already may be this very call's, if its first answer was lost.
+        state = stored or self._store.runs.unclaimed(run.id)
         if state == "pending" and run.publish:
             error = envelope.attempt_publish(self._producer, lambda: self._producer.publish(data, **now))
             if error is not None:
-                self._not_taken(run, error)
+                self._not_taken(run, error, new=stored is not None)
 
-    def _not_taken(self, run: NewRun, error: BaseException) -> None:
+    def _not_taken(self, run: NewRun, error: BaseException, *, new: bool) -> None:
         if self._store.settings.publish_errors == "raise":
-            self._store.runs.withdraw(run.id)
+            if new:
+                self._store.runs.withdraw(run.id)
             raise error
         self._store.runs.unpublish([run.id], timedelta(0))
 

@@ -66,6 +66,7 @@ class Claim:
     cancel_requested: bool
     claimed_at: datetime
     revision: int
+    replacements: int
     body: bytes | None
     message: bytes | None
 

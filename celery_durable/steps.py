@@ -118,6 +118,16 @@ def _checked(name: str, base: StepOptions, options: dict[str, Any]) -> StepOptio
         # Asking for retries without saying of what means: of any error.
         options["autoretry_for"] = (Exception,)
     chosen = replace(base, **options)
+    _check(name, chosen)
+    return chosen
+
+
+def _check(name: str, chosen: StepOptions) -> None:
+    for option in ("name", "key"):
+        value = getattr(chosen, option)
+        if value is not None and not (isinstance(value, str) and value and value.isprintable()):
+            message = f"Step {name!r}: {option}={value!r} is not a printable, non-empty string"
+            raise StepUsageError(message)
     if chosen.commit not in ("sync", "async"):
         message = f"Step {name!r}: commit={chosen.commit!r} is neither 'sync' nor 'async'"
         raise StepUsageError(message)
@@ -127,7 +137,6 @@ def _checked(name: str, base: StepOptions, options: dict[str, Any]) -> StepOptio
     if chosen.at_most_once and chosen.autoretry_for:
         message = f"Step {name!r}: at_most_once steps are never retried; take away its retry options"
         raise StepUsageError(message)
-    return chosen
 
 
 def _exceptions(name: str, option: str, value: Any) -> tuple[type[BaseException], ...]:

@@ -47,13 +47,13 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
     retry_backoff = True
     retry_backoff_max = 600
     retry_jitter = True
+    _retries_by_default = True
 
     @classmethod
     def on_bound(cls, app: Celery) -> None:
         """Check the settings and give the app's workers their heartbeat and keeper."""
         settings = config.load(durable_settings(app))
-        if not settings.autoretry and cls.autoretry_for is _DEFAULT_AUTORETRY:
-            cls.autoretry_for = ()
+        cls._retries_by_default = settings.autoretry
         steps: Any = app.steps["worker"]
         steps.add(_WORKER_STEP)
 
@@ -61,17 +61,22 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         """Run the body: as an attempt of its run in a worker, as a plain call anywhere else."""
         request = self.request
         if request.called_directly or request.is_eager or request.get("durable"):
+            # The default retry policy is for workers: a task applied in a test should raise what it raises.
             with context.inlined(self.name):
-                return self._plain(*args, **kwargs)
+                return self._run(retries_by_default=False)(*args, **kwargs)
         return Attempt(self, request).run(args, kwargs)
 
     @property
-    def _plain(self) -> Callable[..., Any]:
-        # The default retry policy is for workers: a task applied in a test should raise what it raises.
-        if self.autoretry_for is _DEFAULT_AUTORETRY:
-            unwrapped: Callable[..., Any] = getattr(self, "_orig_run", self.run)
-            return unwrapped
-        return self.run
+    def body(self) -> Callable[..., Any]:
+        """The function with the retry policy that an attempt runs it under."""
+        return self._run(retries_by_default=self._retries_by_default)
+
+    def _run(self, *, retries_by_default: bool) -> Callable[..., Any]:
+        """Return `run`, without Celery's retry wrapper when that only says what is the default here."""
+        run: Callable[..., Any] = self.run
+        if self.autoretry_for is _DEFAULT_AUTORETRY and not retries_by_default:
+            run = getattr(self, "_orig_run", run)
+        return run
 
     def apply_async(  # noqa: PLR0917  (Celery's signature)
         self,
@@ -132,14 +137,13 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
             caught.append(collected.successor)
             return collected.successor
 
-        child_id, new = execution.child(self.name, new_run)
-        if not new and (parent := get_current_worker_task()):
+        child_id, state = execution.child(self.name, new_run)
+        if state is None and (parent := get_current_worker_task()):
             parent.add_trail(self.AsyncResult(child_id))
-        for run in caught:
-            if run.countdown is None and run.eta is None and run.publish:
-                failed = envelope.publish_stored(self.app, [Stored(run.id, run.message, run.body)])
-                if failed:
-                    durable_backend(self.app).store.runs.unpublish(failed, _NOW)
+        if state == "pending":
+            messages = [Stored(run.id, run.message, run.body) for run in caught if run.publish]
+            if failed := envelope.publish_stored(self.app, messages):
+                durable_backend(self.app).store.runs.unpublish(failed, _NOW)
         return self.AsyncResult(child_id)
 
     def retry(  # noqa: PLR0917  (Celery's signature)
@@ -186,9 +190,8 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
 
 
 def _another_task_here() -> bool:
-    """Whether this thread executes a Celery task that is not a run."""
-    task = get_current_worker_task()
-    return task is not None and not (getattr(task, "durable", False) and task.request.get("durable"))
+    """Whether this thread handles a message of its own, so that it is no thread of somebody's body."""
+    return get_current_worker_task() is not None
 
 
 context.runs_elsewhere(_another_task_here)

@@ -1,4 +1,4 @@
-"""The services, each run once: wake, publish, recover, look for lost messages, expire, retire."""
+"""The services, each run once: wake, publish, expire, report failures, empty the outbox."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from celery.app.task import Context
 
-from celery_durable import envelope
-from celery_durable.exceptions import ExhaustedError
+from celery_durable import envelope, texts
+from celery_durable.exceptions import ExhaustedError, StoreUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from celery import Celery
 
-    from celery_durable.keeper.deaths import DeathWatch
     from celery_durable.store.keeping import KeeperStore, Recovered, Stored
 
 logger = logging.getLogger(__name__)
@@ -54,27 +53,6 @@ def expire(store: KeeperStore) -> int:
     return len(store.expire(BATCH))
 
 
-def recover(app: Celery, store: KeeperStore, term: int, watch: DeathWatch, max_recoveries: int) -> int:
-    """Bury dead workers and take over their runs; return how many runs."""
-    dead = watch.observe(*store.beats())
-    if dead:
-        for worker in store.bury(term, dead):
-            logger.warning("Worker %s has not beaten for a whole lease: its runs are recovered", worker)
-    backend: Any = app.backend
-    error = ExhaustedError.after("<run>", max_recoveries, "the worker was lost")
-    recovered = store.recover_orphans(
-        term,
-        limit=BATCH,
-        max_recoveries=max_recoveries,
-        result=backend.error_meta(error),
-        result_type=backend.content_type,
-    )
-    for run in recovered:
-        if run.state == "failed":
-            tell_failure(app, run, ExhaustedError.after(run.id, max_recoveries, "the worker was lost"))
-    return len(recovered)
-
-
 def report_failures(app: Celery, store: KeeperStore) -> int:
     """Tell error callbacks of failed runs whose worker died before it could; return how many."""
     backend: Any = app.backend
@@ -88,15 +66,18 @@ def report_failures(app: Celery, store: KeeperStore) -> int:
 def tell_failure(app: Celery, run: Recovered, error: Exception) -> None:
     """Do for a run that failed without a worker what its worker would have done: errbacks, chain, chord."""
     backend: Any = app.backend
+    problem = None
     try:
         args, kwargs, embed = envelope.body_of(run.message, run.body, app.conf.accept_content)
         request = Context(envelope.headers_of(run.message), args=args, kwargs=kwargs, **embed)
-        setattr(request, envelope.HEADER, 0)
+        request.durable = True  # type: ignore[attr-defined]
         backend.mark_as_failure(run.id, error, request=request)
-    except Exception:
+    except StoreUnavailableError:
+        raise
+    except Exception as failed:  # it would fail again: noted with the run, for an operator
         logger.exception("Run %s failed; its error callbacks could not be called", run.id)
-    finally:
-        backend.store.runs.reported(run.id)
+        problem = texts.line(failed)
+    backend.store.runs.reported(run.id, problem)
 
 
 def publish_outbox(app: Celery, store: KeeperStore, age: timedelta = timedelta(seconds=10)) -> int:

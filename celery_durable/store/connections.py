@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import random
-import re
 import threading
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
-from psycopg import errors
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import ConnectionPool
 
-from celery_durable.exceptions import ConfigurationError, StoreError, StoreUnavailableError
+from celery_durable.exceptions import ConfigurationError
+from celery_durable.store.patience import PASSING, persist
 from celery_durable.store.url import conninfo, redact
 
 if TYPE_CHECKING:
@@ -29,16 +26,8 @@ Row = dict[str, Any]
 Connection = psycopg.Connection[Row]
 T = TypeVar("T")
 
-# Worth another try: the server went away or is not ready, or another transaction was in the way.
-PASSING = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, errors.ReadOnlySqlTransaction)
-# No use waiting: the server answered, and said that these credentials or names are wrong.
-_REFUSED = re.compile(
-    r"authentication failed|no password supplied|no pg_hba\.conf entry"
-    r'|(database|role) ".*" (does not exist|is not permitted)|permission denied for'
-)
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 _KEEPALIVE = {
-    "connect_timeout": 10,
+    "connect_timeout": 5,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
@@ -100,11 +89,10 @@ class Connections:
             self._inherited += [self._pool, self._first]
             self._pool, self._first, self._checked = None, self._no_connection(), False
             self._pid, self._lock = os.getpid(), threading.Lock()
-        with self._lock:
-            if not self._checked and self._on_open is not None:
-                with self.dedicated() as connection:
-                    self._on_open(connection)
-            self._checked = True
+        if self._on_open is not None:  # not under the lock: threads must not queue for a server that is away
+            with self.dedicated() as connection:
+                self._on_open(connection)
+        self._checked = True
 
     def _open(self) -> ConnectionPool[Connection]:
         with self._lock:
@@ -191,42 +179,19 @@ class Connections:
         """
         try:
             return self.once(work)
-        except PASSING as exc:
-            return self._again(work, exc, self.outage_budget if budget is None else budget, give_up)
+        except PASSING as error:
+            return persist(
+                lambda: self.once(work),
+                error,
+                repr(redact(self.url)),
+                self.outage_budget if budget is None else budget,
+                give_up,
+                self._drain,
+            )
 
-    def _again(
-        self,
-        work: Callable[[Connection], T],
-        error: Exception,
-        budget: float,
-        give_up: Callable[[], bool] | None,
-    ) -> T:
-        deadline = time.monotonic() + budget
-        pause = _FIRST_PAUSE
-        first = True
-        while True:
-            if _REFUSED.search(str(error)):
-                message = f"Postgres refuses {redact(self.url)!r}: {_line(error)}"
-                raise StoreError(message) from error
-            if first:
-                logger.warning("Postgres is away, trying again: %s", _line(error))
-                first = False
-            if time.monotonic() >= deadline or (give_up is not None and give_up()):
-                message = (
-                    f"Postgres did not answer for {budget:g} s ({_line(error)}); nothing committed is lost"
-                )
-                raise StoreUnavailableError(message) from error
-            if self._pool is not None and self._pid == os.getpid():
-                self._pool.drain()  # its other connections broke with this one
-            threading.Event().wait(pause * random.uniform(0.5, 1.0))  # noqa: S311  (jitter)
-            pause = min(pause * 2, _LONGEST_PAUSE)
-            try:
-                result = self.once(work)
-            except PASSING as exc:
-                error = exc
-            else:
-                logger.warning("Postgres is back")
-                return result
+    def _drain(self) -> None:
+        if self._pool is not None and self._pid == os.getpid():
+            self._pool.drain()
 
     def close(self) -> None:
         """Close the connections of this process."""
@@ -245,7 +210,3 @@ def _usable(connection: Connection | None) -> bool:
 def _close(connection: Connection | None) -> None:
     if connection is not None:
         connection.close()
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

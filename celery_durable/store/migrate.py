@@ -81,8 +81,8 @@ def migrate(connection: Connection, schema: str = "durable", *, phase: str = "po
                 break
             connection.execute(in_schema(migration.sql, schema).encode(), prepare=False)
             connection.execute(
-                f"insert into {quote_identifier(schema)}.migration (number, name) values (%s, %s)",  # noqa: S608
-                (migration.number, migration.name),
+                f"insert into {quote_identifier(schema)}.migration (number, name, phase) values (%s, %s, %s)",  # noqa: S608
+                (migration.number, migration.name, migration.phase),
             )
             applied.append(migration)
     return applied
@@ -100,6 +100,7 @@ def _prepare(connection: Connection, schema: str) -> int:
         connection.execute(f"create schema {quoted}")
     connection.execute(
         f"create table {quoted}.migration (number integer primary key, name text not null,"
+        f" phase text not null default 'post',"
         f" applied_at timestamptz not null default now())"
     )
     return 0
@@ -127,8 +128,21 @@ def check(connection: Connection, schema: str = "durable") -> None:
             f"Run: celery -A <app> durable init"
         )
         raise SchemaVersionError(message, installed=have, needed=want)
-    if have > want:
+    if have > want and _left_behind(connection, schema):
         raise _ahead(have)
+
+
+def _left_behind(connection: Connection, schema: str) -> bool:
+    """Whether a migration that this release does not know has taken away what it needs.
+
+    Workers of the release before go on working while only `pre` migrations of the next one are applied.
+    """
+    row = connection.execute(
+        f"select exists (select from {quote_identifier(schema)}.migration"  # noqa: S608  (quoted)
+        f" where number > %s and phase <> 'pre') as left_behind",
+        (newest(),),
+    ).fetchone()
+    return row is not None and bool(row["left_behind"])
 
 
 def _require_fresh_snapshots(connection: Connection) -> None:

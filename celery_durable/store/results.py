@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from celery_durable.store.connections import Connections, Row
 
 
+# Seconds to wait for Postgres: a caller waits meanwhile, or the main process of a worker stands still.
+_READ_BUDGET, _WRITE_BUDGET = 5.0, 15.0
+
+
 class ResultStore:
     """Results of plain tasks, the Celery view of runs, and group results.
 
@@ -48,7 +52,9 @@ class ResultStore:
     def get(self, ids: Sequence[str]) -> list[Row]:
         """Return the rows of these ids, those of runs first; unknown ids have none."""
         sql, parameters = self._sql["get"], {"ids": list(ids)}
-        return self._connections.patiently(lambda connection: connection.execute(sql, parameters).fetchall())
+        return self._connections.patiently(
+            lambda connection: connection.execute(sql, parameters).fetchall(), budget=_READ_BUDGET
+        )
 
     def forget(self, task_id: str) -> None:
         """Delete a result, or a final run with all that belongs to it."""
@@ -83,4 +89,6 @@ class ResultStore:
 
     def _execute(self, name: str, **parameters: Any) -> None:
         sql = self._sql[name]
-        self._connections.patiently(lambda connection: connection.execute(sql, parameters))
+        self._connections.patiently(
+            lambda connection: connection.execute(sql, parameters), budget=_WRITE_BUDGET
+        )

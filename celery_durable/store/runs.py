@@ -6,14 +6,16 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from psycopg import DataError
+
 from celery_durable.checkpoint import Checkpoint, StepWrite
-from celery_durable.exceptions import LeaseLostError, NondeterminismError
+from celery_durable.exceptions import LeaseLostError, NondeterminismError, SerializationError
 from celery_durable.run import Claim, Refusal, RunState
 from celery_durable.store import queries
 from celery_durable.store.keeping import Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from datetime import datetime, timedelta
 
     from celery_durable.store.connections import Connection, Connections
@@ -110,9 +112,13 @@ class RunStore:
         self._check = check
 
     def enqueue(self, run: NewRun) -> str | None:
-        """Store a run; return its state, or None when a run with this id is there and under way already."""
+        """Store a run; return its state, or None when a run with this id is there already."""
         row = self._one("enqueue", self._new(run), budget=_ENQUEUE_BUDGET)
-        row = row or self._one("unclaimed", {"id": run.id}, budget=_ENQUEUE_BUDGET)
+        return row["state"] if row else None
+
+    def unclaimed(self, run_id: str) -> str | None:
+        """Return `pending` for a run that waits for its first claim: its message may not have been sent."""
+        row = self._one("unclaimed", {"id": run_id}, budget=_ENQUEUE_BUDGET)
         return row["state"] if row else None
 
     def enqueue_many(self, runs: Sequence[NewRun]) -> list[str | None]:
@@ -128,7 +134,8 @@ class RunStore:
 
     def unpublish(self, ids: Sequence[str], delay: timedelta) -> None:
         """Hand runs whose message the broker did not take to the keeper."""
-        self._one("unpublish", {"ids": list(ids), "delay": delay}, fetch=False)
+        parameters = {"ids": list(ids), "delay": delay}
+        self._one("unpublish", parameters, budget=_ENQUEUE_BUDGET, fetch=False)
 
     def claim(
         self,
@@ -138,6 +145,7 @@ class RunStore:
         token: uuid.UUID,
         pid: int,
         revision: int,
+        task: str | None = None,
         give_up: Callable[[], bool] | None = None,
     ) -> tuple[Claim, list[Checkpoint]] | Refusal:
         """Lease a pending run and read its whole history in one round trip; or say why not.
@@ -145,7 +153,14 @@ class RunStore:
         Waits for Postgres as long as it takes, or until `give_up()`: the message stays unacknowledged
         meanwhile.
         """
-        parameters = {"id": run_id, "fence": fence, "token": token, "pid": pid, "revision": revision}
+        parameters = {
+            "id": run_id,
+            "task": task,
+            "fence": fence,
+            "token": token,
+            "pid": pid,
+            "revision": revision,
+        }
 
         def work(connection: Connection) -> tuple[Any, list[Any]]:
             with connection.pipeline():
@@ -199,21 +214,25 @@ class RunStore:
 
         return self._connections.patiently(work)
 
-    def enqueue_child(self, run: int, fence: uuid.UUID, step: StepWrite, child: NewRun) -> bool:
-        """Store a child run and the step that says it was started, in one fenced transaction."""
-        step_parameters = {**step.__dict__, "run": run, "fence": fence}
-        child_parameters = self._new(child, run, fence)
+    def enqueue_child(
+        self, run: int, fence: uuid.UUID, step: StepWrite, child: NewRun
+    ) -> tuple[bool, str | None]:
+        """Store a child run and the step that says it was started, in one fenced transaction.
 
-        def work(connection: Connection) -> Any:
+        Returns whether the run is asked to stop, and the child's state.
+        """
+        step_parameters = {**step.__dict__, "run": run, "fence": fence}
+
+        def work(connection: Connection) -> tuple[Any, Any]:
             with connection.pipeline():
                 stored = connection.execute(self._sql["checkpoint_told"], step_parameters)
-                connection.execute(self._sql["enqueue"], child_parameters)
-            return stored.fetchone()
+                started = self._link(connection, run, fence, child)
+            return stored.fetchone(), started.fetchone()
 
-        row = self._connections.patiently(work)
+        row, started = self._connections.patiently(work)
         if row is None:
             raise LeaseLostError(step=step.key)
-        return bool(row["cancel_requested"])
+        return bool(row["cancel_requested"]), _state(started) or self.unclaimed(child.id)
 
     def finish(
         self,
@@ -240,7 +259,14 @@ class RunStore:
         row, linked = self._connections.patiently(work)
         if row is None:
             raise LeaseLostError
-        return [_state(link) for link in linked]
+        return self._states(links, linked)
+
+    def _states(self, new: Sequence[NewRun | PlainMessage], rows: Sequence[Any]) -> list[str | None]:
+        """Return what is to be sent; a row that was there already may be this very write, answered late."""
+        return [
+            _state(row) or (self.unclaimed(one.id) if isinstance(one, NewRun) else None)
+            for one, row in zip(new, rows, strict=True)
+        ]
 
     def _link(self, connection: Connection, run: int, fence: uuid.UUID, link: NewRun | PlainMessage) -> Any:
         name = "enqueue" if isinstance(link, NewRun) else "enqueue_outbox"
@@ -282,7 +308,7 @@ class RunStore:
         row, stored = self._connections.patiently(work)
         if row is None:
             raise LeaseLostError
-        return [_state(one) for one in stored]
+        return self._states(by, stored)
 
     def _leaving(self, run: int, fence: uuid.UUID, release: Release) -> dict[str, Any]:
         return {**release.__dict__, "run": run, "fence": fence, "closed": closed(fence), "check": self._check}
@@ -337,13 +363,24 @@ class RunStore:
         parameters = {"id": run_id, "token": token, "terminated": terminated}
         return self._one("revoke", parameters, budget=_ENQUEUE_BUDGET) is not None
 
-    def reported(self, run_id: str) -> None:
-        """Note that a failed run's error callbacks, chain and chord have been told."""
-        self._one("reported", {"id": run_id}, fetch=False)
+    def reported(self, run_id: str, problem: str | None = None) -> None:
+        """Note that a failed run's error callbacks, chain and chord have been told, or why they cannot be."""
+        self._one("reported", {"id": run_id, "problem": problem}, budget=_ENQUEUE_BUDGET, fetch=False)
+
+    def fail_unclaimed(self, run_id: str, result: bytes, result_type: str, traceback: str | None) -> None:
+        """End a run that failed in front of its body, before it was claimed."""
+        parameters = {"id": run_id, "result": result, "result_type": result_type, "traceback": traceback}
+        self._one("fail_unclaimed", parameters, budget=_ENQUEUE_BUDGET, fetch=False)
 
     def annotate(self, run: int, fence: uuid.UUID, *, tags: str | None, progress: str | None) -> None:
         """Store labels and progress (JSON) of a run; raise `LeaseLostError` when the lease is gone."""
-        if self._one("annotate", {"run": run, "fence": fence, "tags": tags, "progress": progress}) is None:
+        parameters = {"run": run, "fence": fence, "tags": tags, "progress": progress}
+        try:
+            row = self._one("annotate", parameters)
+        except DataError as error:
+            message = f"Postgres does not take these tags or this progress as JSON: {error}"
+            raise SerializationError(message) from error
+        if row is None:
             raise LeaseLostError
 
     def withdraw(self, run_id: str) -> None:
@@ -361,9 +398,13 @@ class RunStore:
         )
         return [(row["id"], row["fence"]) for row in rows]
 
-    def release_strays(self, token: uuid.UUID, ids: Sequence[str]) -> list[str]:
-        """Hand on runs that this worker owns and does not execute."""
-        parameters = {"token": token, "ids": list(ids)}
+    def release_strays(self, token: uuid.UUID, strays: Collection[tuple[str, uuid.UUID]]) -> list[str]:
+        """Hand on runs (id and fence) that this worker owns and does not execute."""
+        parameters = {
+            "token": token,
+            "ids": [run_id for run_id, _ in strays],
+            "fences": [fence for _, fence in strays],
+        }
         rows = self._connections.once(
             lambda connection: connection.execute(self._sql["release_strays"], parameters).fetchall()
         )

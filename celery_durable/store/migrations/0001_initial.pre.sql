@@ -26,6 +26,7 @@ create table durable.run (
     published_at     timestamptz,
     checks           integer not null default 0,
     revision         integer not null default 0,
+    replacements     integer not null default 0,
     -- ownership: the fence is the id of the attempt that may write
     fence            uuid,
     attempt          integer not null default 0,
@@ -154,7 +155,7 @@ create table durable.leader (
 -- Messages to tasks that have no run (plain Celery tasks linked to a durable one), until they are published.
 create table durable.outbox (
     key        bigint generated always as identity primary key,
-    id         text not null,
+    id         text not null unique,
     message    bytea not null,
     body       bytea not null,
     created_at timestamptz not null default durable.clock()

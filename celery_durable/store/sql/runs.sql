@@ -35,6 +35,7 @@ select state from durable.run where id = %(id)s and state = 'pending' and attemp
 insert into durable.outbox (id, message, body)
 select %(id)s, %(message)s, %(body)s
 where exists (select from durable.run where key = %(holder)s and fence = %(fence)s)
+on conflict (id) do update set message = excluded.message
 returning key
 
 -- name: unpublish
@@ -44,7 +45,8 @@ where key in (select key from durable.run where id = any(%(ids)s) and state = 'p
 
 -- name: claim
 -- Lease, fence and a row of history in one statement; repeated after a lost answer it recognises itself.
--- The worker row is looked up by token, so that an attempt never claims for a worker that was declared dead.
+-- The worker row is looked up by token, so that an attempt never claims for a worker that was declared dead;
+-- an old message of a task that was replaced claims nothing for it.
 with claimed as (
     update durable.run r
     set state = 'running', reason = null, due = null, fence = %(fence)s,
@@ -52,7 +54,7 @@ with claimed as (
         worker = w.id, pid = %(pid)s, custom_state = null, checks = 0,
         claimed_at = durable.clock(), started_at = coalesce(r.started_at, durable.clock())
     from durable.worker w
-    where r.id = %(id)s and w.token = %(token)s
+    where r.id = %(id)s and w.token = %(token)s and (%(task)s::text is null or r.task = %(task)s)
       and (r.state = 'pending' or (r.state = 'running' and r.fence = %(fence)s))
       and (r.attempt > 0 or r.expires_at is null or r.expires_at > durable.clock())
     returning r.*, w.hostname
@@ -61,7 +63,8 @@ with claimed as (
     select key, attempt, fence, worker, hostname, pid from claimed
     on conflict (run_key, number) do nothing
 )
-select key, id, task, fence, attempt, generation, retries, recoveries, seed, cancel_requested, claimed_at, revision,
+select key, id, task, fence, attempt, generation, retries, recoveries, seed, cancel_requested, claimed_at,
+       revision, replacements,
        case when revision <> %(revision)s then body end as body,
        case when revision <> %(revision)s then message end as message
 from claimed
@@ -103,7 +106,9 @@ on conflict (run_key, key) do update
 set seq = excluded.seq, outcome = excluded.outcome, output = excluded.output, codec = excluded.codec,
     digest = excluded.digest, arguments = excluded.arguments, fence = excluded.fence,
     attempt = excluded.attempt, tries = excluded.tries, spent = excluded.spent, error = excluded.error,
-    clock = excluded.clock, seconds = excluded.seconds, stored_at = excluded.stored_at
+    clock = case when c.fence = excluded.fence and c.tries = excluded.tries and c.outcome = excluded.outcome
+                 then c.clock else c.clock || excluded.clock end,
+    seconds = excluded.seconds, stored_at = excluded.stored_at
 where c.outcome in ('trying', 'started', 'discarded')
    or (c.fence = excluded.fence and c.tries = excluded.tries and c.outcome = excluded.outcome)
 
@@ -125,7 +130,9 @@ with fence as (
     set seq = excluded.seq, outcome = excluded.outcome, output = excluded.output, codec = excluded.codec,
         digest = excluded.digest, arguments = excluded.arguments, fence = excluded.fence,
         attempt = excluded.attempt, tries = excluded.tries, spent = excluded.spent, error = excluded.error,
-        clock = excluded.clock, seconds = excluded.seconds, stored_at = excluded.stored_at
+        clock = case when c.fence = excluded.fence and c.tries = excluded.tries and c.outcome = excluded.outcome
+                     then c.clock else c.clock || excluded.clock end,
+        seconds = excluded.seconds, stored_at = excluded.stored_at
     where c.outcome in ('trying', 'started', 'discarded')
        or (c.fence = excluded.fence and c.tries = excluded.tries and c.outcome = excluded.outcome)
     returning key
@@ -185,6 +192,9 @@ with mine as (
         task = coalesce(%(task)s, task), queue = coalesce(%(queue)s, queue),
         priority = coalesce(%(priority)s::smallint, priority),
         revision = revision + case when %(body)s::bytea is null then 0 else 1 end,
+        -- a task that takes this one's place begins anew: other children, other keys, another seed
+        replacements = replacements + case when %(discard)s = 'all' then 1 else 0 end,
+        seed = case when %(discard)s = 'all' then gen_random_uuid() else seed end,
         body = coalesce(%(body)s, body), message = coalesce(%(message)s, message)
     from mine where r.key = mine.key and mine.fence = %(fence)s and mine.state = 'running'
     returning r.key, r.attempt, r.state
@@ -195,13 +205,11 @@ with mine as (
 ), discarded as (
     update durable.checkpoint c set outcome = 'discarded', spent = c.tries
     from released r
-    where c.run_key = r.key
-      and case %(discard)s::text
-          when 'all' then true
-          when 'errors' then c.outcome = 'error'
-                             and c.seq > coalesce((select max(seq) from durable.checkpoint
-                                                   where run_key = r.key and outcome = 'ok'), 0)
-          else false end
+    where %(discard)s = 'errors' and c.run_key = r.key and c.outcome = 'error'
+      and c.seq > coalesce((select max(seq) from durable.checkpoint
+                            where run_key = r.key and outcome = 'ok'), 0)
+), forgotten as (
+    delete from durable.checkpoint c using released r where %(discard)s = 'all' and c.run_key = r.key
 )
 select coalesce(released.state, mine.state) as state
 from mine left join released on released.key = mine.key
@@ -248,10 +256,12 @@ with lost as (
 select id, state, recoveries, message, body from recovered
 
 -- name: release_strays
--- Runs this worker owns and does not execute: their release never reached the database. Not a crash.
+-- Runs this worker owns and does not execute: their release never reached the database. Not a crash. Named with
+-- the fences they were seen with, for this worker may have claimed one again meanwhile.
 with stray as (
     select r.key from durable.run r join durable.worker w on w.id = r.worker
-    where w.token = %(token)s and r.state = 'running' and r.id = any(%(ids)s)
+    join unnest(%(ids)s::text[], %(fences)s::uuid[]) as s (id, fence) on s.id = r.id and s.fence = r.fence
+    where w.token = %(token)s and r.state = 'running'
     order by r.key for update of r
 ), released as (
     update durable.run r
@@ -303,8 +313,21 @@ delete from durable.outbox where key = any(%(keys)s)
 select id, message, body from durable.run where key = %(run)s
 
 -- name: reported
--- Error callbacks, chain and chord of a failed run have been told.
-update durable.run set unreported = false where id = %(id)s and unreported
+-- Error callbacks, chain and chord of a failed run have been told; or cannot be, for the reason given.
+with told as (
+    update durable.run set unreported = false where id = %(id)s and unreported returning key
+)
+insert into durable.event (run_key, kind, detail)
+select key, 'callbacks failed', jsonb_build_object('error', %(problem)s::text)
+from told where %(problem)s::text is not null
+
+-- name: fail_unclaimed
+-- Something in front of the body ended the task before its run was claimed.
+update durable.run
+set state = 'failed', reason = 'unclaimed', due = null, finished_at = durable.clock(),
+    fence = gen_random_uuid(), result = %(result)s, result_type = %(result_type)s, traceback = %(traceback)s,
+    unreported = false
+where id = %(id)s and state = 'pending'
 
 -- name: annotate
 -- Labels and progress, for people.

@@ -1,0 +1,280 @@
+"""How an attempt leaves its run: finished, waiting for a retry, handed on, replaced, or lost."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+from celery import states
+from celery.exceptions import Ignore, Reject, Retry
+
+from celery_durable import envelope, hooks, links, outgoing, texts
+from celery_durable.backend import durable_backend, has_dependents
+from celery_durable.exceptions import (
+    DurableError,
+    ExhaustedError,
+    LeaseLostError,
+    PayloadTooLargeError,
+    StoreUnavailableError,
+)
+from celery_durable.run import RunState
+from celery_durable.store.keeping import Stored
+from celery_durable.store.runs import Finish, Release
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from celery_durable.executor import Execution, Suspended
+    from celery_durable.store.runs import NewRun
+    from celery_durable.task import DurableTask
+
+logger = logging.getLogger(__name__)
+
+_NOTHING_LEFT_TO_DISPATCH = None
+
+
+class Settlement:
+    """The last write of an attempt.
+
+    Each method stores one outcome and returns or raises what tells Celery's tracer about it: `Ignore` where
+    Celery has nothing more to do.
+
+    Arguments:
+        task: the task.
+        request: Celery's request.
+        execution: the attempt.
+    """
+
+    def __init__(self, task: DurableTask, request: Any, execution: Execution) -> None:
+        self.task = task
+        self.request = request
+        self.execution = execution
+        self.claim = execution.claim
+        self.backend = durable_backend(task.app)
+        self.runs = self.backend.store.runs
+
+    # -- the body returned ------------------------------------------------------------------------------
+
+    def succeeded(self, value: Any) -> None:
+        """Finish the run, with the runs that its links start; raise what kept its result from the store."""
+        try:
+            finish = self._success(value)
+            messages = links.of_success(self.task, self.request, self.execution, value)
+        except Exception as error:
+            self._fail(error)
+            raise
+        stored = self._written(lambda: self.runs.finish(self.claim.key, self.claim.fence, finish, messages))
+        self.request.callbacks = self.request.chain = _NOTHING_LEFT_TO_DISPATCH
+        self._after_commit(
+            lambda: outgoing.send_collected(self.task.app, self.backend.store, messages, stored)
+        )
+
+    def _success(self, value: Any) -> Finish:
+        hidden = self._result_is_ignored
+        result = None if hidden else self.backend.encoded(self.backend.encode_result(value, states.SUCCESS))
+        limit = self.backend.store.settings.max_payload
+        if result is not None and len(result) > limit:
+            message = (
+                f"The result of {self.task.name} is {len(result):,} bytes; durable_max_payload is {limit:,}"
+            )
+            raise PayloadTooLargeError(message, size=len(result), limit=limit)
+        return Finish(
+            state=RunState.SUCCEEDED,
+            result=result,
+            result_type=self.backend.content_type,
+            meta=self.backend.extra_meta(self.request, hidden=hidden),
+        )
+
+    # -- the body raised --------------------------------------------------------------------------------
+
+    def raised(self, error: Exception) -> None:
+        """Store how a body that raised leaves its run."""
+        if isinstance(error, Retry):
+            self._retry(error)
+        elif isinstance(error, Ignore):
+            self._ignored()
+        elif isinstance(error, Reject) and getattr(error, "requeue", False):
+            self._release(Release(outcome="released", delay=timedelta(0)))
+        else:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        try:
+            finish = self._failure(error)
+        except Exception as second:  # whatever is wrong with it: a run that cannot say why still fails
+            logger.exception("%s: its error cannot be stored as it is", self._where)
+            finish = self._failure(DurableError(f"{texts.line(error)} (as text only: {texts.line(second)})"))
+        self._finish(finish)
+
+    def _failure(self, error: Exception) -> Finish:
+        hidden = self._result_is_ignored and not self.task.store_errors_even_if_ignored
+        return Finish(
+            state=RunState.FAILED,
+            result=self.backend.error_meta(error),
+            result_type=self.backend.content_type,
+            traceback=texts.trace(error),
+            meta=self.backend.extra_meta(self.request, hidden=hidden),
+            error=texts.line(error),
+            reason=type(error).__name__ if isinstance(error, DurableError) else None,
+            unreported=has_dependents(self.request),
+        )
+
+    def _retry(self, retry: Retry) -> None:
+        successor, cause = self.execution.successor, retry.exc or retry
+        changed = successor is not None and self.execution.rewritten
+        revision = self.claim.revision + 1
+        release = Release(
+            outcome="retry",
+            delay=_delay(retry, successor, self.task),
+            reason="retry",
+            publish=True,
+            retries=self.claim.retries + 1,
+            error=texts.line(cause),
+            traceback=texts.trace(cause),
+            result=self.backend.encoded(self.backend.encode_result(retry.exc, states.RETRY)),
+            result_type=self.backend.content_type,
+            body=successor.body if successor and changed else None,
+            message=envelope.with_revision(successor.message, revision) if successor and changed else None,
+            discard="errors",
+        )
+        self._release(release)
+
+    def _ignored(self) -> None:
+        """End a run that raised `Ignore`: replaced by another task, or over without a result."""
+        if not self.execution.replaced:
+            self._finish(Finish(state=RunState.CANCELLED, reason="ignored"))
+        elif self.execution.successor is not None:
+            self._replace(self.execution.successor)
+        else:
+            self._replace_by_others()
+
+    def _replace(self, successor: NewRun) -> None:
+        message = envelope.with_revision(successor.message, self.claim.revision + 1)
+        release = Release(
+            outcome="replaced",
+            delay=successor.countdown or timedelta(0),
+            reason="timer",
+            publish=True,
+            retries=0,
+            body=successor.body,
+            message=message,
+            task=successor.task,
+            queue=successor.queue,
+            priority=successor.priority,
+            discard="all",
+        )
+        self._release(release, Stored(self.claim.id, message, successor.body))
+
+    def _replace_by_others(self) -> None:
+        """Leave the run to a chain, a chord or a plain task: its id comes back with the last of them.
+
+        They are sent only when the run waits for them: a fast one would find it still running.
+        """
+        others = self.execution.outgoing
+        release = Release(outcome="replaced", delay=timedelta(0), reason="replaced", retries=0, discard="all")
+        stored = self._written(lambda: self.runs.replace(self.claim.key, self.claim.fence, release, others))
+        self._after_commit(lambda: outgoing.send_collected(self.task.app, self.backend.store, others, stored))
+
+    # -- the body was left ------------------------------------------------------------------------------
+
+    def suspended(self, suspended: Suspended) -> Exception:
+        """Leave the worker: for a step's retry, or because the worker shuts down."""
+        release = Release(
+            outcome=suspended.outcome,
+            delay=suspended.delay,
+            reason=suspended.reason,
+            publish=not envelope.breaker.open,
+        )
+        state = self._release(release)
+        logger.info("%s leaves this worker (%s): %s", self._where, suspended.outcome, state)
+        return Ignore(f"run {suspended.outcome}")
+
+    def cancelled(self) -> Exception:
+        """End a run that was asked to stop."""
+        self._finish(Finish(state=RunState.CANCELLED, reason="cancelled"))
+        logger.info("%s was cancelled", self._where)
+        return Ignore("run cancelled")
+
+    def foreign(self, error: BaseException) -> Exception:
+        """End a run whose body raised what Celery's pools cannot carry."""
+        if type(error).__module__.startswith("gevent"):
+            return self._timed_out(error)
+        carried = DurableError(f"The body raised {texts.line(error)}")
+        carried.__cause__ = error
+        self._fail(carried)
+        return carried
+
+    def _timed_out(self, error: BaseException) -> Exception:
+        """Hand on a run that gevent's hard time limit ended: there is no child to kill."""
+        settings = self.backend.store.settings
+        exhausted = ExhaustedError.after(self.request.id, settings.max_recoveries, texts.line(error))
+        row = self.runs.recover_child(
+            self.request.id,
+            token=hooks.worker_token(),
+            pid=None,
+            error=texts.line(error),
+            max_recoveries=settings.max_recoveries,
+            result=self.backend.error_meta(exhausted),
+            result_type=self.backend.content_type,
+            budget=settings.outage_budget,
+        )
+        if row is None:
+            return self.dropped(LeaseLostError())
+        return exhausted if row["state"] == "failed" else Reject("time limit exceeded", requeue=True)
+
+    def dropped(self, error: DurableError) -> Ignore:
+        """Write nothing: another attempt has the run, or this worker's keeper will hand it on."""
+        if isinstance(error, LeaseLostError):
+            attempt = self.execution.attempt
+            logger.warning("%s: attempt %s lost its lease; nothing of it is stored", self._where, attempt)
+        else:
+            logger.error("%s: %s; the run is handed on", self._where, error)
+        return Ignore(str(error))
+
+    # -- writing ----------------------------------------------------------------------------------------
+
+    @property
+    def _where(self) -> str:
+        return f"{self.task.name}[{self.request.id}]"
+
+    @property
+    def _result_is_ignored(self) -> bool:
+        chosen = vars(self.request).get("ignore_result")  # the class attribute is no choice of the caller's
+        return bool(self.task.ignore_result if chosen is None else chosen)
+
+    def _finish(self, finish: Finish) -> None:
+        self._written(lambda: self.runs.finish(self.claim.key, self.claim.fence, finish))
+
+    def _release(self, release: Release, message: Stored | None = None) -> RunState:
+        """Leave the worker, and publish the next wake-up if it is due now."""
+        state: RunState = self._written(lambda: self.runs.release(self.claim.key, self.claim.fence, release))
+        if state is RunState.PENDING and release.publish:
+            self._after_commit(lambda: self._publish(message or self.runs.stored(self.claim.key)))
+        return state
+
+    def _publish(self, message: Stored | None) -> None:
+        if message is not None and envelope.publish_stored(self.task.app, [message]):
+            self.runs.unpublish([message.id], timedelta(0))
+
+    def _written(self, write: Callable[[], Any]) -> Any:
+        try:
+            return write()
+        except (LeaseLostError, StoreUnavailableError) as error:
+            raise self.dropped(error) from None
+
+    def _after_commit(self, send: Callable[[], None]) -> None:
+        """Send what is stored already: what goes wrong now is no failure of the run, the keeper sends it."""
+        try:
+            send()
+        except Exception:
+            logger.exception("%s: its messages are left to the keeper", self._where)
+
+
+def _delay(retry: Retry, successor: NewRun | None, task: DurableTask) -> timedelta:
+    if successor is not None and successor.eta is None:
+        return successor.countdown or timedelta(0)
+    when = successor.eta if successor is not None else retry.when
+    if isinstance(when, datetime):
+        return max(when - datetime.now(timezone.utc), timedelta(0))  # noqa: TID251  (the caller's own clock)
+    return timedelta(seconds=float(task.default_retry_delay if when is None else when))
