@@ -227,7 +227,8 @@ def test_a_cancel_that_waits_for_a_claim_sees_the_running_run(store: Store) -> N
     worker = Worker(store)
     run_id = worker.enqueue()
     sql = queries.load("runs")["claim"]
-    parameters = {"id": run_id, "fence": uuid.uuid4(), "token": worker.token, "pid": 1, "revision": 0}
+    identity = {"fence": uuid.uuid4(), "token": worker.token, "pid": 1}
+    parameters = {"id": run_id, "task": None, "revision": 0, **identity}
     with ThreadPoolExecutor() as pool:
         with open_transaction(store) as connection:
             connection.execute(sql, parameters)

@@ -299,7 +299,8 @@ class Interleavings(RuleBasedStateMachine):
     @rule(worker=workers, run=runs)
     def worker_releases_a_stray(self, worker: Worker, run: Run) -> None:
         owns = run.row is not None and run.row == worker.row
-        assert self.store.release_strays(worker.token, [run.id]) == ([run.id] if owns else [])
+        seen = [one for one in self.store.owned(worker.token) if one[0] == run.id]
+        assert self.store.release_strays(worker.token, seen) == ([run.id] if owns else [])
         if owns:
             run.leave("pending", self.clock, due=self.clock)
 

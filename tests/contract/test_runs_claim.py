@@ -110,7 +110,7 @@ def claim_and_history_as_one_statement(runs: RunStore, worker: Worker, run_id: s
     """A claim that reads the history with the snapshot it took before it got the lock."""
     claim = queries.load("runs")["claim"].partition("\n)\nselect")[0]
     sql = f"{claim}\n) select c.key from claimed join durable.checkpoint c on c.run_key = claimed.key"
-    parameters = {"id": run_id, "fence": uuid.uuid4(), "token": worker.token, "pid": 7}
+    parameters = {"id": run_id, "task": None, "fence": uuid.uuid4(), "token": worker.token, "pid": 7}
     rows = runs._connections.once(lambda connection: connection.execute(sql, parameters).fetchall())
     return [row["key"] for row in rows]
 

@@ -394,7 +394,8 @@ def test_a_worker_releases_what_it_owns_and_does_not_execute_without_counting_a_
     stray, busy, foreign = worker.start(), worker.start(), other.start()
 
     assert dict(store.runs.owned(worker.token)) == {stray.id: stray.fence, busy.id: busy.fence}
-    assert store.runs.release_strays(worker.token, [stray.id, foreign.id]) == [stray.id]
+    strays = [(claim.id, claim.fence) for claim in (stray, foreign)]
+    assert store.runs.release_strays(worker.token, strays) == [stray.id]
 
     assert [row(store, claim.id)["state"] for claim in (stray, busy, foreign)] == [
         "pending",

@@ -67,6 +67,7 @@ PARAMETERS: dict[str, Any] = {
     "outcome": "ok",
     "output": b"1",
     "parent": None,
+    "problem": "ValueError: x",
     "pid": 7,
     "prefix": "run-1",
     "priority": 3,
