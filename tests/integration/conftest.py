@@ -38,7 +38,7 @@ def on_redis(postgres_url: str) -> Iterator[Semantics]:
 @pytest.fixture(scope="module")
 def on_rabbitmq(postgres_url: str) -> Iterator[Semantics]:
     """Return the same on RabbitMQ."""
-    with _semantics(postgres_url, brokers.service("DURABLE_TEST_AMQP")) as made:
+    with _semantics(postgres_url, brokers.service("DURABLE_TEST_AMQP"), task_queue_max_priority=10) as made:
         yield made
 
 

@@ -20,7 +20,7 @@ def retry(self: Task, how: str, value: int = 0) -> Any:
     return _WAYS[how](self, value)
 
 
-@both(bind=True, autoretry_for=(KeyError,), max_retries=2, retry_backoff=False, default_retry_delay=0)
+@both(bind=True, autoretry_for=(KeyError,), max_retries=2, retry_backoff=False, default_retry_delay=0.1)
 def auto(self: Task, failures: int, error: str = "KeyError") -> int:
     if self.request.retries < failures:
         raise {"KeyError": KeyError, "ValueError": ValueError, "Ignore": Ignore}[error](self.request.retries)
