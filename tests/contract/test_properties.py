@@ -99,8 +99,9 @@ class Interleavings(RuleBasedStateMachine):
     @rule(run=runs)
     def enqueue_again(self, run: Run) -> None:
         if not run.deleted:
+            assert self.store.enqueue(self._new_run(run, 0)) is None
             unclaimed = run.state == "pending" and run.attempts == 0
-            assert self.store.enqueue(self._new_run(run, 0)) == ("pending" if unclaimed else None)
+            assert self.store.unclaimed(run.id) == ("pending" if unclaimed else None)
 
     @rule(target=attempts, run=runs, worker=workers)
     def claim(self, run: Run, worker: Worker) -> Any:
