@@ -407,6 +407,17 @@ def test_a_worker_releases_what_it_owns_and_does_not_execute_without_counting_a_
     assert execute(store, "select distinct recoveries from durable.run") == [{"recoveries": 0}]
 
 
+def test_a_run_claimed_again_since_it_looked_stray_is_left_alone(store: Store) -> None:
+    worker = Worker(store)
+    claim = worker.start()
+    seen = store.runs.owned(worker.token)
+    store.runs.release(claim.key, claim.fence, Release("released", NOW))
+    again = worker.claim(claim.id)
+
+    assert store.runs.release_strays(worker.token, seen) == []
+    store.runs.finish(again.key, again.fence, SUCCESS)
+
+
 def test_a_revoke_ends_what_does_not_execute_and_what_its_own_worker_terminated(store: Store) -> None:
     worker, other = Worker(store), Worker(store)
     pending, claim = worker.enqueue(), worker.start()
