@@ -214,6 +214,23 @@ def judged(store: Store, run_id: str, *, empty: bool = False) -> bool:
     return presumed_lost(run, evidence, HOUR)
 
 
+def test_evidence_on_a_queue_is_not_looked_for_among_more_than_the_newest_5000(store: Store) -> None:
+    finished = (
+        "insert into durable.run"
+        " (id, task, queue, state, message, body, published_at, claimed_at, finished_at)"
+        " select %s::text || n, 'task', %s::text, 'succeeded', '', '', now() - %s::interval,"
+        " now() - %s::interval, now() - %s::interval from generate_series(1, %s) n"
+    )
+    execute(store, finished, "rare-", "rare", *["20 minutes"] * 3, 1)
+    execute(store, finished, "busy-", "busy", *["10 minutes"] * 3, 4999)
+    with keeper(store) as statements:
+        assert statements.claimed_up_to("busy", None, GRACE) is not None
+        assert statements.claimed_up_to("rare", None, GRACE) is not None
+        execute(store, finished, "more-", "busy", *["10 minutes"] * 3, 1)
+        assert statements.claimed_up_to("rare", None, GRACE) is None
+        assert statements.claimed_up_to("busy", None, GRACE) is not None
+
+
 def test_a_backlog_is_never_published_again_and_a_hole_in_it_is(store: Store) -> None:
     worker = Worker(store)
     first, hole = worker.enqueue(), worker.enqueue()

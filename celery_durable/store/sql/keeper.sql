@@ -159,18 +159,22 @@ where state = 'pending' and published_at is not null and due <= durable.clock()
 order by due limit %(limit)s
 
 -- name: claims_of_queue
--- Evidence on one queue and priority: the latest publish time among runs that were claimed a while ago.
+-- Evidence on one queue and priority: the latest publish time among runs that were claimed a while ago. Of those
+-- that are over it looks at the newest 5,000 of all queues: an hour of a busy system would take seconds, and a
+-- queue too rare to be among them is judged by what the broker says.
 select max(published_at) as published_at from (
     (select published_at from durable.run
      where state in ('running', 'cancelling') and queue = %(queue)s and priority is not distinct from %(priority)s
        and claimed_at < durable.clock() - %(grace)s::interval
      order by worker limit 1000)
     union all
-    (select published_at from durable.run
-     where state in ('succeeded', 'failed', 'cancelled') and finished_at > durable.clock() - interval '1 hour'
-       and queue = %(queue)s and priority is not distinct from %(priority)s
-       and claimed_at < durable.clock() - %(grace)s::interval
-     order by finished_at desc limit 1000)
+    (select published_at from (
+        select published_at, queue, priority, claimed_at from durable.run
+        where state in ('succeeded', 'failed', 'cancelled')
+          and finished_at between durable.clock() - interval '1 hour' and durable.clock() - %(grace)s::interval
+        order by finished_at desc limit 5000) as recent
+     where queue = %(queue)s and priority is not distinct from %(priority)s
+       and claimed_at < durable.clock() - %(grace)s::interval)
 ) as claims
 
 -- name: reservations
