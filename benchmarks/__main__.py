@@ -20,7 +20,7 @@ from rich.console import Console
 
 from benchmarks.cases import CASES
 from benchmarks.measuring import timed
-from benchmarks.report import as_json, facts, show
+from benchmarks.report import as_json, as_markdown, facts, show
 from benchmarks.setting import Setting, Skipped, postgres_server, redis_server, temporary_directory
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--redis", metavar="URL", help="default: $DURABLE_TEST_REDIS, or redis://127.0.0.1:6379/15"
     )
+    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the tables to a file, too")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures to a file, too")
     return parser.parse_args()
 
@@ -61,6 +62,10 @@ def _run(name: str, setting: Setting, console: Console) -> list[Row]:
     return rows
 
 
+def _told(facts_known: dict[str, str]) -> str:
+    return ", ".join(f"{fact} {value}" for fact, value in facts_known.items())
+
+
 def main() -> None:
     """Run what is asked for."""
     chosen = _arguments()
@@ -69,9 +74,9 @@ def main() -> None:
     with postgres_server(chosen.postgres) as postgres, temporary_directory() as directory:
         with psycopg.connect(postgres, autocommit=True) as connection:
             known = facts(connection)
-        console.print(", ".join(f"{fact} {value}" for fact, value in known.items()), highlight=False)
+        console.print(_told(known), highlight=False)
         console.print()
-        figures = {}
+        results: dict[str, list[Row]] = {}
         for name in chosen.only or CASES:
             setting = Setting(
                 postgres=postgres,
@@ -80,8 +85,12 @@ def main() -> None:
                 directory=directory,
                 say=console.print,
             )
-            figures[name] = as_json(_run(name, setting, console))
+            results[name] = _run(name, setting, console)
+        if chosen.markdown:
+            tables = [as_markdown(name, rows) for name, rows in results.items()]
+            chosen.markdown.write_text(_told(known) + "\n\n" + "\n".join(tables))
         if chosen.json:
+            figures = {name: as_json(rows) for name, rows in results.items()}
             chosen.json.write_text(json.dumps({"facts": known, "figures": figures}, indent=1) + "\n")
 
 

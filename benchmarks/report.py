@@ -61,7 +61,6 @@ class Row:
         ratio: how many times the other side that is; None for the other side itself.
         against: what the ratio is to.
         target: what the ratio (or the figure) should be.
-        note: what a reader has to know.
     """
 
     what: str
@@ -70,7 +69,6 @@ class Row:
     ratio: Spread | None = None
     against: str = ""
     target: Target | None = None
-    note: str = ""
 
     @property
     def met(self) -> bool | None:
@@ -79,29 +77,39 @@ class Row:
         return None if self.target is None or measured is None else self.target.met(measured.median)
 
 
+_COLUMNS = ("measured", "median", "quartiles", "unit", "ratio", "to", "target", "")
+
+
+def _cells(row: Row) -> list[str]:
+    verdict = "" if row.met is None else "met" if row.met else "missed"
+    ratio = f"{row.ratio.median:.2f} ({row.ratio.low:.2f} to {row.ratio.high:.2f})" if row.ratio else ""
+    median = _number(row.figure.median) if row.figure else ""
+    return [
+        row.what,
+        median,
+        _quartiles(row.figure),
+        row.unit,
+        ratio,
+        row.against,
+        str(row.target or ""),
+        verdict,
+    ]
+
+
+def as_markdown(name: str, rows: Iterable[Row]) -> str:
+    """Return one case's rows as a table for the documentation."""
+    lines = [list(_COLUMNS), ["---"] * len(_COLUMNS), *(_cells(row) for row in rows)]
+    return f"### {name}\n\n" + "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
 def show(name: str, rows: Iterable[Row], printed: Callable[[Any], None]) -> None:
     """Print one case's rows."""
     table = Table(title=name, title_justify="left", title_style="bold")
-    for column in ("measured", "median", "quartiles", "unit", "ratio", "to", "target", ""):
+    for column in _COLUMNS:
         table.add_column(column, justify="right" if column in {"median", "quartiles", "ratio"} else "left")
-    notes = []
     for row in rows:
-        verdict = "" if row.met is None else "[green]met[/]" if row.met else "[red]missed[/]"
-        table.add_row(
-            row.what,
-            _number(row.figure.median) if row.figure else "",
-            _quartiles(row.figure),
-            row.unit,
-            f"{row.ratio.median:.2f} ({row.ratio.low:.2f} to {row.ratio.high:.2f})" if row.ratio else "",
-            row.against,
-            str(row.target or ""),
-            verdict,
-        )
-        if row.note:
-            notes.append(f"{row.what}: {row.note}")
+        table.add_row(*_cells(row), style="red" if row.met is False else None)
     printed(table)
-    for note in notes:
-        printed(f"  {note}")
 
 
 def _quartiles(figure: Spread | None) -> str:

@@ -44,6 +44,7 @@ select r.key, 'step#' || s, s, 'ok', '1', 'json', '0123456789abcdef', '{}', gen_
 from durable.run r, generate_series(1, 2) as s where r.state = 'succeeded'"""
 _LEASE = timedelta(hours=1)
 _FLAT = Target(at_most=2)
+_BOUNDED = {"keeper: claims_of_queue"}  # reads the newest 5,000 runs that are over: flat from there on
 
 
 class _Place:
@@ -143,7 +144,7 @@ def run(setting: Setting) -> Iterable[Row]:
                 "µs",
                 ratio(samples[name], samples[base]),
                 base,
-                _FLAT,
+                None if question in _BOUNDED else _FLAT,
             )
 
 
