@@ -59,32 +59,34 @@ class Settlement:
     def succeeded(self, value: Any) -> None:
         """Finish the run, with the runs that its links start; raise what kept its result from the store."""
         try:
-            finish = self._success(value)
+            result = self._result(value)
             messages = links.of_success(self.task, self.request, self.execution, value)
         except Exception as error:
             self._fail(error)
             raise
+        finish = Finish(
+            state=RunState.SUCCEEDED,
+            result=result,
+            result_type=self.backend.content_type,
+            meta=self.backend.extra_meta(self.request, hidden=self._result_is_ignored),  # now with the links
+        )
         stored = self._written(lambda: self.runs.finish(self.claim.key, self.claim.fence, finish, messages))
         self.request.callbacks = self.request.chain = _NOTHING_LEFT_TO_DISPATCH
         self._after_commit(
             lambda: outgoing.send_collected(self.task.app, self.backend.store, messages, stored)
         )
 
-    def _success(self, value: Any) -> Finish:
-        hidden = self._result_is_ignored
-        result = None if hidden else self.backend.encoded(self.backend.encode_result(value, states.SUCCESS))
+    def _result(self, value: Any) -> bytes | None:
+        if self._result_is_ignored:
+            return None
+        result = self.backend.encoded(self.backend.encode_result(value, states.SUCCESS))
         limit = self.backend.store.settings.max_payload
-        if result is not None and len(result) > limit:
+        if len(result) > limit:
             message = (
                 f"The result of {self.task.name} is {len(result):,} bytes; durable_max_payload is {limit:,}"
             )
             raise PayloadTooLargeError(message, size=len(result), limit=limit)
-        return Finish(
-            state=RunState.SUCCEEDED,
-            result=result,
-            result_type=self.backend.content_type,
-            meta=self.backend.extra_meta(self.request, hidden=hidden),
-        )
+        return result
 
     # -- the body raised --------------------------------------------------------------------------------
 
