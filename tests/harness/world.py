@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from celery_durable.envelope import publish_stored
+from celery_durable.envelope import breaker, publish_stored
 from celery_durable.store.keeping import Stored
 from harness.tables import Tables
 from harness.workers import Worker
@@ -84,3 +84,4 @@ class World:
         backend: Any = self.app.backend
         backend.store.connections.close()
         self.app.close()
+        breaker.worked()  # the next world's broker is another one
