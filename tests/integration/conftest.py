@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from harness import brokers, postgres
 from harness.setup import Setup
+from harness.world import World
+from oddities.world import odd_world
 from semantics.world import Semantics, semantics_on
 
 if TYPE_CHECKING:
@@ -42,6 +44,14 @@ def on_rabbitmq(postgres_url: str) -> Iterator[Semantics]:
         yield made
 
 
+@pytest.fixture(scope="session")
+def odd(postgres_url: str) -> Iterator[World]:
+    """Return an app whose tasks do unusual things, and one worker for all tests."""
+    with odd_world(postgres_url, brokers.service("DURABLE_TEST_REDIS")) as made:
+        made.worker(app="oddities.app", concurrency=2)
+        yield made
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     report = yield
@@ -49,4 +59,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         for world in getattr(item, "funcargs", {}).values():
             if isinstance(world, Semantics):
                 report.sections.append((f"log of {world.worker.name}", world.worker.output[-6000:]))
+            elif isinstance(world, World):
+                logs = [(f"log of {one.name}", one.output[-6000:]) for one in world.workers]
+                report.sections.extend(logs)
     return report
