@@ -20,9 +20,9 @@ end $$;
 create trigger stop before update on durable.run for each row
 when (new.reason = 'replaced') execute function durable.stop();
 """
-_BLOCKED = (
-    "select count(*) from pg_stat_activity where datname = current_database() and wait_event = 'advisory'"
-)
+_STOPPED = """
+select count(*) from pg_stat_activity where datname = current_database() and wait_event = 'advisory'
+"""
 
 
 def test_every_page_of_a_task_that_replaces_itself_begins_anew(odd: World) -> None:
