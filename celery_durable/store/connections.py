@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-Connection = psycopg.Connection[Row]
 T = TypeVar("T")
 
 _KEEPALIVE = {
@@ -33,6 +33,18 @@ _KEEPALIVE = {
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
 }
+
+
+class Connection(psycopg.Connection[Row]):
+    """A connection to Postgres."""
+
+    @cached_property
+    def kept(self) -> psycopg.Cursor[Row]:
+        """A cursor for statements whose outcome is read at once.
+
+        To make one for each statement is a fifth of what the statement costs here.
+        """
+        return self.cursor()
 
 
 class Connections:
@@ -99,6 +111,7 @@ class Connections:
             if self._pool is None:
                 self._pool = ConnectionPool(
                     self._conninfo,
+                    connection_class=Connection,
                     kwargs=self._options(),
                     min_size=0,
                     max_size=max(1, self._size - 1),
@@ -126,7 +139,7 @@ class Connections:
     def connect(self) -> Connection:
         """Open a connection outside the pool; the caller closes it."""
         try:
-            return psycopg.connect(self._conninfo(), **self._options())
+            return Connection.connect(self._conninfo(), **self._options())
         except psycopg.ProgrammingError as exc:
             message = f"{redact(self.url)!r} is not a URL that libpq understands: {exc}"
             raise ConfigurationError(message) from exc

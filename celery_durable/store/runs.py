@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from celery_durable.store.connections import Connection, Connections
 
 _ENQUEUE_BUDGET = 15.0
+_SMALL = 64 * 1024  # bytes of a value that a connection's cursor may hold on to until the next one
 
 
 @dataclass(frozen=True)
@@ -193,10 +194,8 @@ class RunStore:
         Raises `LeaseLostError` when another attempt owns the run.
         """
         parameters = {**step.__dict__, "run": run, "fence": fence}
-        if not relaxed:
-            sql = self._sql["checkpoint"]
-            if self._connections.patiently(lambda connection: connection.execute(sql, parameters).rowcount):
-                return False
+        if not relaxed and self._stored_at_once(parameters):
+            return False
         row = self._relaxed(parameters) if relaxed else self._one("checkpoint_told", parameters)
         if row is None:
             raise LeaseLostError(step=step.key)
@@ -204,6 +203,15 @@ class RunStore:
             message = f"Step {step.key!r} is stored already with another outcome: two calls share its key"
             raise NondeterminismError(message, step=step.key)
         return bool(row["cancel_requested"])
+
+    def _stored_at_once(self, parameters: dict[str, Any]) -> bool:
+        small = len(parameters["output"] or b"") < _SMALL
+
+        def work(connection: Connection) -> bool:
+            cursor = connection.kept if small else connection.cursor()
+            return cursor.execute(self._sql["checkpoint"], parameters).rowcount == 1
+
+        return self._connections.patiently(work)
 
     def _relaxed(self, parameters: dict[str, Any]) -> Any:
         def work(connection: Connection) -> Any:
