@@ -97,6 +97,9 @@ class Attempt:
         self.request = request
         self.backend = durable_backend(task.app)
         self.runs = self.backend.store.runs
+        request.eta, request.expires = (
+            request.get(told) or getattr(request, name) for name, told in envelope.TIMES.items()
+        )
         request.durable = True  # from here on the run's own writes are the only ones
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

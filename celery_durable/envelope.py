@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 HEADER = "durable-run"
 """Message header that marks a message whose run is stored; its value is the revision of the stored body."""
 
+TIMES = {"eta": "durable-eta", "expires": "durable-expires"}
+"""Message headers that tell a body what its caller asked for; Celery's own would be obeyed by the worker."""
+
 # Where a stored message goes is fixed; when and whether it expires is the run's business, not the broker's.
 _DROPPED = frozenset(
     {"retry", "retry_policy", "timeout", "confirm_timeout", "expiration", "serializer", "declare"}

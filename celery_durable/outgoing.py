@@ -42,6 +42,14 @@ class Schedule:
         span = timedelta(seconds=float(countdown)) if countdown and moment is None else None
         return cls(span, moment, expires, expires_at)
 
+    def told(self, app: Celery) -> dict[str, str]:
+        """Return, as message headers, what a body may read: by the caller's clock, and obeyed by nobody."""
+        now = app.now() if self.countdown or self.expires else None
+        eta = self.eta if now is None or self.countdown is None else now + self.countdown
+        expires = self.expires_at if now is None or self.expires is None else now + self.expires
+        times = {"eta": eta, "expires": expires}
+        return {envelope.TIMES[name]: moment.isoformat() for name, moment in times.items() if moment}
+
 
 def _span_or_moment(app: Celery, value: Any) -> tuple[timedelta | None, datetime | None]:
     if value is None:
@@ -126,6 +134,7 @@ class StoringProducer:
             collected.messages.append(PlainMessage(headers["id"], message, data))
             return None
         headers.setdefault(envelope.HEADER, 0)
+        headers.update(self._schedule.told(self._app))
         message, data, now = envelope.pack(body, publish)
         self._check_size(headers["task"], data)
         run = self._new_run(headers, publish, message, data)

@@ -163,6 +163,15 @@ def test_a_task_that_expired_before_it_started_is_revoked(on_redis: Semantics, k
 
 
 @both
+def test_a_body_reads_when_it_was_due_and_until_when(on_redis: Semantics, kind: str) -> None:
+    before = on_redis.app.now()
+    about = on_redis.task(kind, "about").apply_async(countdown=0.2, expires=60).get(timeout=20)
+    due, until = (datetime.fromisoformat(about[name]) for name in ("eta", "expires"))
+    assert 0.2 <= (due - before).total_seconds() < 10
+    assert 60 <= (until - before).total_seconds() < 70
+
+
+@both
 def test_expires_in_time_changes_nothing(on_redis: Semantics, kind: str) -> None:
     assert on_redis.task(kind, "add").apply_async((1, 2), expires=60).get(timeout=20) == 3
 

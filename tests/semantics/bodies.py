@@ -109,6 +109,8 @@ def describe(task: Task) -> dict[str, Any]:
         ),
         *(
             "timelimit",
+            "eta",
+            "expires",
             "stamps",
             "stamped_headers",
             "called_directly",
