@@ -67,5 +67,5 @@ def test_a_run_that_kills_its_child_every_time_fails_as_exhausted_and_its_errbac
     run = shared.tables.run(result.id)
     assert (run["state"], run["reason"], run["recoveries"]) == ("failed", "exhausted", 2)
     assert shared.ledger.names(run=result.id) == ["before", "poison", "poison"]
-    assert shared.ledger.wait_for("errback", result.id).detail == "ExhaustedError"
+    assert shared.ledger.wait_for("errback", result.id, timeout=5).detail == "ExhaustedError"
     assert shared.send("flow", ["healthy"]).get(timeout=10) == ["healthy done"]
