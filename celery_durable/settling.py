@@ -138,6 +138,9 @@ class Settlement:
             result_type=self.backend.content_type,
             body=successor.body if successor and changed else None,
             message=envelope.with_revision(successor.message, revision) if successor and changed else None,
+            # A retry may be sent elsewhere: the keeper looks for its message where it went.
+            queue=successor.queue if successor and changed else None,
+            priority=successor.priority if successor and changed else None,
             discard="errors",
         )
         self._release(release)

@@ -43,6 +43,7 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
     Request = "celery_durable.request:DurableRequest"
 
     autoretry_for = _DEFAULT_AUTORETRY
+    dont_autoretry_for: tuple[type[BaseException], ...] = ()
     max_retries = 3
     retry_backoff = True
     retry_backoff_max = 600
@@ -54,6 +55,8 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         """Check the settings and give the app's workers their heartbeat and keeper."""
         settings = config.load(durable_settings(app))
         cls._retries_by_default = settings.autoretry
+        if cls.autoretry_for is _DEFAULT_AUTORETRY:
+            cls.dont_autoretry_for = (*TERMINAL, *(cls.throws or ()), *cls.dont_autoretry_for)
         steps: Any = app.steps["worker"]
         steps.add(_WORKER_STEP)
 
@@ -159,11 +162,11 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
     ) -> Any:
         """Retry the run: a due time in the store instead of a message, finished steps are not repeated.
 
-        Arguments are Celery's. Errors that a retry cannot mend (`Fatal`, the task's `throws`, a body that
-        left its history) are raised as they are.
+        Arguments are Celery's. Errors that a retry cannot mend (`Fatal`, a body that left its history) are
+        raised as they are.
         """
         frame = context.current()
-        if exc is not None and isinstance(exc, (*TERMINAL, *(self.throws or ()))):
+        if isinstance(exc, TERMINAL):
             raise exc
         if frame is None or self.request.called_directly:
             return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)

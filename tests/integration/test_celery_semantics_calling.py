@@ -69,6 +69,15 @@ def test_always_eager_applies_delay_and_canvas_here(on_redis: Semantics, eager: 
         on_redis.task(kind, "fail").delay("sorry")
 
 
+@both
+def test_eager_results_are_stored_when_asked_for(on_redis: Semantics, eager: Celery, kind: str) -> None:
+    eager.conf.task_store_eager_result = True
+    result = on_redis.task(kind, "add").delay(2, 3)
+    stored = eager.backend.get_task_meta(result.id)
+    eager.conf.task_store_eager_result = False
+    assert (stored["status"], stored["result"]) == (states.SUCCESS, 5)
+
+
 # -- by name, by class, with types -------------------------------------------------------------------------
 
 
@@ -114,6 +123,13 @@ def test_class_based_and_customised_tasks_run(on_redis: Semantics, kind: str) ->
     shouted = on_redis.task(kind, "shouting").delay(4)
     assert shouted.get(timeout=20) == 4
     assert len(on_redis.seen(shouted.id, "__call__")) == 1
+
+
+@both
+def test_a_custom_request_class_is_used(on_redis: Semantics, kind: str) -> None:
+    result = on_redis.task(kind, "requested").delay()
+    assert result.get(timeout=20) == "accepted"
+    assert on_redis.seen(result.id, "on_accepted") == [None]
 
 
 @both

@@ -76,3 +76,23 @@ def test_celery_app_alone_calls_and_applies_tasks(app: Celery) -> None:
     assert double.apply((4,)).get() == 8
     app.conf.task_always_eager = True
     assert double.delay(4).get() == 8
+
+
+def test_a_run_that_raised_is_retried_by_default_unless_it_throws(
+    app: Celery, request: pytest.FixtureRequest
+) -> None:
+    attempts: list[str] = []
+
+    def shaky(how: str) -> str:
+        attempts.append(how)
+        if attempts.count(how) < 2:
+            raise {"retried": ValueError, "thrown": KeyError, "fatal": durable.Fatal}[how](how)
+        return how
+
+    task = app.task(shaky, base=durable.DurableTask, name="fixtures.shaky", shared=False, throws=(KeyError,))
+    request.getfixturevalue("celery_worker").reload()
+    assert task.delay("retried").get(timeout=20) == "retried"
+    for how, error in (("thrown", KeyError), ("fatal", durable.Fatal)):
+        with pytest.raises(error):
+            task.delay(how).get(timeout=20)
+    assert attempts == ["retried", "retried", "thrown", "fatal"]

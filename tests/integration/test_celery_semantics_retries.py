@@ -165,3 +165,17 @@ def test_links_of_a_retried_task_are_called_once(on_redis: Semantics, kind: str)
     assert result.get(timeout=20) == [1, 1]
     (linked,) = eventually(lambda: result.children)
     assert linked.get(timeout=20) == [[1, 1], "linked"]
+
+
+@both
+@pytest.mark.parametrize("how", ["by itself", "by hand"])
+def test_throws_keeps_nobody_from_retrying_on_purpose(on_redis: Semantics, kind: str, how: str) -> None:
+    assert on_redis.task(kind, "throw_and_retry").delay(how).get(timeout=20) == 1
+
+
+def test_a_retry_sent_elsewhere_is_looked_for_there(on_redis: Semantics) -> None:
+    result = start(on_redis, "durable", "elsewhere", 1)
+    eventually(lambda: on_redis.tables.run(result.id)["state"] == "pending")
+    assert on_redis.tables.run(result.id)["queue"] == "elsewhere"
+    result.revoke()
+    eventually(lambda: result.state == states.REVOKED)

@@ -10,7 +10,7 @@ from harness.waiting import take
 from pydantic import BaseModel
 
 from semantics.journal import note, noted
-from semantics.registry import Shouting, both, gates, kind_of, sibling
+from semantics.registry import Requested, Shouting, both, gates, kind_of, sibling
 
 if TYPE_CHECKING:
     from celery import Task
@@ -56,6 +56,20 @@ def fail_oddly() -> None:
 @both(throws=(KeyError,))
 def throw(key: str) -> None:
     raise KeyError(key)
+
+
+@both(bind=True, throws=(KeyError,), autoretry_for=(KeyError,), retry_backoff=False, default_retry_delay=0.1)
+def throw_and_retry(self: Task, how: str) -> int:
+    if self.request.retries < 1 and how == "by itself":
+        raise KeyError(how)
+    if self.request.retries < 1:
+        raise self.retry(exc=KeyError(how), countdown=0.1)
+    return int(self.request.retries)
+
+
+@both(bind=True, mixin=Requested)
+def requested(self: Task) -> str:
+    return "accepted"
 
 
 @both(ignore_result=True)

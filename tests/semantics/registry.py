@@ -40,6 +40,14 @@ class Shouting:
         return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
 
+class Requested:
+    """A mixin with a request class of its own."""
+
+    @property
+    def Request(self) -> str:  # noqa: N802  (Celery's name)
+        return f"semantics.requests:{kind_of(self).title()}NotingRequest"  # type: ignore[arg-type]
+
+
 class Counting(Task):
     """A class-based task."""
 

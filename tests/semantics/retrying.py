@@ -75,6 +75,7 @@ def _rerouted(self: Task, value: int) -> Any:
 
 _WAYS = {
     "delayed": lambda self, value: _once(self, value, countdown=0.3),
+    "elsewhere": lambda self, value: _once(self, value, countdown=0.1, queue="elsewhere"),
     "patient": lambda self, value: _once(self, value, countdown=0.5, exc=LookupError(f"for value {value}")),
     "changed": lambda self, value: _once(self, value, args=["changed", value + 1], kwargs={}, countdown=0.1),
     "changed keyword": lambda self, value: _once(self, value, kwargs={"value": value + 1}, countdown=0.1),
