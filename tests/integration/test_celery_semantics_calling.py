@@ -70,12 +70,15 @@ def test_always_eager_applies_delay_and_canvas_here(on_redis: Semantics, eager: 
 
 
 @both
-def test_eager_results_are_stored_when_asked_for(on_redis: Semantics, eager: Celery, kind: str) -> None:
-    eager.conf.task_store_eager_result = True
-    result = on_redis.task(kind, "add").delay(2, 3)
-    stored = eager.backend.get_task_meta(result.id)
-    eager.conf.task_store_eager_result = False
-    assert (stored["status"], stored["result"]) == (states.SUCCESS, 5)
+def test_eager_results_are_stored_when_asked_for(
+    on_redis: Semantics, eager: Celery, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = on_redis.task(kind, "add")
+    monkeypatch.setattr(task, "store_eager_result", True)
+    result = task.delay(2, 3)
+    eager.conf.task_always_eager = False
+    stored = on_redis.app.AsyncResult(result.id)
+    assert (stored.state, stored.result) == (states.SUCCESS, 5)
 
 
 # -- by name, by class, with types -------------------------------------------------------------------------
