@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 import redis
 from kombu import Connection
@@ -98,6 +99,19 @@ class PrivateRedis:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    def freeze(self) -> None:
+        """SIGSTOP it: it takes connections and answers nothing."""
+        psutil.Process(self._pid).suspend()
+
+    def thaw(self) -> None:
+        """SIGCONT it."""
+        psutil.Process(self._pid).resume()
+
+    @property
+    def _pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     def messages(self, queue: str) -> tuple[int, int]:
         """Return how many messages wait in a queue, and how many workers hold unacknowledged."""

@@ -169,6 +169,20 @@ def test_a_schema_from_the_future_is_an_error_that_says_to_upgrade(empty: Store)
     assert versions(empty)[-1] == 4711
 
 
+def test_a_schema_ahead_by_what_old_workers_can_bear_is_used_until_the_post_phase(
+    empty: Store,
+) -> None:
+    empty.migrate()
+    later = "insert into durable.migration (number, name, phase) values (%s, 'later', %s)"
+    with empty.connections.dedicated() as connection:
+        connection.execute(later, (4711, "pre"))
+
+        migrate.check(connection)
+        connection.execute(later, (4712, "post"))
+        with pytest.raises(SchemaVersionError, match="newer than this release"):
+            migrate.check(connection)
+
+
 def with_later(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     known = migrate.migrations()
     monkeypatch.setattr(migrate, "migrations", lambda: (*known, *LATER[:count]))

@@ -53,6 +53,11 @@ def test_asking_for_retries_without_saying_of_what_means_any_error() -> None:
         ({"time_limit": 0}, "not a positive number of seconds"),
         ({"time_limit": -1.5}, "not a positive number of seconds"),
         ({"at_most_once": True, "max_retries": 2}, "at_most_once steps are never retried"),
+        ({"name": ""}, "name='' is not a printable, non-empty string"),
+        ({"key": ""}, "key='' is not a printable, non-empty string"),
+        ({"key": "a\0b"}, "is not a printable, non-empty string"),
+        ({"key": "\udcff"}, "is not a printable, non-empty string"),
+        ({"key": 7}, "key=7 is not a printable, non-empty string"),
     ],
 )
 def test_an_option_that_cannot_be_meant_is_an_error_where_it_is_written(

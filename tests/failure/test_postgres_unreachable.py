@@ -1,0 +1,66 @@
+"""Postgres takes the connection and never answers: everybody who waits for it is told in time."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from contending import together
+from harness.setup import Setup
+
+from celery_durable.exceptions import StoreUnavailableError
+from celery_durable.store import connections, results, runs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from celery import Celery
+
+CONNECT, BUDGET = 2, 2.0
+IN_TIME = BUDGET + 2 * CONNECT + 1.0  # a first try, its budget, and a last try that began within it
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
+    """Return an app whose Postgres hangs, with shorter budgets than users have."""
+    monkeypatch.setitem(connections._KEEPALIVE, "connect_timeout", CONNECT)
+    monkeypatch.setattr(runs, "_ENQUEUE_BUDGET", BUDGET)
+    monkeypatch.setattr(results, "_READ_BUDGET", BUDGET)
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as deaf:
+        url = f"durable+postgresql://nobody@127.0.0.1:{deaf.getsockname()[1]}/nowhere"
+        made = Setup("memory://", url, str(tmp_path)).app()
+        yield made
+        made.close()
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Return how long it takes `work` to say that Postgres is away."""
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailableError):
+        work()
+    return time.monotonic() - began
+
+
+def test_callers_and_those_who_wait_for_results_hear_within_their_budget_however_many_they_are(
+    app: Celery,
+) -> None:
+    def send() -> float:
+        return seconds(lambda: app.tasks["plain"].delay("x"))
+
+    def wait() -> float:
+        return seconds(lambda: app.AsyncResult("some-id").get(timeout=2))
+
+    def look() -> float:
+        return seconds(lambda: app.AsyncResult("some-id").state)
+
+    took = together(*[send] * 8, wait, look)
+
+    assert max(took) < IN_TIME, took
+
+
+def test_the_budgets_that_users_have_are_seconds() -> None:
+    assert results._READ_BUDGET <= 5
+    assert runs._ENQUEUE_BUDGET <= 15
