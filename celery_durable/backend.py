@@ -23,12 +23,12 @@ from celery_durable.envelope import HEADER, as_bytes
 from celery_durable.exceptions import ConfigurationError, StoreUnavailableError
 from celery_durable.run import celery_state
 from celery_durable.serialization import ValueCodec
-from celery_durable.store import Store
 from celery_durable.store.url import redact
 
 if TYPE_CHECKING:
     from celery import Celery
 
+    from celery_durable.store import Store
     from celery_durable.store.connections import Row
 
 _HIDDEN = "durable_result_ignored"
@@ -99,6 +99,8 @@ class DurableBackend(BaseBackend):
     def store(self) -> Store:
         """The store that this backend reads and writes."""
         if self._store is None:
+            from celery_durable.store import Store  # with the database driver, so not before it is needed
+
             self._store = Store(self.url, config.load(durable_settings(self.app)))
         return self._store
 

@@ -42,7 +42,7 @@ class Checkpoint:
         return self.outcome in (OK, ERROR)
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: that would cost each step twelve calls
 class StepWrite:
     """What one write of a step stores; a retried write is recognised by attempt, key and tries."""
 

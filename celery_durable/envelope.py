@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from celery import Celery
     from kombu import Producer
 
-    from celery_durable.store.keeping import Stored
+    from celery_durable.store.writes import Stored
 
 HEADER = "durable-run"
 """Message header that marks a message whose run is stored; its value is the revision of the stored body."""

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from celery_durable.run import Claim
     from celery_durable.serialization import ValueCodec
     from celery_durable.steps import Step
-    from celery_durable.store.runs import NewRun, PlainMessage, RunStore
+    from celery_durable.store.runs import RunStore
+    from celery_durable.store.writes import NewRun, PlainMessage
 
 _NO_DIGEST = b"\0" * 16
 
@@ -194,7 +195,7 @@ class Execution:
         """Return the id of a child run that a step's body starts: the same at every try of the step."""
         if frame.calls is None:
             return None  # a thread of its own within the step: nothing says in which order it calls
-        frame.calls[name] += 1
+        frame.calls[name] = frame.calls.get(name, 0) + 1
         return str(uuid.uuid5(self._namespace, f"{frame.step}/delay:{occurrence(name, frame.calls[name])}"))
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
+from functools import cache
 from pathlib import Path
 
 _TOKEN = "CELERY_DURABLE_WORKER"  # noqa: S105  (the name of a variable)
@@ -19,6 +20,7 @@ def become_worker() -> uuid.UUID:
     token = uuid.uuid4()
     os.environ[_TOKEN] = str(token)
     os.environ[_DRAIN] = str(Path(tempfile.gettempdir()) / f"celery-durable-{token}.drain")
+    _sign.cache_clear()
     return token
 
 
@@ -33,9 +35,14 @@ def start_draining() -> None:
         Path(path).touch(mode=0o600)
 
 
+@cache
+def _sign() -> str | None:
+    return os.environ.get(_DRAIN)
+
+
 def draining() -> bool:
     """Return whether this worker is shutting down."""
-    path = os.environ.get(_DRAIN)
+    path = _sign()
     return path is not None and os.path.exists(path)  # noqa: PTH110  (at every step: the cheapest way)
 
 

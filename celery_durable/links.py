@@ -10,7 +10,7 @@ from celery_durable import outgoing
 
 if TYPE_CHECKING:
     from celery_durable.executor import Execution
-    from celery_durable.store.runs import NewRun, PlainMessage
+    from celery_durable.store.writes import NewRun, PlainMessage
     from celery_durable.task import DurableTask
 
 

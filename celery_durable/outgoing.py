@@ -12,8 +12,7 @@ from celery.utils.time import maybe_make_aware
 
 from celery_durable import envelope
 from celery_durable.exceptions import PayloadTooLargeError
-from celery_durable.store.keeping import Stored
-from celery_durable.store.runs import NewRun, PlainMessage
+from celery_durable.store.writes import NewRun, PlainMessage, Stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

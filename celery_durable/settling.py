@@ -19,14 +19,13 @@ from celery_durable.exceptions import (
     StoreUnavailableError,
 )
 from celery_durable.run import RunState
-from celery_durable.store.keeping import Stored
-from celery_durable.store.runs import Finish, Release
+from celery_durable.store.writes import Finish, Release, Stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from celery_durable.executor import Execution, Suspended
-    from celery_durable.store.runs import NewRun
+    from celery_durable.store.writes import NewRun
     from celery_durable.task import DurableTask
 
 logger = logging.getLogger(__name__)

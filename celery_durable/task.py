@@ -12,7 +12,7 @@ from celery_durable import config, context, envelope, outgoing, transport
 from celery_durable.attempt import TERMINAL, Attempt
 from celery_durable.backend import durable_backend, durable_settings
 from celery_durable.exceptions import ConfigurationError
-from celery_durable.store.keeping import Stored
+from celery_durable.store.writes import Stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from celery.result import AsyncResult
 
     from celery_durable.executor import Execution
-    from celery_durable.store.runs import NewRun
+    from celery_durable.store.writes import NewRun
 
 _WORKER_STEP = "celery_durable.bootstep:DurableStep"
 _NOW = timedelta(0)

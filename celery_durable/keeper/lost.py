@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from celery import Celery
 
-    from celery_durable.store.keeping import KeeperStore, Stored, Unclaimed
+    from celery_durable.store.keeping import KeeperStore, Unclaimed
+    from celery_durable.store.writes import Stored
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from celery import Celery
 
-    from celery_durable.store.keeping import KeeperStore, Recovered, Stored
+    from celery_durable.store.keeping import KeeperStore, Recovered
+    from celery_durable.store.writes import Stored
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from celery_durable.exceptions import RunNotFoundError, RunStateError
 from celery_durable.operations.stores import store_of
 from celery_durable.run import RunState
 from celery_durable.store.inspection import Filter
-from celery_durable.store.keeping import Stored
+from celery_durable.store.writes import Stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -204,6 +204,8 @@ class Lowering:
         return {kind.tag: payload}
 
     def _fields(self, owner: object, fields: dict[str, object], shape: Shape, depth: int) -> object:
+        if is_plain(fields, depth) and not self._sorts_keys:
+            return fields
         if _has_plain_keys(fields) and not self._sorts_keys:
             return self._values(fields, shape.under, owner, ".{}".format, depth)
         return self.tree(dict(fields), shape, depth)

@@ -81,16 +81,7 @@ class DataclassKind:
 
     def build(self, cls: Any, fields: dict[str, Any], parts: Parts) -> object:  # noqa: ARG002
         """Set the fields, run `__post_init__` for attributes that are no fields, set the fields again."""
-        known = {}
-        for field in dataclasses.fields(cls):
-            if field.name in fields:
-                known[field.name] = fields[field.name]
-            elif field.default is not dataclasses.MISSING:
-                known[field.name] = field.default
-            elif field.default_factory is not dataclasses.MISSING:
-                known[field.name] = field.default_factory()
-            elif field.init:
-                raise missing_field(cls, field.name)
+        known = fields if fields.keys() == _names(cls) else _completed(cls, fields)
         value = object.__new__(cls)
         _set_all(value, known)
         if hasattr(cls, "__post_init__"):
@@ -167,6 +158,26 @@ def _is_simple(value: object) -> bool:
 @lru_cache(maxsize=1024)
 def _field_names(cls: Any) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(cls))
+
+
+@lru_cache(maxsize=1024)
+def _names(cls: Any) -> frozenset[str]:
+    return frozenset(_field_names(cls))
+
+
+def _completed(cls: Any, fields: dict[str, Any]) -> dict[str, Any]:
+    """Drop fields that the class no longer has, and give new ones their default."""
+    known = {}
+    for field in dataclasses.fields(cls):
+        if field.name in fields:
+            known[field.name] = fields[field.name]
+        elif field.default is not dataclasses.MISSING:
+            known[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            known[field.name] = field.default_factory()
+        elif field.init:
+            raise missing_field(cls, field.name)
+    return known
 
 
 @lru_cache(maxsize=1024)

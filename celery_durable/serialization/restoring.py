@@ -11,7 +11,7 @@ from celery_durable.serialization.leaves import RESTORE_LEAF, restore_str
 from celery_durable.serialization.lowering import FACTORIES
 from celery_durable.serialization.names import choose_class
 from celery_durable.serialization.pydantic_models import from_json
-from celery_durable.serialization.records import KINDS, shape_of_fields
+from celery_durable.serialization.records import KINDS, kind_of, shape_of_fields
 from celery_durable.serialization.shapes import ANYTHING, Shape
 
 if TYPE_CHECKING:
@@ -27,14 +27,22 @@ def restore(tree: Any, shape: Shape = ANYTHING) -> Any:
     """
     kind = type(tree)
     if kind is list:
-        return [restore(item, shape.at(index)) for index, item in enumerate(tree)]
+        return [
+            item if type(item) in _LEAVES else restore(item, shape.at(index))
+            for index, item in enumerate(tree)
+        ]
     if kind is not dict:
         return tree
     if len(tree) == 1:
         tag, payload = next(iter(tree.items()))
         if tag[:1] == "~":
             return _restore_tag(tag, payload, shape)
-    return {key: restore(item, shape.under(key)) for key, item in tree.items()}
+    return {
+        key: item if type(item) in _LEAVES else restore(item, shape.under(key)) for key, item in tree.items()
+    }
+
+
+_LEAVES = frozenset({str, int, float, bool, type(None)})  # they are the value already: most of all calls
 
 
 def _restore_tag(tag: str, payload: Any, shape: Shape) -> object:
@@ -57,7 +65,7 @@ def _restore_record(tag: str, payload: list[Any], shape: Shape) -> object:
     kind = KINDS[tag]
     name, stored = payload[:2]
     names = frozenset(stored) if "~dict" not in stored else frozenset(key for key, _ in stored["~dict"])
-    cls: Any = choose_class(name, shape.classes, kind.accepts, names)
+    cls: Any = choose_class(name, shape.classes, lambda cls: kind_of(cls) is kind or kind.accepts(cls), names)
     fields = restore(stored, shape_of_fields(cls))
     parts = {part: restore(tree) for part, tree in payload[2].items()} if len(payload) > 2 else {}  # noqa: PLR2004
     return kind.build(cls, fields, parts)

@@ -2,68 +2,19 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import TYPE_CHECKING
-
-from celery_durable.store import migrate
-from celery_durable.store.connections import Connections
-from celery_durable.store.keeping import KeeperStore
-from celery_durable.store.results import ResultStore
-from celery_durable.store.runs import RunStore
-from celery_durable.store.url import strip_prefix
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from celery_durable.config import Settings
-    from celery_durable.store.connections import Connection
-    from celery_durable.store.inspection import InspectionStore
+    from celery_durable.store.database import Store
+
+__all__ = ["Store"]
 
 
-class Store:
-    """One database with a durable schema, and the sets of statements that work on it.
+def __getattr__(name: str) -> Any:
+    # Loaded at first use: an app that only declares its tasks needs no database driver yet.
+    if name != "Store":
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    from celery_durable.store.database import Store
 
-    Arguments:
-        url: the backend URL, with or without its `durable+`.
-        settings: the app's durable settings.
-    """
-
-    def __init__(self, url: str, settings: Settings) -> None:
-        self.url = url
-        self.settings = settings
-        self.connections = Connections(
-            url,
-            size=settings.pool_size,
-            prepare=settings.prepare_statements,
-            outage_budget=settings.outage_budget,
-            on_open=self._check,
-        )
-        self.runs = RunStore(self.connections, schema=settings.schema, check=settings.check)
-        self.results = ResultStore(self.connections, schema=settings.schema)
-
-    @cached_property
-    def inspection(self) -> InspectionStore:
-        """The statements of people: lists, one run's history, operator actions, health."""
-        from celery_durable.store.inspection import InspectionStore
-
-        return InspectionStore(self.connections, schema=self.settings.schema)
-
-    def keeper(self, connection: Connection) -> KeeperStore:
-        """Return the keeper's statements on a connection of its own."""
-        return KeeperStore(connection, schema=self.settings.schema, check=self.settings.check)
-
-    @property
-    def embedded(self) -> bool:
-        """Whether the database is a server of our own."""
-        return strip_prefix(self.url).startswith("embedded:")
-
-    def migrate(self) -> list[migrate.Migration]:
-        """Create the schema or bring it up to date; return what was applied."""
-        with self.connections.dedicated() as connection:
-            return migrate.migrate(connection, self.settings.schema)
-
-    def _check(self, connection: Connection) -> None:
-        schema = self.settings.schema
-        wanted = self.settings.auto_migrate
-        may_migrate = wanted or (wanted is None and self.embedded)
-        if may_migrate and migrate.installed(connection, schema) < migrate.newest():
-            migrate.migrate(connection, schema)
-        migrate.check(connection, schema)
+    return Store

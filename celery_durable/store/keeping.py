@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from celery_durable.store import queries
+from celery_durable.store.writes import Stored
 
 if TYPE_CHECKING:
     import uuid
@@ -13,15 +14,6 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from celery_durable.store.connections import Connection
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A stored message, ready to be published again."""
-
-    id: str
-    message: bytes
-    body: bytes
 
 
 @dataclass(frozen=True)

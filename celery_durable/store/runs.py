@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from psycopg import DataError
@@ -12,11 +10,12 @@ from celery_durable.checkpoint import Checkpoint, StepWrite
 from celery_durable.exceptions import LeaseLostError, NondeterminismError, SerializationError
 from celery_durable.run import Claim, Refusal, RunState
 from celery_durable.store import queries
-from celery_durable.store.keeping import Stored
+from celery_durable.store.writes import Finish, NewRun, PlainMessage, Release, Stored, closed
 
 if TYPE_CHECKING:
+    import uuid
     from collections.abc import Callable, Collection, Sequence
-    from datetime import datetime, timedelta
+    from datetime import timedelta
 
     from celery_durable.store.connections import Connection, Connections
 
@@ -24,78 +23,8 @@ _ENQUEUE_BUDGET = 15.0
 _SMALL = 64 * 1024  # bytes of a value that a connection's cursor may hold on to until the next one
 
 
-@dataclass(frozen=True)
-class NewRun:
-    """A run as `enqueue` stores it: what the keeper needs to publish its message again, and when."""
-
-    id: str
-    task: str
-    queue: str
-    priority: int | None
-    message: bytes
-    body: bytes
-    parent: str | None = None
-    root: str | None = None
-    group: str | None = None
-    version: str | None = None
-    countdown: timedelta | None = None
-    eta: datetime | None = None
-    expires: timedelta | None = None
-    expires_at: datetime | None = None
-    publish: bool = True
-
-
-@dataclass(frozen=True)
-class PlainMessage:
-    """A message to a task without a run, kept until it is published."""
-
-    id: str
-    message: bytes
-    body: bytes
-
-
-@dataclass(frozen=True)
-class Finish:
-    """A run's outcome."""
-
-    state: RunState
-    result: bytes | None = None
-    result_type: str | None = None
-    traceback: str | None = None
-    meta: bytes | None = None
-    error: str | None = None
-    reason: str | None = None
-    unreported: bool = False
-
-
-@dataclass(frozen=True)
-class Release:
-    """How a run leaves its worker before it is over."""
-
-    outcome: str
-    delay: timedelta
-    reason: str | None = None
-    publish: bool = False
-    retries: int | None = None
-    error: str | None = None
-    traceback: str | None = None
-    result: bytes | None = None
-    result_type: str | None = None
-    body: bytes | None = None
-    message: bytes | None = None
-    task: str | None = None
-    queue: str | None = None
-    priority: int | None = None
-    discard: str = "none"
-
-
 def _state(link: Any) -> str | None:
     return link and str(link.get("state") or link.get("key"))
-
-
-def closed(fence: uuid.UUID) -> uuid.UUID:
-    """Return the fence that a release leaves behind: known to its attempt, matched by no write."""
-    return uuid.uuid5(fence, "closed")
 
 
 class RunStore:

@@ -1,0 +1,91 @@
+"""What is written of a run, as plain values: they need no database driver."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+
+    from celery_durable.run import RunState
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A stored message, ready to be published again."""
+
+    id: str
+    message: bytes
+    body: bytes
+
+
+@dataclass(frozen=True)
+class NewRun:
+    """A run as `enqueue` stores it: what the keeper needs to publish its message again, and when."""
+
+    id: str
+    task: str
+    queue: str
+    priority: int | None
+    message: bytes
+    body: bytes
+    parent: str | None = None
+    root: str | None = None
+    group: str | None = None
+    version: str | None = None
+    countdown: timedelta | None = None
+    eta: datetime | None = None
+    expires: timedelta | None = None
+    expires_at: datetime | None = None
+    publish: bool = True
+
+
+@dataclass(frozen=True)
+class PlainMessage:
+    """A message to a task without a run, kept until it is published."""
+
+    id: str
+    message: bytes
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Finish:
+    """A run's outcome."""
+
+    state: RunState
+    result: bytes | None = None
+    result_type: str | None = None
+    traceback: str | None = None
+    meta: bytes | None = None
+    error: str | None = None
+    reason: str | None = None
+    unreported: bool = False
+
+
+@dataclass(frozen=True)
+class Release:
+    """How a run leaves its worker before it is over."""
+
+    outcome: str
+    delay: timedelta
+    reason: str | None = None
+    publish: bool = False
+    retries: int | None = None
+    error: str | None = None
+    traceback: str | None = None
+    result: bytes | None = None
+    result_type: str | None = None
+    body: bytes | None = None
+    message: bytes | None = None
+    task: str | None = None
+    queue: str | None = None
+    priority: int | None = None
+    discard: str = "none"
+
+
+def closed(fence: uuid.UUID) -> uuid.UUID:
+    """Return the fence that a release leaves behind: known to its attempt, matched by no write."""
+    return uuid.uuid5(fence, "closed")
