@@ -19,7 +19,7 @@ from celery_durable.attempt import WorkerSeam
 from celery_durable.backend import durable_backend
 from celery_durable.checkpoint import StepWrite
 from celery_durable.executor import Execution
-from celery_durable.store.runs import NewRun
+from celery_durable.store.writes import NewRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

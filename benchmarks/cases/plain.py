@@ -38,7 +38,7 @@ class _Batch:
 def run(setting: Setting) -> Iterable[Row]:
     """Compare throughput and latency."""
     workers = _workers(setting)
-    size = setting.rounds(400, 150)
+    size = setting.rounds(200, 100)
     batches: dict[str, list[_Batch]] = {name: [] for name in workers}
 
     def batch(name: str, _: int) -> float:
@@ -49,7 +49,7 @@ def run(setting: Setting) -> Iterable[Row]:
         task = workers[name].app.tasks["benchmarks.nothing"]
         return timed(lambda: task.delay().get(timeout=30))
 
-    interleaved(each(workers, batch), setting.rounds(7, 3))
+    interleaved(each(workers, batch), setting.rounds(13, 3))
     latencies = interleaved(each(workers, latency), setting.rounds(25, 8), warm_up=2)
     for what, of in (
         ("submitted, no worker at work", "submitted"),

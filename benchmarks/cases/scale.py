@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.measuring import Spread, each, interleaved, ratio, timed
 from benchmarks.report import Row, Target
 from celery_durable.run import RunState
-from celery_durable.store.runs import Finish, NewRun
+from celery_durable.store.writes import Finish, NewRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

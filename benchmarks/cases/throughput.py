@@ -33,9 +33,9 @@ _PLACES = "/usr/lib/postgresql/*/bin/pgbench", "/opt/homebrew/bin/pgbench", "/us
 
 def run(setting: Setting) -> Iterable[Row]:
     """Compare at several numbers of clients."""
-    seconds = setting.rounds(3, 2)
+    seconds = setting.rounds(2, 1)
     for clients in (1, 4) if setting.quick else (1, 4, 8):
-        samples = _samples(setting, clients, seconds, setting.rounds(5, 2))
+        samples = _samples(setting, clients, seconds, setting.rounds(7, 3))
         base = "pgbench" if _pgbench() else "psycopg loops"
         label = f"{clients} process{'es' if clients > 1 else ''}"
         yield Row(f"{base}, {label}", Spread.of(samples["insert"]), "INSERT/s")
