@@ -25,8 +25,9 @@ from celery_durable.exceptions import (
     StoreError,
     StoreUnavailableError,
 )
-from celery_durable.executor import Execution, Suspended
+from celery_durable.executor import Execution
 from celery_durable.run import Refusal
+from celery_durable.seam import Suspended
 from celery_durable.settling import Settlement
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections import Counter
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from celery_durable import checkpoint as outcomes
 from celery_durable import context, texts
@@ -23,6 +23,7 @@ from celery_durable.exceptions import (
     StepUsageError,
 )
 from celery_durable.limits import time_limit
+from celery_durable.seam import Suspended
 from celery_durable.serialization import digest
 
 if TYPE_CHECKING:
@@ -30,51 +31,12 @@ if TYPE_CHECKING:
 
     from celery_durable.config import Settings
     from celery_durable.run import Claim
-    from celery_durable.serialization import ValueCodec
+    from celery_durable.seam import Seam
     from celery_durable.steps import Step
     from celery_durable.store.runs import RunStore
     from celery_durable.store.writes import NewRun, PlainMessage
 
 _NO_DIGEST = b"\0" * 16
-
-
-class Suspended(BaseException):
-    """The run leaves its worker."""
-
-    def __init__(self, outcome: str, delay: float = 0.0, reason: str | None = None) -> None:
-        super().__init__(outcome)
-        self.outcome = outcome
-        self.delay = timedelta(seconds=delay)
-        self.reason = reason
-
-
-class Seam(Protocol):
-    """What an attempt needs from the world above: Celery's way with values, errors and shutdown."""
-
-    def codec(self, serializer: str | None) -> tuple[str, ValueCodec]:
-        """Return the name and the codec of a serializer; None means the app's own."""
-        ...
-
-    def dump_error(self, error: BaseException) -> tuple[str, bytes]:
-        """Return a stored form of an exception, and what names its format."""
-        ...
-
-    def load_error(self, codec: str | None, data: bytes) -> BaseException:
-        """Return the exception that a stored form stands for."""
-        ...
-
-    def draining(self) -> bool:
-        """Say whether this worker is shutting down."""
-        ...
-
-    def warn(self, message: str) -> None:
-        """Tell the operator."""
-        ...
-
-    @property
-    def control_flow(self) -> tuple[type[BaseException], ...]:
-        """Exceptions that are no failure of a step: they pass through and are not stored."""
-        ...
 
 
 class Execution:

@@ -24,7 +24,8 @@ from celery_durable.store.writes import Finish, Release, Stored
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from celery_durable.executor import Execution, Suspended
+    from celery_durable.executor import Execution
+    from celery_durable.seam import Suspended
     from celery_durable.store.writes import NewRun
     from celery_durable.task import DurableTask
 

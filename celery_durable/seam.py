@@ -1,0 +1,48 @@
+"""Where the executor meets the world above it: what it asks of Celery's side, and how it leaves the body."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from celery_durable.serialization import ValueCodec
+
+
+class Suspended(BaseException):
+    """The run leaves its worker."""
+
+    def __init__(self, outcome: str, delay: float = 0.0, reason: str | None = None) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+        self.delay = timedelta(seconds=delay)
+        self.reason = reason
+
+
+class Seam(Protocol):
+    """What an attempt needs from the world above: Celery's way with values, errors and shutdown."""
+
+    def codec(self, serializer: str | None) -> tuple[str, ValueCodec]:
+        """Return the name and the codec of a serializer; None means the app's own."""
+        ...
+
+    def dump_error(self, error: BaseException) -> tuple[str, bytes]:
+        """Return a stored form of an exception, and what names its format."""
+        ...
+
+    def load_error(self, codec: str | None, data: bytes) -> BaseException:
+        """Return the exception that a stored form stands for."""
+        ...
+
+    def draining(self) -> bool:
+        """Say whether this worker is shutting down."""
+        ...
+
+    def warn(self, message: str) -> None:
+        """Tell the operator."""
+        ...
+
+    @property
+    def control_flow(self) -> tuple[type[BaseException], ...]:
+        """Exceptions that are no failure of a step: they pass through and are not stored."""
+        ...
