@@ -47,7 +47,8 @@ def test_an_idle_worker_asked_to_stop_is_gone_quickly_and_takes_its_row_along(wo
     status = worker.terminate()
 
     assert status == 0
-    assert time.monotonic() - began < 5
+    # With a broker that has to be polled, Celery itself needs six seconds.
+    assert time.monotonic() - began < (10 if world.setup.broker.startswith("durable") else 5)
     assert world.tables.workers() == set()
 
 
