@@ -21,6 +21,7 @@ import tarfile
 import tempfile
 import uuid
 import xml.etree.ElementTree as ET
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ import celery
 import psycopg
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 HERE = Path(__file__).parent
 MODES = ("backend", "tasks", "baseline")
@@ -59,8 +60,8 @@ def deselected() -> list[Deselected]:
     ]
 
 
-def fetch_suite(target: Path) -> Path:
-    """Download the sdist of the Celery that is installed and unpack its tests; return their root."""
+def fetch_suite(target: Path) -> None:
+    """Download the sdist of the Celery that is installed and unpack its tests."""
     version = celery.__version__
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "celery"]
     subprocess.run([*pip, "--dest", target, f"celery=={version}"], check=True)
@@ -74,10 +75,9 @@ def fetch_suite(target: Path) -> Path:
         ]
         archive.extractall(target, members=wanted, filter="data")
     (root / "integration-tests-config.json").write_text(json.dumps(SETTINGS))
-    return root
 
 
-def write_alias(target: Path) -> Path:
+def write_alias(target: Path) -> None:
     """Write the metadata of a distribution that gives the backend an alias starting with `redis`."""
     metadata = target / "alias" / "redisdurable-0.dist-info"
     metadata.mkdir(parents=True)
@@ -85,7 +85,6 @@ def write_alias(target: Path) -> Path:
     (metadata / "entry_points.txt").write_text(
         f"[celery.result_backends]\n{ALIAS} = celery_durable.backend:DurableBackend\n"
     )
-    return metadata.parent
 
 
 @contextmanager
@@ -116,28 +115,18 @@ def database(server: str) -> Iterator[str]:
 
 
 def run_file(
-    root: Path, file: str, mode: str, environment: dict[str, str], extra: list[str]
-) -> dict[str, int]:
+    root: Path, file: str, mode: str, environment: dict[str, str], options: list[str]
+) -> Counter[str]:
     """Run one file of the suite; return its counts."""
-    skipped = [one for one in deselected() if one.mode in ("*", mode) and one.test.startswith(file)]
-    report = root / f"{mode}-{file}.xml"
-    command = [
-        *(
-            sys.executable,
-            "-m",
-            "pytest",
-            f"t/integration/{file}",
-            "-q",
-            "-rfE",
-            "--tb=short",
-            "--timeout=120",
-        ),
-        *("-p", "pytest_timeout", "-p", "celery.contrib.pytest", "-p", "celery_suite_plugin"),
-        f"--junit-xml={report}",
-        *(f"--deselect=t/integration/{one.test}" for one in skipped),
-        *extra,
+    refused = [
+        one.test for one in deselected() if one.mode in ("*", mode) and one.test.startswith(f"{file}::")
     ]
-    log = root / f"{mode}-{file}.log"
+    report, log = root / f"{mode}-{file}.xml", root / f"{mode}-{file}.log"
+    report.unlink(missing_ok=True)
+    plugins = ("pytest_timeout", "celery.contrib.pytest", "celery_suite_plugin")
+    command = [sys.executable, "-m", "pytest", f"t/integration/{file}", "-q", "-rfE", "--tb=short"]
+    command += ["--timeout=120", f"--junit-xml={report}", *(f"-p{plugin}" for plugin in plugins)]
+    command += [f"--deselect=t/integration/{test}" for test in refused] + options
     with log.open("wb") as output:
         subprocess.run(
             command,
@@ -148,19 +137,66 @@ def run_file(
             check=False,
             timeout=TIMEOUT,
         )
-    counts = {"passed": 0, "failed": 0, "skipped": 0, "deselected": len(skipped)}
     if not report.exists():
         sys.stdout.write(log.read_text(errors="replace")[-4000:])
-        return {**counts, "failed": 1}
+        return Counter(failed=1)
+    return Counter(deselected=len(refused)) + _counts(report, f"{mode} {file}")
+
+
+def _counts(report: Path, where: str) -> Counter[str]:
+    counts: Counter[str] = Counter()
     for case in ET.parse(report).getroot().iter("testcase"):
-        outcome = {child.tag for child in case}
-        failed, skip = outcome & {"failure", "error"}, "skipped" in outcome
-        counts["failed" if failed else "skipped" if skip else "passed"] += 1
+        outcomes = {child.tag for child in case}
+        failed, skipped = outcomes & {"failure", "error"}, "skipped" in outcomes
+        counts["failed" if failed else "skipped" if skipped else "passed"] += 1
         if failed:
-            sys.stdout.write(
-                f"  FAILED {mode} {file}::{case.get('classname', '').split('.')[-1]}::{case.get('name')}\n"
-            )
+            name = f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name')}"
+            sys.stdout.write(f"  FAILED {where}::{name}\n")
     return counts
+
+
+def files_of(root: Path) -> list[str]:
+    """Return the files to run, without those refused as a whole."""
+    refused = {one.test for one in deselected()}
+    names = sorted(path.name for path in (root / "t/integration").glob("test_*.py"))
+    return [name for name in names if name not in refused]
+
+
+def environment_of(mode: str, alias: Path, port: int, database_url: str) -> dict[str, str]:
+    """Return the variables that Celery's tests read, and what keeps the checkout away from them."""
+    broker = f"redis://127.0.0.1:{port}/0"
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    return {
+        **kept,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTHONPATH": os.pathsep.join([str(alias), str(HERE)]),
+        "REDIS_HOST": "127.0.0.1",
+        "REDIS_PORT": str(port),
+        "TEST_BROKER": broker,
+        "TEST_BACKEND": broker if mode == "baseline" else f"{ALIAS}+{database_url}",
+    }
+
+
+def run(target: Path, modes: Sequence[str], files: Sequence[str], options: list[str]) -> Counter[str]:
+    """Run the suite below `target`; return the counts of all files together."""
+    root = target / f"celery-{celery.__version__}"
+    if not root.exists():
+        fetch_suite(target)
+    alias = target / "alias"
+    if not alias.exists():
+        write_alias(target)
+    total: Counter[str] = Counter()
+    with private_redis(target) as port:
+        for mode in modes:
+            for file in files or files_of(root):
+                with database(os.environ["DURABLE_TEST_POSTGRES"]) as url:
+                    counts = run_file(root, file, mode, environment_of(mode, alias, port, url), options)
+                text = ", ".join(f"{number} {name}" for name, number in counts.items())
+                sys.stdout.write(f"{mode:8} {file:45} {text}\n")
+                sys.stdout.flush()
+                total += counts
+    return total
 
 
 def main() -> int:
@@ -168,45 +204,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--mode", choices=MODES, action="append", help="default: both")
+    parser.add_argument("--mode", choices=MODES, action="append", help="default: backend and tasks")
     parser.add_argument("--file", action="append", help="a file of t/integration; default: all")
     parser.add_argument("--keep", type=Path, help="a directory for the suite and its logs")
-    arguments, extra = parser.parse_known_args()
-    server = os.environ["DURABLE_TEST_POSTGRES"]
-    failures = 0
+    arguments, options = parser.parse_known_args()
+    options = [option for option in options if option != "--"]
     with tempfile.TemporaryDirectory(prefix="celery-suite-") as scratch:
         target = arguments.keep or Path(scratch)
         target.mkdir(parents=True, exist_ok=True)
-        root = target / f"celery-{celery.__version__}"
-        if not root.exists():
-            root = fetch_suite(target)
-        alias = target / "alias" if (target / "alias").exists() else write_alias(target)
-        files = arguments.file or sorted(path.name for path in (root / "t/integration").glob("test_*.py"))
-        with private_redis(target) as port:
-            for mode in arguments.mode or MODES[:2]:
-                for file in files:
-                    with database(server) as url:
-                        environment = {
-                            **os.environ,
-                            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-                            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-                            "PYTHONPATH": os.pathsep.join([str(alias), str(HERE)]),
-                            "REDIS_HOST": "127.0.0.1",
-                            "REDIS_PORT": str(port),
-                            "TEST_BROKER": f"redis://127.0.0.1:{port}/0",
-                            "TEST_BACKEND": f"redis://127.0.0.1:{port}/0"
-                            if mode == "baseline"
-                            else f"{ALIAS}+{url}",
-                        }
-                        environment.pop("PYTHONSAFEPATH", None)
-                        counts = run_file(
-                            root, file, mode, environment, [one for one in extra if one != "--"]
-                        )
-                    failures += counts["failed"]
-                    text = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
-                    sys.stdout.write(f"{mode:8} {file:45} {text}\n")
-                    sys.stdout.flush()
-    return 1 if failures else 0
+        total = run(target, arguments.mode or MODES[:2], arguments.file or (), options)
+    sys.stdout.write(", ".join(f"{number} {name}" for name, number in total.items()) + "\n")
+    return 1 if total["failed"] else 0
 
 
 if __name__ == "__main__":
