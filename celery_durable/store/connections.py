@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -190,6 +191,7 @@ class Connections:
         `work` must recognise its own earlier success, as its answer may have been lost.
         Raises `StoreUnavailableError` at the end of the budget or when `give_up()` says so.
         """
+        began = time.monotonic()
         try:
             return self.once(work)
         except PASSING as error:
@@ -197,6 +199,7 @@ class Connections:
                 lambda: self.once(work),
                 error,
                 repr(redact(self.url)),
+                began,
                 self.outage_budget if budget is None else budget,
                 give_up,
                 self._drain,

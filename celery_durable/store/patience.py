@@ -39,17 +39,18 @@ def persist(  # noqa: PLR0917  (one try and what it may take)
     work: Callable[[], T],
     error: Exception,
     where: str,
+    began: float,
     budget: float,
     give_up: Callable[[], bool] | None,
     broken: Callable[[], None],
 ) -> T:
-    """Do `work` again after `error`, for `budget` seconds.
+    """Do `work` again after `error`, until `budget` seconds have passed since it `began` (monotonic).
 
     `broken` is called when connections are lost, so that the others, which are lost too, are not tried.
     Raises `StoreUnavailableError` at the end of the budget or when `give_up()` says so, and what is no outage
     at once.
     """
-    deadline = time.monotonic() + budget
+    deadline = began + budget
     pause = _FIRST_PAUSE
     _raise_lasting(error, where)
     logger.warning("Postgres is away, trying again: %s", first_line(error))
