@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import psycopg
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
@@ -23,7 +25,7 @@ def meeting(first: BaseException, second: Exception) -> Exception:
 
 
 def persist(error: Exception) -> str:
-    return patience.persist(lambda: "done", error, "'here'", 0.0, None, lambda: None)
+    return patience.persist(lambda: "done", error, "'here'", time.monotonic(), 0.0, None, lambda: None)
 
 
 def test_a_time_limit_that_hits_in_a_pipeline_is_raised_and_not_taken_for_an_outage() -> None:
@@ -61,5 +63,5 @@ def test_an_outage_while_another_error_is_handled_is_an_outage() -> None:
 )
 def test_what_would_only_come_back_is_raised_at_once(error: Exception) -> None:
     with pytest.raises(StoreError) as raised:
-        patience.persist(lambda: "done", error, "'here'", 60.0, None, lambda: None)
+        patience.persist(lambda: "done", error, "'here'", time.monotonic(), 60.0, None, lambda: None)
     assert not isinstance(raised.value, StoreUnavailableError)
