@@ -23,13 +23,13 @@ import uuid
 import xml.etree.ElementTree as ET
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 import celery
 import psycopg
+from celery_suite_plugin import MODE, deselected, refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,25 +39,6 @@ MODES = ("backend", "tasks", "baseline")
 ALIAS = "redisdurable"
 SETTINGS = {"durable_auto_migrate": True, "durable_autoretry": False, "durable_lease": 10}
 TIMEOUT = 3600
-
-
-@dataclass(frozen=True)
-class Deselected:
-    """One line of `deselected.txt`."""
-
-    mode: str
-    test: str
-    reason: str
-
-
-def deselected() -> list[Deselected]:
-    """Return the tests that are known not to pass: `mode<TAB>test<TAB>reason`, `*` for both modes."""
-    lines = (HERE / "deselected.txt").read_text().splitlines()
-    return [
-        Deselected(*(part.strip() for part in line.split("\t", 2)))
-        for line in lines
-        if line.strip() and not line.startswith("#")
-    ]
 
 
 def fetch_suite(target: Path) -> None:
@@ -118,20 +99,17 @@ def run_file(
     root: Path, file: str, mode: str, environment: dict[str, str], options: list[str]
 ) -> Counter[str]:
     """Run one file of the suite; return its counts."""
-    refused = [
-        one.test for one in deselected() if one.mode in ("*", mode) and one.test.startswith(f"{file}::")
-    ]
     report, log = root / f"{mode}-{file}.xml", root / f"{mode}-{file}.log"
     report.unlink(missing_ok=True)
     plugins = ("pytest_timeout", "celery.contrib.pytest", "celery_suite_plugin")
     command = [sys.executable, "-m", "pytest", f"t/integration/{file}", "-q", "-rfE", "--tb=short"]
     command += ["--timeout=120", f"--junit-xml={report}", *(f"-p{plugin}" for plugin in plugins)]
-    command += [f"--deselect=t/integration/{test}" for test in refused] + options
+    command += options
     with log.open("wb") as output:
         subprocess.run(
             command,
             cwd=root,
-            env={**environment, "CELERY_SUITE_MODE": mode},
+            env={**environment, MODE: mode},
             stdout=output,
             stderr=subprocess.STDOUT,
             check=False,
@@ -140,7 +118,8 @@ def run_file(
     if not report.exists():
         sys.stdout.write(log.read_text(errors="replace")[-4000:])
         return Counter(failed=1)
-    return Counter(deselected=len(refused)) + _counts(report, f"{mode} {file}")
+    listed = len(refused(mode, file))
+    return _counts(report, f"{mode} {file}") + Counter({"tests left out": listed})
 
 
 def _counts(report: Path, where: str) -> Counter[str]:
@@ -157,9 +136,9 @@ def _counts(report: Path, where: str) -> Counter[str]:
 
 def files_of(root: Path) -> list[str]:
     """Return the files to run, without those refused as a whole."""
-    refused = {one.test for one in deselected()}
+    left_out = {one.test for one in deselected()}
     names = sorted(path.name for path in (root / "t/integration").glob("test_*.py"))
-    return [name for name in names if name not in refused]
+    return [name for name in names if name not in left_out]
 
 
 def environment_of(mode: str, alias: Path, port: int, database_url: str) -> dict[str, str]:
