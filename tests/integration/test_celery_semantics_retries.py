@@ -175,7 +175,7 @@ def test_throws_keeps_nobody_from_retrying_on_purpose(on_redis: Semantics, kind:
 
 def test_a_retry_sent_elsewhere_is_looked_for_there(on_redis: Semantics) -> None:
     result = start(on_redis, "durable", "elsewhere", 1)
-    eventually(lambda: on_redis.tables.run(result.id)["state"] == "pending")
+    eventually(lambda: on_redis.tables.run(result.id)["retries"] == 1)
     assert on_redis.tables.run(result.id)["queue"] == "elsewhere"
     result.revoke()
     eventually(lambda: result.state == states.REVOKED)
