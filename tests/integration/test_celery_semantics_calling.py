@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 from celery import Celery, states
+from celery.contrib.abortable import AbortableAsyncResult
 from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError
 from harness.waiting import eventually
 from semantics.bodies import Order
@@ -238,6 +239,15 @@ def test_a_running_task_is_terminated(on_redis: Semantics, kind: str) -> None:
     assert "task-succeeded" not in on_redis.events(result.id, "task-revoked")
     assert [True, False] in on_redis.seen(result.id, "task_revoked")
     on_redis.gates.open(gate)
+
+
+@both
+def test_an_abortable_task_hears_that_it_is_aborted(on_redis: Semantics, kind: str) -> None:
+    result = on_redis.task(kind, "abortable").delay(10)
+    eventually(lambda: on_redis.seen(result.id, "waiting"))
+    AbortableAsyncResult(result.id, app=on_redis.app).abort()
+    assert result.get(timeout=20) == "aborted"
+    assert result.state == states.SUCCESS
 
 
 @both

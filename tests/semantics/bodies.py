@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from celery import chain, chord, group
+from celery.contrib.abortable import AbortableTask
 from celery.exceptions import Ignore, Reject
-from harness.waiting import take
+from harness.waiting import eventually, take
 from pydantic import BaseModel
 
 from semantics.journal import note, noted
@@ -65,6 +66,13 @@ def throw_and_retry(self: Task, how: str) -> int:
     if self.request.retries < 1:
         raise self.retry(exc=KeyError(how), countdown=0.1)
     return int(self.request.retries)
+
+
+@both(bind=True, mixin=AbortableTask)
+def abortable(self: Task, patience: float) -> str:
+    note("waiting", self.request.id)
+    eventually(self.is_aborted, timeout=patience)
+    return "aborted"
 
 
 @both(bind=True, mixin=Requested)

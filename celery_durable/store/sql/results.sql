@@ -2,7 +2,8 @@
 
 -- name: store
 -- A plain task's state. Ids that are runs are left alone: their state changes through the run's own writes.
--- A run that was replaced by a plain task is over when that task is.
+-- A run that was replaced by a plain task is over when that task is. A state of the user's own may be told to a
+-- running run by anybody, as celery.contrib.abortable does.
 with replaced as (
     update durable.run
     set state = case %(status)s::text when 'SUCCESS' then 'succeeded' when 'FAILURE' then 'failed' else 'cancelled' end,
@@ -10,6 +11,10 @@ with replaced as (
         reason = null, finished_at = durable.clock()
     where id = %(task_id)s and state = 'waiting' and reason = 'replaced'
       and %(status)s::text in ('SUCCESS', 'FAILURE', 'REVOKED')
+), told as (
+    update durable.run set custom_state = %(status)s, result = %(result)s, result_type = %(result_type)s
+    where id = %(task_id)s and state = 'running'
+      and %(status)s::text not in ('PENDING', 'RECEIVED', 'STARTED', 'RETRY', 'SUCCESS', 'FAILURE', 'REVOKED', 'IGNORED')
 )
 insert into durable.result as r (task_id, status, result, result_type, traceback, meta)
 select %(task_id)s, %(status)s, %(result)s, %(result_type)s, %(traceback)s, %(meta)s
