@@ -169,10 +169,6 @@ class DurableBackend(BaseBackend):
             self.store.runs.update_state(claim.key, claim.fence, state, encoded, self.content_type)
         elif state == states.REVOKED:
             self.store.runs.revoke(task_id, token=hooks.worker_token(), terminated=False)
-        elif state == states.FAILURE and not getattr(request, "durable", False):
-            failure = self.encoded(self.encode_result(result, state))
-            text = texts.storable(traceback) if isinstance(traceback, str) else None
-            self.store.runs.fail_unclaimed(task_id, failure, self.content_type, text)
         return result
 
     def _store_result(
@@ -193,12 +189,26 @@ class DurableBackend(BaseBackend):
         return result
 
     def mark_as_failure(self, task_id: str, exc: Exception, *args: Any, **kwargs: Any) -> Any:
-        """Store a failure and tell error callbacks, chain and chord; note of a run that they were told."""
-        outcome = super().mark_as_failure(task_id, exc, *args, **kwargs)
+        """Store a failure and tell error callbacks, chain and chord; note of a run that they were told.
+
+        A failure in front of the claim, such as a `before_start` that raises, ends a run that is pending; met
+        with the duplicate of a message it says nothing about the run.
+        """
         request = kwargs.get("request") or (args[1] if len(args) > 1 else None)
-        if _is_run(request) and has_dependents(request):
+        if not _is_run(request):
+            return super().mark_as_failure(task_id, exc, *args, **kwargs)
+        claimed = getattr(request, "durable", False)
+        traceback = kwargs.get("traceback") or (args[0] if args else None)
+        if not claimed and not self._fail_unclaimed(task_id, exc, traceback):
+            return None
+        outcome = super().mark_as_failure(task_id, exc, *args, **kwargs)
+        if has_dependents(request):
             self.store.runs.reported(task_id)
         return outcome
+
+    def _fail_unclaimed(self, task_id: str, error: Exception, traceback: Any) -> bool:
+        text = texts.storable(traceback) if isinstance(traceback, str) else None
+        return self.store.runs.fail_unclaimed(task_id, self.error_meta(error), self.content_type, text)
 
     def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
         rows = self.store.results.get([task_id])

@@ -10,7 +10,6 @@ from celery.worker import state
 from celery.worker.request import Request
 
 from celery_durable import hooks
-from celery_durable.envelope import HEADER
 from celery_durable.exceptions import ExhaustedError, StoreError
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ class DurableRequest(Request):
     def _end(self, backend: DurableBackend, exhausted: ExhaustedError, state: str) -> None:
         if state == "failed":
             logger.error("%s[%s] failed: %s", self.name, self.id, exhausted)
-            setattr(self._context, HEADER, 0)
+            self._context.durable = True  # its outcome is stored: what is left is to tell it
             backend.mark_as_failure(self.id, exhausted, request=self._context)
             self.send_event("task-failed", exception=repr(exhausted), traceback="")
         self.acknowledge()

@@ -304,10 +304,10 @@ class RunStore:
         """Note that a failed run's error callbacks, chain and chord have been told, or why they cannot be."""
         self._one("reported", {"id": run_id, "problem": problem}, budget=_ENQUEUE_BUDGET, fetch=False)
 
-    def fail_unclaimed(self, run_id: str, result: bytes, result_type: str, traceback: str | None) -> None:
-        """End a run that failed in front of its body, before it was claimed."""
+    def fail_unclaimed(self, run_id: str, result: bytes, result_type: str, traceback: str | None) -> bool:
+        """End a pending run that failed in front of its body, before its claim; return whether it did."""
         parameters = {"id": run_id, "result": result, "result_type": result_type, "traceback": traceback}
-        self._one("fail_unclaimed", parameters, budget=_ENQUEUE_BUDGET, fetch=False)
+        return self._one("fail_unclaimed", parameters, budget=_ENQUEUE_BUDGET) is not None
 
     def annotate(self, run: int, fence: uuid.UUID, *, tags: str | None, progress: str | None) -> None:
         """Store labels and progress (JSON) of a run; raise `LeaseLostError` when the lease is gone."""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery.contrib.pytest import (  # noqa: F401  (fixtures are found by name)
     celery_app,
+    celery_class_tasks,
+    celery_config,
     celery_enable_logging,
     celery_includes,
     celery_parameters,

@@ -259,7 +259,7 @@ def test_resume_sends_the_message_again_and_the_same_run_goes_on(
     with queue_of_ones_own(broker) as (queue, apart):
         cli = command(f"durable+{store.url}", broker, task_default_queue=queue, **apart)
 
-        @cli.app.task(base=DurableTask, name="media.process")
+        @cli.app.task(base=DurableTask, name="media.process", shared=False)
         def process(source: str) -> str:
             return source
 
@@ -278,7 +278,7 @@ def test_resume_sends_the_message_again_and_the_same_run_goes_on(
 
 
 def test_resume_with_the_broker_away_leaves_the_message_to_the_keeper(cli: Cli, store: Store) -> None:
-    @cli.app.task(base=DurableTask, name="media.process")
+    @cli.app.task(base=DurableTask, name="media.process", shared=False)
     def process() -> None: ...
 
     run_id = process.delay().id
