@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from celery_durable.store import Store
     from celery_durable.store.keeping import KeeperStore
 
-# Nine in ten runs are over, the others wait for a worker; each has two steps and the attempt that did them.
+# Nine in ten runs ended during the last day, after two steps each; the others wait for a worker.
 _RUNS = """
 insert into durable.run (id, task, queue, state, due, published_at, message, body, fence, attempt, result,
                          finished_at, created_at)
@@ -30,7 +30,8 @@ select 'run-' || n, 'media.process_' || mod(n, 20), 'queue_' || mod(n, 5),
        case when mod(n, 10) > 0 then 'succeeded' else 'pending' end,
        case when mod(n, 10) = 0 then now() + interval '1 hour' end,
        case when mod(n, 10) = 0 then now() end, '{"headers": {}}', '[[], {}, {}]', gen_random_uuid(), 1, '1',
-       case when mod(n, 10) > 0 then now() - mod(n, 100000) * interval '1 s' end, now() - interval '1 day'
+       case when mod(n, 10) > 0 then now() - (1 - n::float8 / %(runs)s) * interval '1 day' end,
+       now() - interval '1 day'
 from generate_series(1, %(runs)s) as n"""
 _SLEEPERS = """
 insert into durable.run (id, task, queue, state, reason, due, message, body, fence, attempt)
