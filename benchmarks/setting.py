@@ -97,8 +97,10 @@ def postgres_server(url: str | None) -> Iterator[str]:
     from celery_durable.store.embedded import ensure_server, release_server
 
     with temporary_directory() as directory:
-        yield ensure_server(directory / "postgres")
-        release_server(directory / "postgres")
+        try:
+            yield ensure_server(directory / "postgres")
+        finally:
+            release_server(directory / "postgres")
 
 
 def redis_server(url: str | None) -> str | None:
