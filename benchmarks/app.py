@@ -30,6 +30,7 @@ def make_app(name: str, *, broker: str, backend: str, plain: bool = False) -> Ce
         broker_connection_retry_on_startup=True,
         durable_auto_migrate=True,
         worker_hijack_root_logger=False,
+        result_expires=600,  # what a batch leaves behind in Redis goes soon
     )
     make_task: Any = app.task
     for task in (nothing, steps, resumable, steps_until, step_and_insert):
