@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 from typing import Any
 
 from celery import bootsteps, signals
@@ -11,8 +10,6 @@ from celery.worker import state
 
 from celery_durable import hooks
 from celery_durable.keeper import Keeper
-
-logger = logging.getLogger(__name__)
 
 
 class DurableStep(bootsteps.StartStopStep):

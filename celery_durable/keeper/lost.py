@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
 
     from celery_durable.store.keeping import KeeperStore, Unclaimed
     from celery_durable.store.writes import Stored
-
-logger = logging.getLogger(__name__)
 
 _BATCH = 200
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -21,8 +20,6 @@ from celery_durable.store.url import conninfo, redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 T = TypeVar("T")

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from celery_durable.checkpoint import StepWrite
+from contending import step_write
+
 from celery_durable.run import RunState
 from celery_durable.store.runs import Finish, NewRun, Release
 
@@ -53,22 +54,9 @@ class Worker:
         return self.claim(self.enqueue(run_id, **options))
 
     def step(self, claim: Claim, key: str, seq: int, outcome: str = "ok", **more: Any) -> None:
-        write: dict[str, Any] = {
-            "key": key,
-            "seq": seq,
-            "outcome": outcome,
-            "output": b"1",
-            "codec": "json",
-            "digest": b"d",
-            "arguments": "()",
-            "tries": 1,
-            "spent": 0,
-            "error": None if outcome == "ok" else "ValueError: no",
-            "clock": None,
-            "seconds": 0.5,
-            **more,
-        }
-        self.store.runs.checkpoint(claim.key, claim.fence, StepWrite(**write))
+        error = None if outcome == "ok" else "ValueError: no"
+        write = step_write(key, seq, outcome, **{"error": error, **more})
+        self.store.runs.checkpoint(claim.key, claim.fence, write)
 
     def succeed(self, claim: Claim) -> str:
         self.store.runs.finish(claim.key, claim.fence, Finish(RunState.SUCCEEDED, b"1", "application/json"))
