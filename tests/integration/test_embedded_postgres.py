@@ -22,7 +22,7 @@ import pytest
 from celery_durable.exceptions import EmbeddedPostgresError
 from celery_durable.store.embedded import ensure_server, release_server
 from celery_durable.store.embedded.account import Account
-from celery_durable.store.embedded.client import stop
+from celery_durable.store.embedded.client import status, stop
 from celery_durable.store.embedded.layout import Layout
 from celery_durable.store.embedded.locks import wait_until
 
@@ -335,9 +335,14 @@ def test_a_postgres_that_crashes_is_started_again_while_it_has_users(directory: 
     query(url, "create table kept as select 42 as answer")
     before = state(directory)
 
+    # When it dies, and its supervisor has not noticed yet
+    os.kill(before["supervisor"], signal.SIGSTOP)
     os.kill(before["postgres"], signal.SIGKILL)
-
     assert_ends(before["postgres"])
+
+    # Then nobody takes it for running, and users wait for the next one
+    assert status(Layout.of(directory))["running"] is False
+    os.kill(before["supervisor"], signal.SIGCONT)
     assert ensure_server(directory) == url
     assert query(url, "select answer from kept") == 42
     assert state(directory)["supervisor"] == before["supervisor"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import pwd
 import sys
@@ -53,18 +54,21 @@ class Account:
         if self.uid is not None and self.gid is not None:
             os.chown(path, self.uid, self.gid)
 
-    def popen_options(self, *, death_signal: signal.Signals, named: bool = False) -> dict[str, Any]:
+    def popen_options(
+        self, *, death_signal: signal.Signals, named: bool = False, hold: int | None = None
+    ) -> dict[str, Any]:
         """Return the arguments for `subprocess` that start a process as this account.
 
         Arguments:
             death_signal: what the process gets when this one dies (Linux only).
             named: whether the program insists on a user that has a name.
+            hold: a descriptor whose lock the process is to hold until it ends; pass it to the process, too.
         """
         options: dict[str, Any] = {}
         if self.uid is not None:
             options = {"user": self.uid, "group": self.gid, "extra_groups": []}
         nameless = named and not _has_name(os.geteuid() if self.uid is None else self.uid)
-        return {**options, "preexec_fn": _before_exec(death_signal, borrow_name=nameless)}
+        return {**options, "preexec_fn": _before_exec(death_signal, borrow_name=nameless, hold=hold)}
 
     def can_use(self, paths: Sequence[Path]) -> bool:
         """Return whether this account may read and enter (or run) all of `paths`."""
@@ -121,7 +125,9 @@ def _has_name(uid: int) -> bool:
     return True
 
 
-def _before_exec(death_signal: signal.Signals, *, borrow_name: bool) -> Callable[[], None]:
+def _before_exec(
+    death_signal: signal.Signals, *, borrow_name: bool, hold: int | None
+) -> Callable[[], None]:
     parent = os.getpid()
     linux = sys.platform == "linux"
 
@@ -133,6 +139,9 @@ def _before_exec(death_signal: signal.Signals, *, borrow_name: bool) -> Callable
             _LIBC.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
             if os.getppid() != parent:  # it died before it could be asked for
                 os._exit(1)
+        if hold is not None:
+            # Outlives the exec. Waits: whoever asks about the lock takes it for an instant.
+            fcntl.lockf(hold, fcntl.LOCK_EX)
 
     return prepare
 

@@ -59,7 +59,7 @@ def release(directory: Path) -> None:
 def status(layout: Layout) -> dict[str, object]:
     """Return what is known about the server of `layout`; it is not started for that."""
     url = layout.url(password=False)
-    state = layout.read_state() if _supervised(layout) else None
+    state = _state(layout)
     return {"running": state is not None, "directory": str(layout.directory), "url": url, **(state or {})}
 
 
@@ -93,15 +93,25 @@ def _register(layout: Layout) -> None:
 
 
 def _supervised(layout: Layout) -> bool:
-    with closing_fd(layout.open(layout.supervisor_lock)) as fd:
+    return _is_held(layout, layout.supervisor_lock)
+
+
+def _is_held(layout: Layout, lock: Path) -> bool:
+    with closing_fd(layout.open(lock)) as fd:
         return is_held(fd)
 
 
-def _running(layout: Layout) -> str | None:
-    # In this order: a state read after its writer was seen alive is that supervisor's or a later one's.
-    if not _supervised(layout) or layout.read_state() is None:
+def _state(layout: Layout) -> dict[str, object] | None:
+    """Return what the supervisor says of the server, `None` unless that runs."""
+    # In this order: a state read after its writer was seen alive is that supervisor's or a later one's. Of a
+    # Postgres that crashed, the lock tells before its supervisor can.
+    if not _supervised(layout) or not _is_held(layout, layout.postmaster_lock):
         return None
-    return layout.url()
+    return layout.read_state()
+
+
+def _running(layout: Layout) -> str | None:
+    return None if _state(layout) is None else layout.url()
 
 
 def _start(layout: Layout) -> str:
@@ -109,7 +119,7 @@ def _start(layout: Layout) -> str:
         if not wait_until(lambda: try_hold(fd), START_SECONDS):
             raise _no_answer(layout, "another process has been starting it")
         # Somebody else was faster, or an earlier supervisor is busy stopping or restarting its server.
-        if not wait_until(lambda: not _supervised(layout) or layout.read_state() is not None, START_SECONDS):
+        if not wait_until(lambda: not _supervised(layout) or _state(layout) is not None, START_SECONDS):
             raise _no_answer(layout, "its supervisor has been starting or stopping it")
         url = _running(layout)
         if url is None:

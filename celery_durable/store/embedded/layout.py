@@ -75,7 +75,7 @@ class Layout:
 
     @cached_property
     def state(self) -> Path:
-        """Present while the server takes connections: its version, and pids for people."""
+        """Present from when the server took connections: its version, and pids for people."""
         return self.directory / "server.json"
 
     @cached_property
@@ -102,6 +102,11 @@ class Layout:
     def server_lock(self) -> Path:
         """Shared by all processes of the server, so that it is free only when the last one is gone."""
         return self.directory / "server.lock"
+
+    @cached_property
+    def postmaster_lock(self) -> Path:
+        """Held by the main process of the server, not by its backends: free the moment it dies."""
+        return self.directory / "postmaster.lock"
 
     def open(self, path: Path, flags: int = os.O_RDWR) -> int:
         """Open one of these files, private to the directory's owner; return its descriptor.

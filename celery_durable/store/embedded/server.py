@@ -64,19 +64,22 @@ class Server:
         """
         layout = self._layout
         # Whoever inherits this descriptor is a process of the server; the lock is free when none is left.
-        with closing_fd(layout.open(layout.server_lock)) as server_lock:
+        with (
+            closing_fd(layout.open(layout.server_lock)) as server_lock,
+            closing_fd(layout.open(layout.postmaster_lock)) as postmaster_lock,
+        ):
             wait_for_predecessor(layout, server_lock)
             begin = _rotate(layout)
             prepare_data(layout, self._binaries, self._account, server_lock)
             _remove_stale_lock_files(layout)
-            self._process = self._spawn(server_lock)
+            self._process = self._spawn(server_lock, postmaster_lock)
         if not wait_until(lambda: self.ended() or self._is_ready(), START_SECONDS):
             self.stop()
             raise failed(layout, f"it was not ready after {START_SECONDS:.0f} s", begin)
         if self.ended():
             raise failed(layout, f"it ended with status {self._process.returncode}", begin)
 
-    def _spawn(self, server_lock: int) -> subprocess.Popen[bytes]:
+    def _spawn(self, server_lock: int, postmaster_lock: int) -> subprocess.Popen[bytes]:
         layout = self._layout
         settings = [argument for setting in _SETTINGS for argument in ("-c", setting)]
         with open(layout.open(layout.log, os.O_WRONLY | os.O_APPEND), "ab") as log:  # noqa: PTH123
@@ -89,8 +92,8 @@ class Server:
                 stderr=log,
                 cwd=layout.data,
                 env=server_environment(),
-                pass_fds=(server_lock,),
-                **self._account.popen_options(death_signal=signal.SIGQUIT),
+                pass_fds=(server_lock, postmaster_lock),
+                **self._account.popen_options(death_signal=signal.SIGQUIT, hold=postmaster_lock),
             )
 
     def ended(self) -> bool:
