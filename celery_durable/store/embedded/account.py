@@ -125,9 +125,7 @@ def _has_name(uid: int) -> bool:
     return True
 
 
-def _before_exec(
-    death_signal: signal.Signals, *, borrow_name: bool, hold: int | None
-) -> Callable[[], None]:
+def _before_exec(death_signal: signal.Signals, *, borrow_name: bool, hold: int | None) -> Callable[[], None]:
     parent = os.getpid()
     linux = sys.platform == "linux"
 
