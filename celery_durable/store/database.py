@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -37,8 +38,9 @@ class Store:
             outage_budget=settings.outage_budget,
             on_open=self._check,
         )
-        self.runs = RunStore(self.connections, schema=settings.schema, check=settings.check)
-        self.chords = ChordStore(self.connections, self.runs, schema=settings.schema)
+        lease = timedelta(seconds=settings.lease)
+        self.runs = RunStore(self.connections, schema=settings.schema, check=settings.check, lease=lease)
+        self.chords = ChordStore(self.connections, self.runs, schema=settings.schema, lease=lease)
         self.results = ResultStore(self.connections, schema=settings.schema)
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from psycopg import DataError
@@ -26,11 +27,11 @@ from celery_durable.store.writes import (
 if TYPE_CHECKING:
     import uuid
     from collections.abc import Callable, Collection, Sequence
-    from datetime import timedelta
 
     from celery_durable.store.connections import Connection, Connections
 
 _ENQUEUE_BUDGET = 15.0
+_LEASE = timedelta(seconds=30)
 _SMALL = 64 * 1024  # bytes of a value that a connection's cursor may hold on to until the next one
 
 
@@ -45,10 +46,14 @@ class RunStore:
         connections: where to write.
         schema: the schema's name.
         check: how long after a publish the keeper looks whether the message was lost.
+        lease: how long who finds a chord complete has for starting its body.
     """
 
-    def __init__(self, connections: Connections, *, schema: str, check: timedelta) -> None:
+    def __init__(
+        self, connections: Connections, *, schema: str, check: timedelta, lease: timedelta = _LEASE
+    ) -> None:
         self._connections = connections
+        self._lease = lease
         self._sql = queries.load("runs", schema)
         self._chords = queries.load("chords", schema)
         self._check = check
@@ -210,7 +215,7 @@ class RunStore:
                 if part is not None:
                     store_part(connection, self._chords, part, run, fence)
                     connection.execute("commit")
-                    looked = look(connection, self._chords, part.chord, token=fence)
+                    looked = look(connection, self._chords, part.chord, fence, self._lease)
             return finished.fetchone(), [cursor.fetchone() for cursor in linked], looked and looked.fetchone()
 
         row, linked, looked = self._connections.patiently(work)
