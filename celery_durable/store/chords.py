@@ -82,13 +82,6 @@ class ChordStore:
         if not look.complete and look.uncounted >= _ADD_UP:
             self._do("add_up", chord=chord)
 
-    def claimed(self, chord: str, token: uuid.UUID) -> Row | None:
-        """Return what a chord leads to, None when its claim is somebody else's by now."""
-        return self._connections.patiently(
-            lambda c: c.execute(self._sql["claimed"], {"chord": chord, "token": token}).fetchone(),
-            budget=_BUDGET,
-        )
-
     def results(self, chord: str) -> Sequence[Row]:
         """Return the parts in the order of the header."""
         return self._connections.patiently(

@@ -92,10 +92,16 @@ class Look:
     Attributes:
         complete: every part is there, and this look got the claim to start the body.
         uncounted: parts that were counted one by one.
+        body: the signature of the body of a claimed chord.
+        header: the result ids of a header that is no plain list of tasks.
+        content_type: the format of both.
     """
 
     complete: bool
     uncounted: int
+    body: bytes | None = None
+    header: bytes | None = None
+    content_type: str | None = None
 
 
 @dataclass(frozen=True)
