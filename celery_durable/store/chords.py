@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from celery_durable.store.writes import NewRun, Part, PlainMessage
 
 _BUDGET = 15.0  # seconds to wait for Postgres: the main process of a worker may stand still meanwhile
-_ADD_UP = 256  # parts that a look counts one by one before somebody adds them up
+_ADD_UP = 64  # parts that a look counts one by one before somebody adds them up
 
 
 class ChordStore:
