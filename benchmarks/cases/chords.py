@@ -1,7 +1,7 @@
 """Parts of a chord: what one costs beside a plain INSERT, and whether many are as cheap as few.
 
-Eight processes return the parts of one chord as fast as they can. The base is as many plain INSERTs by them: parts
-that waited for a common counter, or counted each other, would fall behind as their number grows.
+Eight processes return the parts of one chord as fast as they can. The base is as many plain INSERTs by them:
+parts that waited for a common counter, or counted each other, would fall behind as their number grows.
 """
 
 from __future__ import annotations
