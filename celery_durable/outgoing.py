@@ -186,8 +186,8 @@ class StoringProducer:
     def _store_and_send(self, run: NewRun, data: bytes, now: dict[str, Any]) -> None:
         stored = self._store.runs.enqueue(run)
         # A row that was there already may be this very call's, if its first answer was lost.
-        state = stored or self._store.runs.unclaimed(run.id)
-        if state == "pending" and run.publish:
+        pending = stored == "pending" or (stored is None and self._store.runs.unclaimed([run.id]))
+        if pending and run.publish:
             error = envelope.attempt_publish(self._producer, lambda: self._producer.publish(data, **now))
             if error is not None:
                 self._not_taken(run, error, new=stored is not None)
@@ -195,7 +195,7 @@ class StoringProducer:
     def _not_taken(self, run: NewRun, error: BaseException, *, new: bool) -> None:
         if self._store.settings.publish_errors == "raise":
             if new:
-                self._store.runs.withdraw(run.id)
+                self._store.runs.withdraw([run.id])
             raise error
         self._store.runs.unpublish([run.id], timedelta(0))
 
