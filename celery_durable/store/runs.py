@@ -40,14 +40,14 @@ class RunStore:
 
     def enqueue(self, run: NewRun) -> str | None:
         """Store a run; return its state, or None when a run with this id is there already."""
-        return self._connections.patiently(
-            lambda connection: self._insert(connection, [run]).states()[0], budget=_ENQUEUE_BUDGET
-        )
+        return self.enqueue_bulk([run])[0]
 
     def enqueue_bulk(self, runs: Sequence[NewRun]) -> list[str | None]:
         """Store runs in one round trip and one transaction; return each one's state, None for known ids."""
 
         def work(connection: Connection) -> list[str | None]:
+            if len(runs) == 1:
+                return self._insert(connection, runs).states()
             with connection.pipeline():
                 inserted = self._insert(connection, runs)
             return inserted.states()
