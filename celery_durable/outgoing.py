@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.utils.time import maybe_make_aware
 
-from celery_durable import envelope
+from celery_durable import batching, envelope
 from celery_durable.exceptions import PayloadTooLargeError
 from celery_durable.store.writes import NewRun, PlainMessage, Stored
 
@@ -143,7 +143,13 @@ class StoringProducer:
         if collected is not None and collected.everything:
             collected.messages.append(run)
             return None
-        return self._store_and_send(run, data, now)
+        one = batching.Outgoing(run, {"body": data, **now})
+        batch = batching.current(self._app)
+        if batch is not None:
+            batch.add(self._store, one)
+        else:
+            batching.store_and_send(self._store, self._producer, [one])
+        return None
 
     def _check_size(self, task: str, body: bytes) -> None:
         limit = self._store.settings.max_payload
@@ -182,22 +188,6 @@ class StoringProducer:
         backend: Any = self._app.backend
         store: Store = backend.store
         return store
-
-    def _store_and_send(self, run: NewRun, data: bytes, now: dict[str, Any]) -> None:
-        stored = self._store.runs.enqueue(run)
-        # A row that was there already may be this very call's, if its first answer was lost.
-        state = stored or self._store.runs.unclaimed(run.id)
-        if state == "pending" and run.publish:
-            error = envelope.attempt_publish(self._producer, lambda: self._producer.publish(data, **now))
-            if error is not None:
-                self._not_taken(run, error, new=stored is not None)
-
-    def _not_taken(self, run: NewRun, error: BaseException, *, new: bool) -> None:
-        if self._store.settings.publish_errors == "raise":
-            if new:
-                self._store.runs.withdraw(run.id)
-            raise error
-        self._store.runs.unpublish([run.id], timedelta(0))
 
 
 def send_collected(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Task
 from celery._state import get_current_worker_task
 
-from celery_durable import config, context, envelope, outgoing, transport
+from celery_durable import batching, config, context, envelope, outgoing, transport
 from celery_durable.attempt import TERMINAL, Attempt
 from celery_durable.backend import durable_backend, durable_settings
 from celery_durable.exceptions import ConfigurationError
@@ -197,5 +197,6 @@ def _another_task_here() -> bool:
     return get_current_worker_task() is not None
 
 
+batching.batch_groups()
 context.runs_elsewhere(_another_task_here)
 transport.register()  # an app with durable tasks may have durable+embedded:// as its broker

@@ -11,6 +11,7 @@ from psycopg._queries import PostgresQuery
 from psycopg.adapt import Transformer
 
 from celery_durable.store import queries
+from celery_durable.store.writes import NewRun
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,6 +111,8 @@ PARAMETERS: dict[str, Any] = {
     "worker": "worker@one",
 }
 IN_PARTICULAR: dict[tuple[str, str], dict[str, Any]] = {
+    ("runs", "enqueue_bulk"): dict.fromkeys(vars(NewRun("", "", "", None, b"", b""))),
+    ("runs", "enqueue_outbox"): {"id": ["a", "b"], "message": [b"{}", b"{}"], "body": [b"[]", b"[]"]},
     ("inspection", "resume_discard"): {"before": ["failed", "failed"]},
     ("inspection", "resume"): {"states": ["failed"]},
     ("keeper", "bury"): {"ids": [1, 2]},
