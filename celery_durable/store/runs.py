@@ -10,6 +10,7 @@ from celery_durable.checkpoint import Checkpoint, StepWrite
 from celery_durable.exceptions import LeaseLostError, NondeterminismError, SerializationError
 from celery_durable.run import Claim, Refusal, RunState
 from celery_durable.store import queries
+from celery_durable.store.waits import WaitStore
 from celery_durable.store.writes import Finish, NewRun, PlainMessage, Release, Stored, closed
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class RunStore:
         self._connections = connections
         self._sql = queries.load("runs", schema)
         self._check = check
+        self.waits = WaitStore(connections, schema=schema)
 
     def enqueue(self, run: NewRun) -> str | None:
         """Store a run; return its state, or None when a run with this id is there already."""
