@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from celery_durable.store import migrate
+from celery_durable.store.chords import ChordStore
 from celery_durable.store.connections import Connections
 from celery_durable.store.keeping import KeeperStore
 from celery_durable.store.results import ResultStore
@@ -36,7 +38,9 @@ class Store:
             outage_budget=settings.outage_budget,
             on_open=self._check,
         )
-        self.runs = RunStore(self.connections, schema=settings.schema, check=settings.check)
+        lease = timedelta(seconds=settings.lease)
+        self.runs = RunStore(self.connections, schema=settings.schema, check=settings.check, lease=lease)
+        self.chords = ChordStore(self.connections, self.runs, schema=settings.schema, lease=lease)
         self.results = ResultStore(self.connections, schema=settings.schema)
 
     @cached_property

@@ -14,9 +14,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
-from celery import Celery, Task, chain
+from celery import Celery, Task, chain, chord
 from celery.app.trace import build_tracer
 from contending import step_write
+from harness.wire import on_the_wire
 from inspecting import Worker, execute
 from metering import Meter, metered
 
@@ -228,10 +229,11 @@ def finished(world: World, meter: Meter, send: Callable[[Any], Any], **options: 
 
 
 def headers_of(meter: Meter, run_id: str) -> dict[str, Any]:
-    """Return what Celery's message of a run says of its callbacks and its chain."""
+    """Return what Celery's message of a run says of its callbacks, its chain and its chord."""
     (row,) = execute(meter.store, "select message, body from durable.run where id = %s", run_id)
-    embed = json.loads(bytes(row["body"]))[2]
-    return {"callbacks": embed["callbacks"], "chain": embed["chain"], "root_id": run_id}
+    headers, embed = json.loads(bytes(row["message"]))["headers"], json.loads(bytes(row["body"]))[2]
+    of_body = {name: embed[name] for name in ("callbacks", "chain", "chord")}
+    return {**of_body, "group": headers["group"], "group_index": headers["group_index"], "root_id": run_id}
 
 
 def test_a_finish_takes_one_round_trip_and_one_commit(world: World, meter: Meter) -> None:
@@ -258,6 +260,33 @@ def test_a_finish_with_a_plain_link_takes_one_more_when_the_broker_has_it(world:
     plain = world.task(nothing, base=Task)
 
     assert finished(world, meter, lambda task: task.apply_async(link=plain.s())) == 2
+
+
+def test_a_finish_that_is_a_part_of_a_chord_takes_no_more_but_two_commits(world: World, meter: Meter) -> None:
+    """The part is stored with the finish; behind their commit, in the same trip, is the look at the chord."""
+    body = world.task(nothing)
+
+    def send(task: Any) -> Any:
+        return chord([task.si(), task.si()], body.s()).apply_async().parent.results[0]
+
+    assert finished(world, meter, send) == ONE
+    *_, begin, finish, part, commit, look = meter.proxy.statements
+    assert (begin, commit) == ("begin", "commit")
+    assert [finish, part, look] == [
+        on_the_wire("runs", "finish"),
+        on_the_wire("chords", "part"),
+        on_the_wire("chords", "look"),
+    ]
+
+
+def test_the_last_part_of_a_chord_starts_the_body_in_five_more(world: World, meter: Meter) -> None:
+    """The results are read; the end of the chord and its body are one transaction of four."""
+    body = world.task(nothing)
+
+    def send(task: Any) -> Any:
+        return chord([task.si()], body.s()).apply_async().parent.results[0]
+
+    assert finished(world, meter, send) == 1 + 1 + 4
 
 
 def test_leaving_a_worker_takes_one_round_trip_and_one_commit(meter: Meter) -> None:
