@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         RunNotFoundError,
         RunStateError,
         SerializationError,
+        SignalTimeout,
         StepInterruptedError,
         StepTimeLimitError,
         StepUsageError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from celery_durable.operations import Runs
     from celery_durable.steps import step
     from celery_durable.task import DurableTask
+    from celery_durable.waits import sleep, sleep_until, wait_for_signal
 
 _WHERE = {
     "ConfigurationError": "exceptions",
@@ -47,6 +49,7 @@ _WHERE = {
     "RunStateError": "exceptions",
     "Runs": "operations",
     "SerializationError": "exceptions",
+    "SignalTimeout": "exceptions",
     "StepInterruptedError": "exceptions",
     "StepTimeLimitError": "exceptions",
     "StepUsageError": "exceptions",
@@ -55,8 +58,11 @@ _WHERE = {
     "idempotency_key": "context",
     "now": "clock",
     "random": "clock",
+    "sleep": "waits",
+    "sleep_until": "waits",
     "step": "steps",
     "uuid4": "clock",
+    "wait_for_signal": "waits",
 }
 
 __all__ = [
@@ -74,6 +80,7 @@ __all__ = [
     "RunStateError",
     "Runs",
     "SerializationError",
+    "SignalTimeout",
     "StepInterruptedError",
     "StepTimeLimitError",
     "StepUsageError",
@@ -82,8 +89,11 @@ __all__ = [
     "idempotency_key",
     "now",
     "random",
+    "sleep",
+    "sleep_until",
     "step",
     "uuid4",
+    "wait_for_signal",
 ]
 
 

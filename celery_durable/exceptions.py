@@ -105,6 +105,10 @@ class ExhaustedError(DurableError):
         )
 
 
+class SignalTimeout(DurableError):  # noqa: N818  (says what happened, as Celery's SoftTimeLimitExceeded does)
+    """No signal of this name came in time."""
+
+
 class Fatal(DurableError):  # noqa: N818  (a verdict that users raise, as in `raise durable.Fatal(...)`)
     """The run cannot succeed: fail at once, without retries."""
 

@@ -13,6 +13,7 @@ from celery_durable.run import Claim, Refusal, RunState
 from celery_durable.store import queries
 from celery_durable.store.bulk import Insertion
 from celery_durable.store.chords import look, store_part
+from celery_durable.store.waits import WaitStore
 from celery_durable.store.writes import (
     Finish,
     Finished,
@@ -54,6 +55,7 @@ class RunStore:
         self._sql = queries.load("runs", schema)
         self._chords = queries.load("chords", schema)
         self._check = check
+        self.waits = WaitStore(connections, schema=schema)
 
     def enqueue(self, run: NewRun) -> str | None:
         """Store a run; return its state, or None when a run with this id is there already."""

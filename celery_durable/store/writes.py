@@ -138,6 +138,33 @@ class Release:
     discard: str = "none"
 
 
+@dataclass(frozen=True)
+class Wait:
+    """A wait as it is stored when it is met.
+
+    Attributes:
+        kind: `sleep`, `signal` or `children`.
+        awaits: the signal's name, or the id of a wait of children.
+        delay: how long, or `until` when; both None for a wait that nothing but its event ends.
+        output: what is kept with it until then.
+        late: what is stored as its error when nothing came in time, with its codec and in one line.
+    """
+
+    key: str
+    seq: int
+    kind: str
+    digest: bytes
+    arguments: str
+    awaits: str | None = None
+    delay: timedelta | None = None
+    until: datetime | None = None
+    output: bytes | None = None
+    clock: list[datetime] | None = None
+    late: bytes | None = None
+    late_codec: str | None = None
+    late_error: str | None = None
+
+
 def closed(fence: uuid.UUID) -> uuid.UUID:
     """Return the fence that a release leaves behind: known to its attempt, matched by no write."""
     return uuid.uuid5(fence, "closed")

@@ -24,6 +24,7 @@ NAMES = [
     "RunStateError",
     "Runs",
     "SerializationError",
+    "SignalTimeout",
     "StepInterruptedError",
     "StepTimeLimitError",
     "StepUsageError",
@@ -32,8 +33,11 @@ NAMES = [
     "idempotency_key",
     "now",
     "random",
+    "sleep",
+    "sleep_until",
     "step",
     "uuid4",
+    "wait_for_signal",
 ]
 
 

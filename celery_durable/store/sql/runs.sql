@@ -102,7 +102,8 @@ from claimed
 -- name: history
 -- The finished steps of a run just claimed. A statement of its own: its snapshot must be younger than the
 -- claim's lock, or the last checkpoint of the attempt it replaced would be missed.
-select c.key, c.seq, c.outcome, c.output, c.codec, c.digest, c.arguments, c.tries, c.spent, c.clock
+select c.key, c.seq, c.outcome, c.output, c.codec, c.digest, c.arguments, c.tries, c.spent, c.clock,
+       c.kind, c.due
 from durable.run r join durable.checkpoint c on c.run_key = r.key
 where r.id = %(id)s and r.fence = %(fence)s and r.state = 'running'
 order by c.seq
