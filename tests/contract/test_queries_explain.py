@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # These look at everything, on purpose, when a person asks.
 LOOKS_AT_EVERYTHING = {
     ("inspection", "counts"),
+    ("keeper", "prunable"),
     ("health", "ailing"),
     ("health", "server"),
     ("health", "held"),

@@ -25,6 +25,7 @@ NAMES = [
     "Runs",
     "SerializationError",
     "StepInterruptedError",
+    "StepNotFoundError",
     "StepTimeLimitError",
     "StepUsageError",
     "StoreUnavailableError",
