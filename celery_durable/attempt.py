@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
 from celery_durable import context, envelope, hooks, outgoing
-from celery_durable.backend import durable_backend
+from celery_durable.backend import durable_backend, tell_revoked
 from celery_durable.exceptions import (
     DurableError,
     Fatal,
@@ -177,6 +177,8 @@ class Attempt:
         if refusal is Refusal.NO_WORKER:
             logger.warning("%s: this worker has no live row in the store; the message goes back", where)
             return Reject("no live worker row", requeue=True)
+        if refusal is Refusal.EXPIRED:
+            tell_revoked(self.backend, self.request, "expired")
         logger.info("%s: nothing to do, the run is %s", where, refusal.value)
         return Ignore(f"run is {refusal.value}")
 

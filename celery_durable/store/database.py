@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from celery_durable.store import migrate
+from celery_durable.store.chords import ChordStore
 from celery_durable.store.connections import Connections
 from celery_durable.store.keeping import KeeperStore
 from celery_durable.store.results import ResultStore
@@ -43,6 +44,7 @@ class Store:
             on_open=self._check,
         )
         self.runs = RunStore(self.connections, schema=settings.schema, check=settings.check)
+        self.chords = ChordStore(self.connections, self.runs, schema=settings.schema)
         self.results = ResultStore(self.connections, schema=settings.schema)
 
     @cached_property

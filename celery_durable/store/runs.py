@@ -10,7 +10,18 @@ from celery_durable.checkpoint import Checkpoint, StepWrite
 from celery_durable.exceptions import LeaseLostError, NondeterminismError, SerializationError
 from celery_durable.run import Claim, Refusal, RunState
 from celery_durable.store import queries
-from celery_durable.store.writes import Finish, NewRun, PlainMessage, Release, Stored, closed
+from celery_durable.store.chords import look, store_part
+from celery_durable.store.writes import (
+    Finish,
+    Finished,
+    Look,
+    NewRun,
+    Part,
+    PlainMessage,
+    Release,
+    Stored,
+    closed,
+)
 
 if TYPE_CHECKING:
     import uuid
@@ -39,6 +50,7 @@ class RunStore:
     def __init__(self, connections: Connections, *, schema: str, check: timedelta) -> None:
         self._connections = connections
         self._sql = queries.load("runs", schema)
+        self._chords = queries.load("chords", schema)
         self._check = check
 
     def enqueue(self, run: NewRun) -> str | None:
@@ -177,35 +189,51 @@ class RunStore:
         fence: uuid.UUID,
         outcome: Finish,
         links: Sequence[NewRun | PlainMessage] = (),
-    ) -> list[str | None]:
-        """End a run and store the runs its links start, in one transaction and one round trip.
+        part: Part | None = None,
+    ) -> Finished:
+        """End a run and store the runs its links start and its part of a chord, in one transaction.
 
-        Returns for each link its state, None for one that is known already.
+        The look at the chord is a second transaction in the same round trip, behind the first one's commit.
         Raises `LeaseLostError` when another attempt owns the run.
         """
         parameters = {**outcome.__dict__, "run": run, "fence": fence, "state": outcome.state.value}
 
-        def work(connection: Connection) -> tuple[Any, list[Any]]:
-            if not links:
-                return connection.execute(self._sql["finish"], parameters).fetchone(), []
+        def work(connection: Connection) -> tuple[Any, list[Any], Any]:
+            if not links and part is None:
+                return connection.execute(self._sql["finish"], parameters).fetchone(), [], None
+            looked = None
             with connection.pipeline():
+                if part is not None:
+                    connection.execute("begin")
                 finished = connection.execute(self._sql["finish"], parameters)
                 linked = [self._link(connection, run, fence, link) for link in links]
-            return finished.fetchone(), [cursor.fetchone() for cursor in linked]
+                if part is not None:
+                    store_part(connection, self._chords, part, run, fence)
+                    connection.execute("commit")
+                    looked = look(connection, self._chords, part.chord, token=fence)
+            return finished.fetchone(), [cursor.fetchone() for cursor in linked], looked and looked.fetchone()
 
-        row, linked = self._connections.patiently(work)
+        row, linked, looked = self._connections.patiently(work)
         if row is None:
             raise LeaseLostError
-        return self._states(links, linked)
+        return Finished(self.states(links, linked), looked and Look(**looked))
 
-    def _states(self, new: Sequence[NewRun | PlainMessage], rows: Sequence[Any]) -> list[str | None]:
+    def add(self, connection: Connection, new: Sequence[NewRun | PlainMessage]) -> list[Any]:
+        """Store runs and messages in the transaction that is open; return their rows, for `states()`."""
+        with connection.pipeline():
+            cursors = [self._link(connection, None, None, one) for one in new]
+        return [cursor.fetchone() for cursor in cursors]
+
+    def states(self, new: Sequence[NewRun | PlainMessage], rows: Sequence[Any]) -> list[str | None]:
         """Return what is to be sent; a row that was there already may be this very write, answered late."""
         return [
             _state(row) or (self.unclaimed(one.id) if isinstance(one, NewRun) else None)
             for one, row in zip(new, rows, strict=True)
         ]
 
-    def _link(self, connection: Connection, run: int, fence: uuid.UUID, link: NewRun | PlainMessage) -> Any:
+    def _link(
+        self, connection: Connection, run: int | None, fence: uuid.UUID | None, link: NewRun | PlainMessage
+    ) -> Any:
         name = "enqueue" if isinstance(link, NewRun) else "enqueue_outbox"
         return connection.execute(self._sql[name], self._new(link, run, fence))
 
@@ -245,7 +273,7 @@ class RunStore:
         row, stored = self._connections.patiently(work)
         if row is None:
             raise LeaseLostError
-        return self._states(by, stored)
+        return self.states(by, stored)
 
     def _leaving(self, run: int, fence: uuid.UUID, release: Release) -> dict[str, Any]:
         return {**release.__dict__, "run": run, "fence": fence, "closed": closed(fence), "check": self._check}

@@ -66,6 +66,52 @@ class Finish:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One member of a chord's header that is over.
+
+    Attributes:
+        chord: the id of the header's group.
+        task_id: the id of the task.
+        position: its index in the header, -1 when it has none.
+        state: Celery's word for how it ended.
+        result: what the chord's body gets of it, or the error.
+    """
+
+    chord: str
+    task_id: str
+    position: int
+    state: str
+    result: bytes | None
+    result_type: str
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at a chord found, behind the commit of one of its parts.
+
+    Attributes:
+        complete: every part is there, and this look got the claim to start the body.
+        uncounted: parts that were counted one by one.
+    """
+
+    complete: bool
+    uncounted: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a finish has stored.
+
+    Attributes:
+        links: for each run or message that it starts its state, None for one that is not to be sent.
+        chord: the look at the chord that the run is a part of.
+    """
+
+    links: list[str | None]
+    chord: Look | None = None
+
+
+@dataclass(frozen=True)
 class Release:
     """How a run leaves its worker before it is over."""
 

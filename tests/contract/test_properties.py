@@ -212,7 +212,7 @@ class Interleavings(RuleBasedStateMachine):
         if not attempt.holds:
             if attempt.finish is not None and run.closed_by == attempt.fence and not run.deleted:
                 before = Finish(RunState(attempt.finish[0]), attempt.finish[1], "application/json")
-                assert self.store.finish(attempt.key, attempt.fence, before) == []
+                assert self.store.finish(attempt.key, attempt.fence, before).links == []
                 finish = Finish(RunState.CANCELLED, b"another", "application/json")
             with pytest.raises(LeaseLostError):
                 self.store.finish(attempt.key, attempt.fence, finish)

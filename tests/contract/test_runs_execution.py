@@ -20,7 +20,8 @@ from celery_durable.exceptions import (
     SerializationError,
     StepInterruptedError,
 )
-from celery_durable.executor import Execution, Suspended
+from celery_durable.executor import Execution
+from celery_durable.seam import Suspended
 from celery_durable.store.runs import NewRun, Release
 
 if TYPE_CHECKING:

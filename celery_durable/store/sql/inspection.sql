@@ -112,7 +112,7 @@ with target as materialized (
 ), ended as (
     update durable.run r
     set state = 'cancelled', reason = 'cancelled', due = null, finished_at = durable.clock(),
-        fence = gen_random_uuid(), custom_state = null
+        fence = gen_random_uuid(), custom_state = null, unreported = true
     from target t where r.key = t.key and t.state in ('pending', 'waiting')
     returning r.key
 ), asked as (

@@ -34,7 +34,7 @@ select state from durable.run where id = %(id)s and state = 'pending' and attemp
 -- Keep a message to a task without a run until it is published: the link of a finished run.
 insert into durable.outbox (id, message, body)
 select %(id)s, %(message)s, %(body)s
-where exists (select from durable.run where key = %(holder)s and fence = %(fence)s)
+where %(holder)s::bigint is null or exists (select from durable.run where key = %(holder)s and fence = %(fence)s)
 on conflict (id) do update set message = excluded.message
 returning key
 
@@ -86,7 +86,8 @@ from (select) as one left join durable.run r on r.id = %(id)s
 -- name: expire
 -- A run that nobody claimed in time is over.
 update durable.run
-set state = 'cancelled', reason = 'expired', due = null, finished_at = durable.clock(), fence = gen_random_uuid()
+set state = 'cancelled', reason = 'expired', due = null, finished_at = durable.clock(), fence = gen_random_uuid(),
+    unreported = true
 where id = %(id)s and state = 'pending' and attempt = 0 and expires_at <= durable.clock()
 returning id
 
@@ -184,7 +185,7 @@ with mine as (
                    + case when %(delay)s::interval > interval '0' then %(delay)s::interval
                           when %(publish)s then %(check)s::interval else interval '0' end end,
         published_at = case when %(publish)s and not %(delay)s::interval > interval '0' then durable.clock() end,
-        finished_at = case when cancel_requested then durable.clock() end,
+        finished_at = case when cancel_requested then durable.clock() end, unreported = cancel_requested,
         fence = %(closed)s, worker = null, pid = null, custom_state = null,
         retries = coalesce(%(retries)s, retries),
         result = coalesce(%(result)s, result), result_type = coalesce(%(result_type)s, result_type),
@@ -241,7 +242,7 @@ with lost as (
         finished_at = case when cancel_requested or recoveries + 1 > %(max_recoveries)s then durable.clock() end,
         result = case when recoveries + 1 > %(max_recoveries)s then %(result)s else result end,
         result_type = case when recoveries + 1 > %(max_recoveries)s then %(result_type)s else result_type end,
-        unreported = not cancel_requested and recoveries + 1 > %(max_recoveries)s,
+        unreported = cancel_requested or recoveries + 1 > %(max_recoveries)s,
         recoveries = recoveries + 1, fence = gen_random_uuid(), worker = null, pid = null, custom_state = null
     from lost where r.key = lost.key
     returning r.*
@@ -268,7 +269,7 @@ with stray as (
     set state = case when cancel_requested then 'cancelled' else 'pending' end,
         reason = case when cancel_requested then 'cancelled' end,
         due = case when not cancel_requested then durable.clock() end,
-        finished_at = case when cancel_requested then durable.clock() end,
+        finished_at = case when cancel_requested then durable.clock() end, unreported = cancel_requested,
         published_at = null, fence = gen_random_uuid(), worker = null, pid = null, custom_state = null
     from stray where r.key = stray.key
     returning r.*
@@ -289,7 +290,7 @@ where w.token = %(token)s and r.state = 'running'
 with revoked as (
     update durable.run r
     set state = 'cancelled', reason = 'revoked', due = null, worker = null, pid = null, custom_state = null,
-        finished_at = durable.clock(), fence = gen_random_uuid()
+        finished_at = durable.clock(), unreported = true, fence = gen_random_uuid()
     where r.id = %(id)s
       and (r.state in ('pending', 'waiting')
            or (r.state = 'running' and %(terminated)s
@@ -313,7 +314,7 @@ delete from durable.outbox where key = any(%(keys)s)
 select id, message, body from durable.run where key = %(run)s
 
 -- name: reported
--- Error callbacks, chain and chord of a failed run have been told; or cannot be, for the reason given.
+-- Error callbacks, chain and chord of a failed or cancelled run have been told; or cannot be, for the reason given.
 with told as (
     update durable.run set unreported = false where id = %(id)s and unreported returning key
 )
