@@ -59,6 +59,10 @@ class RunNotFoundError(DurableError):
     """No run has this id."""
 
 
+class StepNotFoundError(DurableError):
+    """The run has no stored step with this key."""
+
+
 class RunStateError(DurableError):
     """The run's state does not allow this operation."""
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 LOOKS_AT_EVERYTHING = {
     ("chords", "expire"),
     ("inspection", "counts"),
+    ("keeper", "prunable"),
     ("health", "ailing"),
     ("health", "server"),
     ("health", "held"),

@@ -26,6 +26,7 @@ NAMES = [
     "SerializationError",
     "SignalTimeout",
     "StepInterruptedError",
+    "StepNotFoundError",
     "StepTimeLimitError",
     "StepUsageError",
     "StoreUnavailableError",
