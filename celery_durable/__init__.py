@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         StepTimeLimitError,
         StepUsageError,
         StoreUnavailableError,
+        TransactionUsageError,
     )
     from celery_durable.operations import Runs
     from celery_durable.steps import step
@@ -51,6 +52,7 @@ _WHERE = {
     "StepTimeLimitError": "exceptions",
     "StepUsageError": "exceptions",
     "StoreUnavailableError": "exceptions",
+    "TransactionUsageError": "exceptions",
     "current_run": "context",
     "idempotency_key": "context",
     "now": "clock",
@@ -78,6 +80,7 @@ __all__ = [
     "StepTimeLimitError",
     "StepUsageError",
     "StoreUnavailableError",
+    "TransactionUsageError",
     "current_run",
     "idempotency_key",
     "now",

@@ -14,6 +14,7 @@ from celery_durable.store.url import strip_prefix
 
 if TYPE_CHECKING:
     from celery_durable.config import Settings
+    from celery_durable.store.callers import CallersStore
     from celery_durable.store.connections import Connection
     from celery_durable.store.inspection import InspectionStore
 
@@ -45,6 +46,13 @@ class Store:
         from celery_durable.store.inspection import InspectionStore
 
         return InspectionStore(self.connections, schema=self.settings.schema)
+
+    @cached_property
+    def callers(self) -> CallersStore:
+        """The statements that run in transactions of the caller's."""
+        from celery_durable.store.callers import CallersStore
+
+        return CallersStore(self.connections, schema=self.settings.schema, check=self.settings.check)
 
     def keeper(self, connection: Connection) -> KeeperStore:
         """Return the keeper's statements on a connection of its own."""

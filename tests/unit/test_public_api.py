@@ -28,6 +28,7 @@ NAMES = [
     "StepTimeLimitError",
     "StepUsageError",
     "StoreUnavailableError",
+    "TransactionUsageError",
     "current_run",
     "idempotency_key",
     "now",
