@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         StepTimeLimitError,
         StepUsageError,
         StoreUnavailableError,
+        TransactionUsageError,
     )
     from celery_durable.operations import Runs
     from celery_durable.steps import step
@@ -56,6 +57,7 @@ _WHERE = {
     "StepTimeLimitError": "exceptions",
     "StepUsageError": "exceptions",
     "StoreUnavailableError": "exceptions",
+    "TransactionUsageError": "exceptions",
     "current_run": "context",
     "idempotency_key": "context",
     "now": "clock",
@@ -88,6 +90,7 @@ __all__ = [
     "StepTimeLimitError",
     "StepUsageError",
     "StoreUnavailableError",
+    "TransactionUsageError",
     "current_run",
     "idempotency_key",
     "now",

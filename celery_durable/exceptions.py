@@ -87,6 +87,10 @@ class StepUsageError(DurableError):
     """A step was called in a way that cannot be replayed."""
 
 
+class TransactionUsageError(DurableError):
+    """`transaction=` was given something in which a run cannot be stored."""
+
+
 class StepInterruptedError(DurableError):
     """An at-most-once step was started and its outcome is unknown, so it is not run again."""
 

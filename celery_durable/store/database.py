@@ -16,9 +16,9 @@ from celery_durable.store.url import strip_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import timedelta
 
     from celery_durable.config import Settings
+    from celery_durable.store.callers import CallersStore
     from celery_durable.store.connections import Connection
     from celery_durable.store.forking import ForkStore
     from celery_durable.store.inspection import InspectionStore
@@ -62,6 +62,13 @@ class Store:
         from celery_durable.store.forking import ForkStore
 
         return ForkStore(self.connections, schema=self.settings.schema, check=self.settings.check)
+
+    @cached_property
+    def callers(self) -> CallersStore:
+        """The statements that run in transactions of the caller's."""
+        from celery_durable.store.callers import CallersStore
+
+        return CallersStore(self.connections, schema=self.settings.schema, check=self.settings.check)
 
     def keeper(self, connection: Connection) -> KeeperStore:
         """Return the keeper's statements on a connection of its own."""
