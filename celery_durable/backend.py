@@ -84,6 +84,7 @@ class DurableBackend(ChordMixin, BaseBackend):
     persistent = True
     supports_native_join = False
     supports_result_compression = True
+    supports_failure_expires = True
 
     def __init__(self, app: Celery, url: str | None = None, **kwargs: Any) -> None:
         super().__init__(app, url=url, **kwargs)
@@ -295,12 +296,17 @@ class DurableBackend(ChordMixin, BaseBackend):
         """Delete what is past `result_expires`, and final runs past `durable_retention`."""
         from celery_durable.keeper.retention import prune
 
+        failures = self._seconds("result_failure_expires")
         if self.expires:
-            self.store.results.expire(timedelta(seconds=self.expires))
-        chord_expires = self.app.conf.get("result_chord_expires")
-        if age := self.expires if chord_expires is None else self.prepare_expires(chord_expires, type=int):
-            self.store.chords.expire(timedelta(seconds=age))
-        prune(self.store, result_expires=self.expires)
+            self.store.results.expire(timedelta(seconds=self.expires), failed_age=timedelta(seconds=failures))
+        if chords := self._seconds("result_chord_expires"):
+            self.store.chords.expire(timedelta(seconds=chords))
+        prune(self.store, result_expires=self.expires, failure_expires=failures)
+
+    def _seconds(self, setting: str) -> float:
+        """Return a setting that is `result_expires` where it is not set, 0 for never."""
+        chosen = self.app.conf.get(setting)  # not in every Celery release
+        return (self.expires if chosen is None else self.prepare_expires(chosen, type=int)) or 0
 
     def exception_safe_to_retry(self, exc: Exception) -> bool:
         """Whether `result_backend_always_retry` may try again: Postgres was away."""

@@ -52,6 +52,7 @@ PARAMETERS: dict[str, Any] = {
     "eta": None,
     "expires": MINUTE,
     "expires_at": None,
+    "failed_age": MINUTE,
     "fence": FENCE,
     "fences": [FENCE, FENCE],
     "fork": 8,
