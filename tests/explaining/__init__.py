@@ -50,6 +50,7 @@ PARAMETERS: dict[str, Any] = {
     "end": "run-2",
     "error": "ValueError: no",
     "eta": None,
+    "every": 0.0,
     "expires": MINUTE,
     "expires_at": None,
     "failed_age": MINUTE,
@@ -78,6 +79,7 @@ PARAMETERS: dict[str, Any] = {
     "max_recoveries": 10,
     "message": b"{}",
     "meta": None,
+    "most": 100,
     "operation": str(FENCE),
     "outcome": "ok",
     "output": b"1",
@@ -122,6 +124,7 @@ PARAMETERS: dict[str, Any] = {
     "unreported": False,
     "until": MOMENT,
     "version": None,
+    "within": 0.0,
     "worker": "worker@one",
 }
 IN_PARTICULAR: dict[tuple[str, str], dict[str, Any]] = {

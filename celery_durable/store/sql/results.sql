@@ -34,6 +34,10 @@ union all
 select task_id, null, null, status, result, result_type, traceback, meta, date_done, null, null
 from durable.result where task_id = any(%(ids)s)
 
+-- name: finished
+-- Those of these ids that are over, as soon as there is one or the time is up.
+select * from durable.finished(%(ids)s, %(within)s, %(every)s, %(most)s)
+
 -- name: forget_run
 -- A final run goes with all that belongs to it; one that is not over stays.
 with gone as (
