@@ -22,7 +22,7 @@ from inspecting import Worker, execute
 from metering import Meter, metered
 
 import celery_durable as durable
-from celery_durable import hooks
+from celery_durable import batching, hooks
 from celery_durable.run import RunState
 from celery_durable.store.runs import Finish, Release
 
@@ -137,8 +137,9 @@ def messages(world: World) -> int:
 
 @pytest.mark.parametrize("losing", [False, True])
 def test_a_group_takes_one_round_trip_and_one_commit_for_each_five_hundred_members(
-    world: World, meter: Meter, *, losing: bool
+    world: World, meter: Meter, monkeypatch: pytest.MonkeyPatch, *, losing: bool
 ) -> None:
+    monkeypatch.setattr(batching, "_LINGER", 60.0)  # however slow the machine
     task = world.task(nothing)
     members = group(task.s(number) for number in range(1200))
     members.apply_async()
