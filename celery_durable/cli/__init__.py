@@ -13,6 +13,7 @@ _COMMANDS = {
     "show": "show:show",
     "resume": "change:resume",
     "cancel": "change:cancel",
+    "signal": "signal:signal",
     "keeper": "keeper:keeper",
     "doctor": "doctor:doctor",
 }

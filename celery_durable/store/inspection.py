@@ -22,6 +22,7 @@ from celery_durable.store.views import (
     Page,
     RunSummary,
     RunView,
+    SignalView,
     StepView,
 )
 
@@ -149,11 +150,11 @@ class InspectionStore:
 
         def work(connection: Connection) -> list[Sequence[Row]]:
             with connection.pipeline():
-                names = ("run", "attempts", "steps", "events")
+                names = ("run", "attempts", "steps", "events", "signals")
                 cursors = [connection.execute(self._sql[name], parameters) for name in names]
             return [cursor.fetchall() for cursor in cursors]
 
-        run, attempts, steps, events = self._patiently(work, _READ_BUDGET)
+        run, attempts, steps, events, signals = self._patiently(work, _READ_BUDGET)
         if not run:
             return None
         return RunView(
@@ -161,6 +162,7 @@ class InspectionStore:
             attempts=tuple(AttemptView(**row) for row in attempts),
             steps=tuple(StepView(**row) for row in steps),
             events=tuple(EventView(**{**row, "detail": row["detail"] or {}}) for row in events),
+            signals=tuple(SignalView(**row) for row in signals),
         )
 
     def resolve(self, prefix: str, *, limit: int = 6) -> Sequence[Match]:
