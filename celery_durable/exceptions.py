@@ -59,6 +59,10 @@ class RunNotFoundError(DurableError):
     """No run has this id."""
 
 
+class StepNotFoundError(DurableError):
+    """The run has no stored step with this key."""
+
+
 class RunStateError(DurableError):
     """The run's state does not allow this operation."""
 
@@ -81,6 +85,10 @@ class PayloadTooLargeError(SerializationError):
 
 class StepUsageError(DurableError):
     """A step was called in a way that cannot be replayed."""
+
+
+class TransactionUsageError(DurableError):
+    """`transaction=` was given something in which a run cannot be stored."""
 
 
 class StepInterruptedError(DurableError):

@@ -14,6 +14,10 @@ _COMMANDS = {
     "resume": "change:resume",
     "cancel": "change:cancel",
     "signal": "signal:signal",
+    "fork": "fork:fork",
+    "export": "export:export",
+    "stats": "stats:stats",
+    "prune": "prune:prune",
     "keeper": "keeper:keeper",
     "doctor": "doctor:doctor",
 }

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from celery_durable.store.writes import NewRun, Part, PlainMessage
 
 _BUDGET = 15.0  # seconds to wait for Postgres: the main process of a worker may stand still meanwhile
-_ADD_UP = 256  # parts that a look counts one by one before somebody adds them up
+_ADD_UP = 64  # parts that a look counts one by one before somebody adds them up
 
 
 class ChordStore:
@@ -99,14 +99,14 @@ class ChordStore:
         """
         parameters = {"chord": chord, "token": token}
 
-        def work(connection: Connection) -> list[Any] | None:
+        def work(connection: Connection) -> list[str | None] | None:
             with connection.transaction():
                 if connection.execute(self._sql["finish"], parameters).fetchone() is None:
                     return None
                 return self._runs.add(connection, body)
 
-        rows = self._connections.patiently(work, budget=_BUDGET)
-        return None if rows is None else self._runs.states(body, rows)
+        states = self._connections.patiently(work, budget=_BUDGET)
+        return None if states is None else self._runs.to_send(body, states)
 
     def expire(self, age: timedelta, *, batch: int = 1000) -> int:
         """Delete chords older than `age`, in batches; return how many."""

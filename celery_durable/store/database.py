@@ -16,9 +16,15 @@ from celery_durable.store.signals import SignalStore
 from celery_durable.store.url import strip_prefix
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from celery_durable.config import Settings
+    from celery_durable.store.callers import CallersStore
     from celery_durable.store.connections import Connection
+    from celery_durable.store.forking import ForkStore
     from celery_durable.store.inspection import InspectionStore
+
+_PRUNED_AT_ONCE = 500
 
 
 class Store:
@@ -56,9 +62,40 @@ class Store:
 
         return InspectionStore(self.connections, schema=self.settings.schema)
 
+    @cached_property
+    def forks(self) -> ForkStore:
+        """The statements that fork a run."""
+        from celery_durable.store.forking import ForkStore
+
+        return ForkStore(self.connections, schema=self.settings.schema, check=self.settings.check)
+
+    @cached_property
+    def callers(self) -> CallersStore:
+        """The statements that run in transactions of the caller's."""
+        from celery_durable.store.callers import CallersStore
+
+        return CallersStore(self.connections, schema=self.settings.schema, check=self.settings.check)
+
     def keeper(self, connection: Connection) -> KeeperStore:
         """Return the keeper's statements on a connection of its own."""
         return KeeperStore(connection, schema=self.settings.schema, check=self.settings.check)
+
+    def prune(self, age: timedelta, *, progress: Callable[[int], None] | None = None) -> int:
+        """Delete final runs older than `age`, whole trees of them, in batches; return how many."""
+        total = 0
+        while True:
+            pruned = self.connections.patiently(
+                lambda connection: self.keeper(connection).prune(age, _PRUNED_AT_ONCE)
+            )
+            total += pruned
+            if progress is not None:
+                progress(total)
+            if pruned < _PRUNED_AT_ONCE:
+                return total
+
+    def prunable(self, age: timedelta) -> int:
+        """Return how many runs `prune` would delete."""
+        return self.connections.patiently(lambda connection: self.keeper(connection).prunable(age))
 
     @property
     def embedded(self) -> bool:

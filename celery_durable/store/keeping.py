@@ -176,3 +176,7 @@ class KeeperStore:
     def prune(self, age: timedelta, limit: int) -> int:
         """Delete final runs older than `age`, whole trees only; return how many."""
         return int(self._all("prune", age=age, limit=limit)[0]["runs"])
+
+    def prunable(self, age: timedelta) -> int:
+        """Return how many runs `prune` would delete."""
+        return int(self._all("prunable", age=age)[0]["runs"])

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
-from celery import Celery, Task, chain, chord
+from celery import Celery, Task, chain, chord, group
 from celery.app.trace import build_tracer
 from contending import step_write
 from harness.wire import on_the_wire
@@ -127,6 +127,38 @@ def test_enqueueing_takes_one_round_trip_and_one_commit(
     task.apply_async(**options)
 
     assert meter.cost(lambda: task.apply_async(**options)) == ONE
+
+
+def messages(world: World) -> int:
+    """Take all messages out of the broker; return how many there were."""
+    with world.app.connection_for_read() as connection, connection.channel() as channel:
+        return int(channel.queue_purge("metered"))
+
+
+@pytest.mark.parametrize("losing", [False, True])
+def test_a_group_takes_one_round_trip_and_one_commit_for_each_five_hundred_members(
+    world: World, meter: Meter, *, losing: bool
+) -> None:
+    task = world.task(nothing)
+    members = group(task.s(number) for number in range(1200))
+    members.apply_async()
+    messages(world)
+    before = meter.proxy.executions("runs", "enqueue_bulk")
+    results: list[Any] = []
+    fault = meter.proxy.lose_answer("runs", "enqueue_bulk") if losing else None
+
+    cost = meter.cost(lambda: results.append(members.apply_async()))
+
+    assert meter.proxy.executions("runs", "enqueue_bulk") - before == (4 if losing else 3)
+    (row,) = execute(
+        meter.store,
+        'select count(*) as runs, count(published_at) as published from durable.run where "group" = %s',
+        results[0].id,
+    )
+    assert row == {"runs": 1200, "published": 1200}
+    assert messages(world) == 1200
+    if fault is None:
+        assert cost == 3
 
 
 @pytest.mark.parametrize("steps", [0, 10, 1000])
@@ -253,6 +285,17 @@ def test_a_finish_with_a_link_that_is_a_run_takes_no_more(world: World, meter: M
     linked = world.task(nothing)
 
     assert finished(world, meter, lambda task: task.apply_async(link=linked.s())) == ONE
+
+
+def test_a_finish_that_starts_a_group_takes_one_statement_for_each_five_hundred_members(
+    world: World, meter: Meter
+) -> None:
+    member = world.task(nothing)
+    many = group(member.s() for _ in range(1200))
+    before = meter.proxy.executions("runs", "enqueue_bulk")
+
+    assert finished(world, meter, lambda task: task.apply_async(link=many)) == ONE
+    assert meter.proxy.executions("runs", "enqueue_bulk") - before == 2 * 3
 
 
 def test_a_finish_with_a_plain_link_takes_one_more_when_the_broker_has_it(world: World, meter: Meter) -> None:

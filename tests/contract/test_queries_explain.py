@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 LOOKS_AT_EVERYTHING = {
     ("chords", "expire"),
     ("inspection", "counts"),
+    ("keeper", "prunable"),
     ("health", "ailing"),
     ("health", "server"),
     ("health", "held"),
     ("health", "tables"),
 }
-# Small by nature: one row per worker process, one leader, messages on their way.
-SMALL_TABLES = {"worker", "leader", "outbox", "migration"}
+# Small by nature: one row per worker process, one leader, messages on their way, the server's own catalogue.
+SMALL_TABLES = {"worker", "leader", "outbox", "migration", "pg_database", "pg_namespace", "pg_class"}
 FILTERS = ["states", "task", "reason", "has_error", "has_no_error", "worker", "since", "until"]
 
 FILL = """

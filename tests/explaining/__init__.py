@@ -11,6 +11,7 @@ from psycopg._queries import PostgresQuery
 from psycopg.adapt import Transformer
 
 from celery_durable.store import queries
+from celery_durable.store.writes import NewRun
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,11 +35,13 @@ PARAMETERS: dict[str, Any] = {
     "beats": [1, 2],
     "before": 20_000,
     "body": b"[]",
+    "carrier": "download",
     "check": MINUTE,
+    "chord": "group-7",
     "clock": [MOMENT],
     "closed": FENCE,
     "codec": "json",
-    "chord": "group-7",
+    "codecs": ["json"],
     "content_type": "application/json",
     "countdown": None,
     "delay": MINUTE,
@@ -51,6 +54,8 @@ PARAMETERS: dict[str, Any] = {
     "expires_at": None,
     "fence": FENCE,
     "fences": [FENCE, FENCE],
+    "fork": 8,
+    "fork_detail": "{}",
     "generations": [0, 1],
     "grace": MINUTE,
     "group": None,
@@ -59,6 +64,7 @@ PARAMETERS: dict[str, Any] = {
     "hostname": "worker@one",
     "id": "run-7",
     "ids": ["run-7", "run-8"],
+    "kept": ["download"],
     "key": "download",
     "keys": [7, 8],
     "kind": "signal",
@@ -76,17 +82,19 @@ PARAMETERS: dict[str, Any] = {
     "once": "once",
     "outcome": "ok",
     "output": b"1",
+    "outputs": [b"1"],
     "parent": None,
-    "problem": "ValueError: x",
     "payload": b"1",
     "pid": 7,
     "position": 3,
     "prefix": "run-1",
     "priority": 3,
+    "problem": "ValueError: x",
     "progress": "1",
     "publish": True,
     "queue": "celery",
     "reason": "retry",
+    "replacements": 0,
     "reserved": 0,
     "result": b"1",
     "result_type": "application/json",
@@ -100,6 +108,7 @@ PARAMETERS: dict[str, Any] = {
     "since": MOMENT,
     "size": 10,
     "slack": MINUTE,
+    "source_detail": "{}",
     "spent": 0,
     "state": "succeeded",
     "states": ["failed"],
@@ -118,6 +127,9 @@ PARAMETERS: dict[str, Any] = {
     "worker": "worker@one",
 }
 IN_PARTICULAR: dict[tuple[str, str], dict[str, Any]] = {
+    ("runs", "enqueue_bulk"): dict.fromkeys(vars(NewRun("", "", "", None, b"", b""))),
+    ("runs", "enqueue_outbox"): {"id": ["a", "b"], "message": [b"{}", b"{}"], "body": [b"[]", b"[]"]},
+    ("forks", "seed"): {"keys": ["download"]},
     ("inspection", "resume_discard"): {"before": ["failed", "failed"]},
     ("inspection", "resume"): {"states": ["failed"]},
     ("keeper", "bury"): {"ids": [1, 2]},

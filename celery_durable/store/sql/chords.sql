@@ -61,7 +61,7 @@ from fresh left join claimed on true
 
 -- name: add_up
 -- Counting all parts at each part would be quadratic, and a counter that every part raises would make them wait
--- for each other's commits. So the parts stored since the last time are counted, and every few hundred are moved
+-- for each other's commits. So the parts stored since the last time are counted, and every few dozen are moved
 -- to the sum by whoever gets the row; nobody waits for it.
 with chord as (
     select id from durable.chord where id = %(chord)s and done_at is null for update skip locked

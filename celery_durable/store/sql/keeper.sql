@@ -259,3 +259,17 @@ with old as materialized (
     delete from durable.signal s using gone where s.run_key = gone.key
 )
 select count(*) as runs from gone
+
+-- name: prunable
+-- How many runs a prune would delete: each run of a tree that is old as a whole.
+select count(*) as runs from durable.run r
+where r.state in ('succeeded', 'failed', 'cancelled')
+  and r.finished_at < durable.clock() - %(age)s::interval
+  and not exists (
+      select from durable.run t
+      where t.root = coalesce(r.root, r.id) and t.root <> t.id
+        and (t.finished_at is null or t.finished_at >= durable.clock() - %(age)s::interval))
+  and not exists (
+      select from durable.run t
+      where t.id = r.root
+        and (t.finished_at is null or t.finished_at >= durable.clock() - %(age)s::interval))
