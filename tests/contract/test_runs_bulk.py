@@ -129,9 +129,9 @@ def test_many_links_of_a_finish_whose_answer_was_lost_are_still_to_be_sent_and_k
         new("two"),
         PlainMessage("plain 2", b"{}", b"[]"),
     ]
-    first = store.runs.finish(claim.key, claim.fence, SUCCESS, links)
+    first = store.runs.finish(claim.key, claim.fence, SUCCESS, links).links
 
-    assert store.runs.finish(claim.key, claim.fence, SUCCESS, links) == first
+    assert store.runs.finish(claim.key, claim.fence, SUCCESS, links).links == first
 
     assert (first[0], first[2]) == ("pending", "pending")
     outbox = execute(store, "select key::text, id from durable.outbox order by id")
