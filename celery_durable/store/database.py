@@ -12,6 +12,7 @@ from celery_durable.store.connections import Connections
 from celery_durable.store.keeping import KeeperStore
 from celery_durable.store.results import ResultStore
 from celery_durable.store.runs import RunStore
+from celery_durable.store.signals import SignalStore
 from celery_durable.store.url import strip_prefix
 
 if TYPE_CHECKING:
@@ -48,6 +49,11 @@ class Store:
         self.runs = RunStore(self.connections, schema=settings.schema, check=settings.check, lease=lease)
         self.chords = ChordStore(self.connections, self.runs, schema=settings.schema, lease=lease)
         self.results = ResultStore(self.connections, schema=settings.schema)
+
+    @cached_property
+    def signals(self) -> SignalStore:
+        """The statement that delivers signals."""
+        return SignalStore(self.connections, schema=self.settings.schema, check=self.settings.check)
 
     @cached_property
     def inspection(self) -> InspectionStore:
