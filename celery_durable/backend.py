@@ -15,7 +15,7 @@ from celery.utils.saferepr import saferepr
 from kombu import serialization
 from kombu.utils import json
 
-from celery_durable import config, context, hooks, outgoing, texts
+from celery_durable import chains, config, context, hooks, outgoing, texts
 from celery_durable.chords import ChordMixin
 from celery_durable.envelope import HEADER, as_bytes
 from celery_durable.exceptions import ConfigurationError, StoreUnavailableError, TransactionUsageError
@@ -192,17 +192,22 @@ class DurableBackend(ChordMixin, WaitingMixin, Backend):
         A failure in front of the claim, such as a `before_start` that raises, ends a run that is pending; met
         with the duplicate of a message it says nothing about the run.
         """
-        request = kwargs.get("request") or (args[1] if len(args) > 1 else None)
+        request: Any = kwargs.get("request") or (args[1] if len(args) > 1 else None)
         if not _is_run(request):
             return super().mark_as_failure(task_id, exc, *args, **kwargs)
         claimed = getattr(request, "durable", False)
         traceback = kwargs.get("traceback") or (args[0] if args else None)
         if not claimed and not self._fail_unclaimed(task_id, exc, traceback):
             return None
+        request.chain = chains.all_of(self.app, request.chain)
         outcome = super().mark_as_failure(task_id, exc, *args, **kwargs)
         if has_dependents(request):
             self.store.runs.reported(task_id)
         return outcome
+
+    def _fail_chain(self, chain: Any, *args: Any, **kwargs: Any) -> None:
+        fail: Any = getattr(super(), "_fail_chain")  # noqa: B009  (only Celery 5.7 has it, and calls it)
+        fail(chains.all_of(self.app, chain), *args, **kwargs)
 
     def mark_as_revoked(
         self,

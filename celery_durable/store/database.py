@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from celery_durable.config import Settings
     from celery_durable.store.callers import CallersStore
+    from celery_durable.store.chains import ChainStore
     from celery_durable.store.connections import Connection
     from celery_durable.store.forking import ForkStore
     from celery_durable.store.inspection import InspectionStore
@@ -61,6 +62,13 @@ class Store:
         from celery_durable.store.inspection import InspectionStore
 
         return InspectionStore(self.connections, schema=self.settings.schema)
+
+    @cached_property
+    def chains(self) -> ChainStore:
+        """The statements that read the links of long chains."""
+        from celery_durable.store.chains import ChainStore
+
+        return ChainStore(self.connections, schema=self.settings.schema)
 
     @cached_property
     def forks(self) -> ForkStore:

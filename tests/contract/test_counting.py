@@ -282,6 +282,26 @@ def test_a_finish_that_starts_the_next_of_its_chain_takes_no_more(world: World, 
     assert finished(world, meter, send) == ONE
 
 
+def test_a_run_in_a_long_chain_takes_no_more_than_another(world: World, meter: Meter) -> None:
+    task = world.task(nothing)
+    links = chain(*[task.si()] * 30)
+    links.apply_async()
+    started: list[Any] = []
+
+    assert meter.cost(lambda: started.append(links.apply_async())) == ONE
+
+    above = started[0]
+    while above.parent is not None:
+        above = above.parent
+    tree = run_id = above.id
+    for _ in range(4):  # the first two prepare the statements
+        request = {**headers_of(meter, run_id), "root_id": tree}
+        costs = meter.cost(lambda run_id=run_id, request=request: world.deliver(task, run_id, **request))  # type: ignore[misc]
+        (row,) = execute(meter.store, "select id from durable.run where parent = %s", run_id)
+        run_id = row["id"]
+    assert costs == 2
+
+
 def test_a_finish_with_a_link_that_is_a_run_takes_no_more(world: World, meter: Meter) -> None:
     linked = world.task(nothing)
 

@@ -63,7 +63,7 @@ class CallersStore:
         if not self.is_ours(transaction):
             raise TransactionUsageError(self._elsewhere(transaction))
         grace = _AT_ONCE if transaction.notes is None else _GRACE
-        parameters = {name: value for name, value in vars(run).items() if name != "publish"}
+        parameters = {name: value for name, value in vars(run).items() if name not in ("publish", "chains")}
         return Within(**transaction.row(self._sql["enqueue_within"], {**parameters, "grace": grace}))
 
     def committed(self, ids: Sequence[str]) -> set[str]:

@@ -259,6 +259,10 @@ with old as materialized (
     delete from durable.event e using gone where e.run_key = gone.key
 ), signals as (
     delete from durable.signal s using gone where s.run_key = gone.key
+), chains as (
+    delete from durable.chain c where c.root = any(array(select tree from whole)) returning c.id
+), links as (
+    delete from durable.chain_link l using chains where l.chain = chains.id
 )
 select count(*) as runs from gone
 
