@@ -101,7 +101,10 @@ class DurableBackend(BaseBackend):
         if self._store is None:
             from celery_durable.store import Store  # with the database driver, so not before it is needed
 
-            self._store = Store(self.url, config.load(durable_settings(self.app)))
+            settings = config.load(durable_settings(self.app))
+            # Threads that ask for the app's backend at the same time are given one each: it must not matter.
+            stores: dict[Any, Store] = vars(self.app).setdefault("durable_stores", {})
+            self._store = stores.setdefault((self.url, settings), Store(self.url, settings))
         return self._store
 
     def codec(self, serializer: str | None) -> tuple[str, ValueCodec]:
