@@ -23,7 +23,9 @@ if TYPE_CHECKING:
         RunNotFoundError,
         RunStateError,
         SerializationError,
+        SignalTimeout,
         StepInterruptedError,
+        StepNotFoundError,
         StepTimeLimitError,
         StepUsageError,
         StoreUnavailableError,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from celery_durable.operations import Runs
     from celery_durable.steps import step
     from celery_durable.task import DurableTask
+    from celery_durable.waits import sleep, sleep_until, wait_for_signal
 
 _WHERE = {
     "ConfigurationError": "exceptions",
@@ -48,7 +51,9 @@ _WHERE = {
     "RunStateError": "exceptions",
     "Runs": "operations",
     "SerializationError": "exceptions",
+    "SignalTimeout": "exceptions",
     "StepInterruptedError": "exceptions",
+    "StepNotFoundError": "exceptions",
     "StepTimeLimitError": "exceptions",
     "StepUsageError": "exceptions",
     "StoreUnavailableError": "exceptions",
@@ -57,8 +62,11 @@ _WHERE = {
     "idempotency_key": "context",
     "now": "clock",
     "random": "clock",
+    "sleep": "waits",
+    "sleep_until": "waits",
     "step": "steps",
     "uuid4": "clock",
+    "wait_for_signal": "waits",
 }
 
 __all__ = [
@@ -76,7 +84,9 @@ __all__ = [
     "RunStateError",
     "Runs",
     "SerializationError",
+    "SignalTimeout",
     "StepInterruptedError",
+    "StepNotFoundError",
     "StepTimeLimitError",
     "StepUsageError",
     "StoreUnavailableError",
@@ -85,8 +95,11 @@ __all__ = [
     "idempotency_key",
     "now",
     "random",
+    "sleep",
+    "sleep_until",
     "step",
     "uuid4",
+    "wait_for_signal",
 ]
 
 

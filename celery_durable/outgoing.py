@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.utils.time import maybe_make_aware
 
-from celery_durable import envelope
+from celery_durable import batching, envelope
 from celery_durable.exceptions import PayloadTooLargeError, TransactionUsageError
 from celery_durable.store.writes import NewRun, PlainMessage, Stored
 
@@ -160,8 +160,15 @@ class StoringProducer:
         elif collected is not None and collected.everything:
             collected.messages.append(run)
         else:
-            self._store_and_send(run, data, now)
+            self._store_and_send(batching.Outgoing(run, {"body": data, **now}))
         return None
+
+    def _store_and_send(self, one: batching.Outgoing) -> None:
+        batch = batching.current(self._app)
+        if batch is not None:
+            batch.add(self._store, one)
+        else:
+            batching.store_and_send(self._store, self._producer, [one])
 
     def _publish_plain(self, body: Any, publish: dict[str, Any]) -> Any:
         collected = _collecting.get()
@@ -208,22 +215,6 @@ class StoringProducer:
         backend: Any = self._app.backend
         store: Store = backend.store
         return store
-
-    def _store_and_send(self, run: NewRun, data: bytes, now: dict[str, Any]) -> None:
-        stored = self._store.runs.enqueue(run)
-        # A row that was there already may be this very call's, if its first answer was lost.
-        state = stored or self._store.runs.unclaimed(run.id)
-        if state == "pending" and run.publish:
-            error = envelope.attempt_publish(self._producer, lambda: self._producer.publish(data, **now))
-            if error is not None:
-                self._not_taken(run, error, new=stored is not None)
-
-    def _not_taken(self, run: NewRun, error: BaseException, *, new: bool) -> None:
-        if self._store.settings.publish_errors == "raise":
-            if new:
-                self._store.runs.withdraw(run.id)
-            raise error
-        self._store.runs.unpublish([run.id], timedelta(0))
 
 
 def send_collected(

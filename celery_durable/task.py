@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from celery import Task
 from celery._state import get_current_worker_task
 
-from celery_durable import config, context, envelope, outgoing, transport
+from celery_durable import batching, config, context, envelope, outgoing, transport
 from celery_durable.attempt import TERMINAL, Attempt
 from celery_durable.backend import durable_backend, durable_settings
-from celery_durable.enlisting import Enlistment
+from celery_durable.enlisting import Enlistment, refuse_chords
 from celery_durable.exceptions import ConfigurationError, TransactionUsageError
 from celery_durable.store.writes import Stored
 
@@ -218,5 +218,7 @@ def _another_task_here() -> bool:
     return get_current_worker_task() is not None
 
 
+batching.batch_groups()
+refuse_chords()
 context.runs_elsewhere(_another_task_here)
 transport.register()  # an app with durable tasks may have durable+embedded:// as its broker

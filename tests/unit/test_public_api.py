@@ -24,7 +24,9 @@ NAMES = [
     "RunStateError",
     "Runs",
     "SerializationError",
+    "SignalTimeout",
     "StepInterruptedError",
+    "StepNotFoundError",
     "StepTimeLimitError",
     "StepUsageError",
     "StoreUnavailableError",
@@ -33,8 +35,11 @@ NAMES = [
     "idempotency_key",
     "now",
     "random",
+    "sleep",
+    "sleep_until",
     "step",
     "uuid4",
+    "wait_for_signal",
 ]
 
 
