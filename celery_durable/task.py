@@ -11,7 +11,7 @@ from celery._state import get_current_worker_task
 from celery_durable import batching, config, context, envelope, outgoing, transport
 from celery_durable.attempt import TERMINAL, Attempt
 from celery_durable.backend import durable_backend, durable_settings
-from celery_durable.enlisting import Enlistment
+from celery_durable.enlisting import Enlistment, refuse_chords
 from celery_durable.exceptions import ConfigurationError, TransactionUsageError
 from celery_durable.store.writes import Stored
 
@@ -219,5 +219,6 @@ def _another_task_here() -> bool:
 
 
 batching.batch_groups()
+refuse_chords()
 context.runs_elsewhere(_another_task_here)
 transport.register()  # an app with durable tasks may have durable+embedded:// as its broker
