@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kombu import Producer
 
     from celery_durable.store import Store
+    from celery_durable.store.writes import Key
 
 
 @dataclass(frozen=True)
@@ -110,12 +111,20 @@ class StoringProducer:
         app: the Celery app.
         producer: the producer that talks to the broker; everything but `publish` is its own.
         schedule: when the run is due, or None for a task that has no run.
+        key: a key that may stand for another run already.
+
+    Attributes:
+        instead: the id of that other run.
     """
 
-    def __init__(self, app: Celery, producer: Producer, schedule: Schedule | None) -> None:
+    def __init__(
+        self, app: Celery, producer: Producer, schedule: Schedule | None, key: Key | None = None
+    ) -> None:
+        self.instead: str | None = None
         self._app = app
         self._producer = producer
         self._schedule = schedule
+        self._key = key
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._producer, name)
@@ -184,13 +193,20 @@ class StoringProducer:
         return store
 
     def _store_and_send(self, run: NewRun, data: bytes, now: dict[str, Any]) -> None:
-        stored = self._store.runs.enqueue(run)
+        stored = self._store.runs.enqueue(run) if self._key is None else self._store_once(run, self._key)
+        if self.instead is not None:
+            return
         # A row that was there already may be this very call's, if its first answer was lost.
         state = stored or self._store.runs.unclaimed(run.id)
         if state == "pending" and run.publish:
             error = envelope.attempt_publish(self._producer, lambda: self._producer.publish(data, **now))
             if error is not None:
                 self._not_taken(run, error, new=stored is not None)
+
+    def _store_once(self, run: NewRun, key: Key) -> str | None:
+        holder, state = self._store.once.enqueue(run, key, lambda other: envelope.with_id(run.message, other))
+        self.instead = holder if holder != run.id else None
+        return state
 
     def _not_taken(self, run: NewRun, error: BaseException, *, new: bool) -> None:
         if self._store.settings.publish_errors == "raise":

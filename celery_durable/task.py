@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from celery import Task
 from celery._state import get_current_worker_task
 
-from celery_durable import config, context, envelope, outgoing, transport
+from celery_durable import config, context, envelope, once, outgoing, transport
 from celery_durable.attempt import TERMINAL, Attempt
 from celery_durable.backend import durable_backend, durable_settings
 from celery_durable.exceptions import ConfigurationError
+from celery_durable.steps import Step, StepOptions
 from celery_durable.store.writes import Stored
 
 if TYPE_CHECKING:
@@ -49,6 +50,10 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
     retry_backoff_max = 600
     retry_jitter = True
     _retries_by_default = True
+
+    singleton: bool | str | Callable[..., str] = False
+    """Whether a call returns the run of an earlier equal call as long as that is not over. What makes calls
+    equal: all arguments (True), a format string of them (`"customer-{customer}"`), or a function of them."""
 
     @classmethod
     def on_bound(cls, app: Celery) -> None:
@@ -96,35 +101,60 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
 
         Arguments are Celery's. `countdown`, `eta` and `expires` are kept with the run and are no part of the
         message. Inside a run the new run's id is derived from the current one's, so that a replay does not
-        start it again.
+        start it again. Options of our own, all lengths of time in seconds or as a `timedelta`:
+
+        - `idempotency_key`, `ttl`: return the run of an earlier call with this key, if there is one, for as
+          long as `ttl` says, or as the run is kept.
+        - `throttle_key`, `throttle`: the same, but for one run in each `throttle` seconds.
+        - `debounce_key`, `debounce`, `debounce_max`: start one run, with the last call's arguments,
+          `debounce` seconds after the last call, and at most `debounce_max` after the first.
+
+        Raises `ConfigurationError` for options that do not go together.
         """
         app: Celery = self.app
+        key = once.taken_from(self, args, kwargs, options)
         if app.conf.task_always_eager:
             return super().apply_async(args, kwargs, task_id, producer, link, link_error, shadow, **options)
         durable_backend(app)
+        if key is not None and key.delay is not None:
+            options["countdown"] = key.delay.total_seconds()
         schedule = outgoing.Schedule.taken_from(app, options, self.expires)
 
         def send(chosen_id: str | None) -> AsyncResult[Any]:
             celerys: Any = super(DurableTask, self).apply_async
             with app.producer_or_acquire(producer) as real:
-                return celerys(  # type: ignore[no-any-return]
+                storing = outgoing.StoringProducer(app, real, schedule, key)
+                result: AsyncResult[Any] = celerys(
                     args,
                     kwargs,
                     task_id=chosen_id,
-                    producer=outgoing.StoringProducer(app, real, schedule),
+                    producer=storing,
                     link=link,
                     link_error=link_error,
                     shadow=shadow,
                     expires=None,
                     **options,
                 )
+            return result if storing.instead is None else self.AsyncResult(storing.instead)
 
         frame = context.current()
         if frame is None or task_id is not None:
             return send(task_id)
         if frame.step is not None:
             return send(frame.execution.child_of_step(frame, self.name))
+        if key is not None:
+            return self.AsyncResult(self._started_once(send))
         return self._start_child(frame.execution, send)
+
+    def _started_once(self, send: Callable[[str | None], AsyncResult[Any]]) -> str:
+        """Send within a step of its own, which remembers whose run the key stood for."""
+
+        def start() -> str:
+            frame = context.current()
+            chosen = frame and frame.execution.child_of_step(frame, self.name)
+            return str(send(chosen).id)
+
+        return Step(start, StepOptions(name=f"once:{self.name}"))()
 
     def _start_child(
         self, execution: Execution, send: Callable[[str | None], AsyncResult[Any]]

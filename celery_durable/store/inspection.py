@@ -15,6 +15,7 @@ from celery_durable.store.views import (
     Change,
     Count,
     EventView,
+    KeyView,
     Match,
     Page,
     Payloads,
@@ -140,11 +141,11 @@ class InspectionStore:
 
         def work(connection: Connection) -> list[Sequence[Row]]:
             with connection.pipeline():
-                names = ("run", "attempts", "steps", "events", "forks")
+                names = ("run", "attempts", "steps", "events", "forks", "keys")
                 cursors = [connection.execute(self._sql[name], parameters) for name in names]
             return [cursor.fetchall() for cursor in cursors]
 
-        run, attempts, steps, events, forks = self._patiently(work, _READ_BUDGET)
+        run, attempts, steps, events, forks, keys = self._patiently(work, _READ_BUDGET)
         if not run:
             return None
         return RunView(
@@ -153,6 +154,7 @@ class InspectionStore:
             steps=tuple(StepView(**row) for row in steps),
             events=tuple(EventView(**{**row, "detail": row["detail"] or {}}) for row in events),
             forks=tuple(row["id"] for row in forks),
+            keys=tuple(KeyView(**row) for row in keys),
         )
 
     def payloads(self, run_id: str) -> Payloads | None:

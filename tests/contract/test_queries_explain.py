@@ -60,6 +60,8 @@ insert into durable.checkpoint
 insert into durable.attempt (run_key, number, fence, worker, hostname, pid)
     select key, 1, fence, 1, 'worker@1', 1 from durable.run;
 insert into durable.event (run_key, kind) select key, 'recovered' from durable.run where key % 5 = 0;
+insert into durable.once (task, kind, key, run)
+    select 'task-' || n % 20, 'idempotency', 'key-' || n, 'run-' || n from generate_series(1, 20000) n;
 insert into durable.result (task_id, status, date_done)
     select 'plain-' || n, 'SUCCESS', now() - n * interval '1 minute' from generate_series(1, 20000) n;
 insert into durable.result_group (id, result, result_type, date_done)

@@ -75,7 +75,8 @@ class World:
         rows = execute(
             self.store,
             "select c.key, c.outcome, c.attempt"
-            " from durable.checkpoint c join durable.run r on r.key = c.run_key where r.id = %s order by c.seq",
+            " from durable.checkpoint c join durable.run r on r.key = c.run_key"
+            " where r.id = %s order by c.seq",
             run_id,
         )
         return {row["key"]: (row["outcome"], row["attempt"]) for row in rows}

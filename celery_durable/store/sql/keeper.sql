@@ -248,13 +248,15 @@ with old as materialized (
 ), gone as (
     delete from durable.run r
     where r.key = any(array(select member.key from member join whole on whole.tree = member.tree))
-    returning r.key
+    returning r.key, r.id
 ), checkpoints as (
     delete from durable.checkpoint c using gone where c.run_key = gone.key
 ), attempts as (
     delete from durable.attempt a using gone where a.run_key = gone.key
 ), events as (
     delete from durable.event e using gone where e.run_key = gone.key
+), keys as (
+    delete from durable.once o using gone where o.run = gone.id
 )
 select count(*) as runs from gone
 

@@ -37,13 +37,15 @@ from durable.result where task_id = any(%(ids)s)
 -- name: forget_run
 -- A final run goes with all that belongs to it; one that is not over stays.
 with gone as (
-    delete from durable.run where id = %(task_id)s and finished_at is not null returning key
+    delete from durable.run where id = %(task_id)s and finished_at is not null returning key, id
 ), checkpoints as (
     delete from durable.checkpoint c using gone where c.run_key = gone.key
 ), attempts as (
     delete from durable.attempt a using gone where a.run_key = gone.key
 ), events as (
     delete from durable.event e using gone where e.run_key = gone.key
+), keys as (
+    delete from durable.once o using gone where o.run = gone.id
 )
 delete from durable.result where task_id = %(task_id)s
 
