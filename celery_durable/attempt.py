@@ -20,6 +20,7 @@ from celery_durable.exceptions import (
     NondeterminismError,
     RunCancelled,
     SerializationError,
+    SignalTimeout,
     StepInterruptedError,
     StepUsageError,
     StoreError,
@@ -44,6 +45,7 @@ TERMINAL = (
     NondeterminismError,
     LeaseLostError,
     SerializationError,
+    SignalTimeout,
     StepUsageError,
     StepInterruptedError,
     StoreUnavailableError,
@@ -118,8 +120,7 @@ class Attempt:
             args, kwargs = self._as_stored(claim, args, kwargs)
             self.request.retries = claim.retries
             with context.activate(execution):
-                value = self.task.body(*args, **kwargs)
-                execution.conclude()
+                value = self._value(execution, args, kwargs)
         except (SystemExit, KeyboardInterrupt, GeneratorExit):
             raise
         except Suspended as suspended:
@@ -136,6 +137,19 @@ class Attempt:
         except BaseException as error:
             raise settlement.foreign(error) from error
         settlement.succeeded(value)
+        return value
+
+    def _value(self, execution: Execution, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what the body returns; one that has left its worker ends so, whatever it does about it."""
+        try:
+            value = self.task.body(*args, **kwargs)
+        except (SystemExit, KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException:
+            if execution.leaving is not None:
+                raise execution.leaving from None
+            raise
+        execution.conclude()
         return value
 
     def _claim(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Claim, list[Checkpoint]]:

@@ -18,10 +18,10 @@ from celery.utils.saferepr import saferepr
 from kombu import serialization
 from kombu.utils import json
 
-from celery_durable import config, context, hooks, texts
+from celery_durable import config, context, hooks, outgoing, texts
 from celery_durable.chords import ChordMixin
 from celery_durable.envelope import HEADER, as_bytes
-from celery_durable.exceptions import ConfigurationError, StoreUnavailableError
+from celery_durable.exceptions import ConfigurationError, StoreUnavailableError, TransactionUsageError
 from celery_durable.run import celery_state
 from celery_durable.serialization import ValueCodec
 from celery_durable.store.url import redact
@@ -309,8 +309,16 @@ class DurableBackend(ChordMixin, BaseBackend):
     def process_cleanup(self) -> None:
         """Nothing: connections stay open between tasks."""
 
-    def on_task_call(self, producer: Any, task_id: str) -> None:
-        """Nothing: a result needs no preparation."""
+    def on_task_call(self, producer: Any, task_id: str) -> None:  # noqa: ARG002
+        """Watch what the app sends; a result needs no preparation."""
+        outgoing.watch(self.app)
+
+    def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> Any:
+        """Refuse a chord that is to be part of a transaction: who counts its parts is no part of it."""
+        if "transaction" in body.options:
+            message = "A chord takes no transaction=: start it from a durable task that does"
+            raise TransactionUsageError(message)
+        return super().apply_chord(header_result_args, body, **kwargs)
 
     def as_uri(self, include_password: bool = False) -> str:  # noqa: FBT001, FBT002  (Celery's signature)
         """Return the URL as configured, without the password unless asked for."""

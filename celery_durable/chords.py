@@ -111,23 +111,19 @@ class ChordMixin:
 
     def _follow(self, group_id: str, look: Look, token: uuid.UUID, body: Any = None) -> None:
         if look.complete:
-            self._complete(group_id, token, body)
+            self._complete(group_id, look, token, body)
         else:
             self.store.chords.add_up(group_id, look)
 
-    def _complete(self, group_id: str, token: uuid.UUID, body: Any) -> None:
+    def _complete(self, group_id: str, look: Look, token: uuid.UUID, body: Any) -> None:
         """Start a claimed chord's body, or tell its failure; then close it."""
-        claimed = self.store.chords.claimed(group_id, token)
-        if claimed is None:
-            return
-        stored = self.decoded(claimed["body"], claimed["content_type"])
-        callback = maybe_signature(stored if stored is not None else body, app=self.app)
+        stored = self.decoded(look.body, look.content_type)
+        callback = maybe_signature(body if stored is None else stored, app=self.app)
         if callback is None:
             logger.error("Chord %s is complete, and its body is not known", group_id)
             return
         try:
-            results = self._joined(group_id, claimed)
-            self._start(group_id, token, callback, results)
+            self._start(group_id, token, callback, self._joined(group_id, look))
         except StoreUnavailableError:
             raise
         except Exception as error:
@@ -135,9 +131,9 @@ class ChordMixin:
             self.chord_error_from_stack(callback, error if isinstance(error, ChordError) else _wrapped(error))
             self.store.chords.finish(group_id, token)
 
-    def _joined(self, group_id: str, claimed: Row) -> list[Any]:
+    def _joined(self, group_id: str, look: Look) -> list[Any]:
         """Return the results of the header, in its order and shape; raise `ChordError` for a failed part."""
-        header = self.decoded(claimed["header"], claimed["content_type"])
+        header = self.decoded(look.header, look.content_type)
         if header is None:
             return [self._part_value(row) for row in self.store.chords.results(group_id)]
         result: Any = result_from_tuple(header, app=self.app)

@@ -191,7 +191,10 @@ class Settlement:
     # -- the body was left ------------------------------------------------------------------------------
 
     def suspended(self, suspended: Suspended) -> Exception:
-        """Leave the worker: for a step's retry, or because the worker shuts down."""
+        """Leave the worker: for a wait, for a step's retry, or because the worker shuts down."""
+        if suspended.stored:
+            logger.info("%s leaves this worker and waits (%s)", self._where, suspended.reason)
+            return Ignore(f"run {suspended.outcome}")
         release = Release(
             outcome=suspended.outcome,
             delay=suspended.delay,

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from celery import Task
 from celery._state import get_current_worker_task
 
-from celery_durable import config, context, envelope, once, outgoing, transport
+from celery_durable import batching, config, context, envelope, once, outgoing, transport
 from celery_durable.attempt import TERMINAL, Attempt
 from celery_durable.backend import durable_backend, durable_settings
-from celery_durable.exceptions import ConfigurationError
+from celery_durable.enlisting import Enlistment
+from celery_durable.exceptions import ConfigurationError, TransactionUsageError
 from celery_durable.steps import Step, StepOptions
 from celery_durable.store.writes import Stored
 
@@ -95,35 +96,46 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         link: Any = None,
         link_error: Any = None,
         shadow: str | None = None,
+        *,
+        transaction: Any = None,
         **options: Any,
     ) -> AsyncResult[Any]:
         """Store the run, then send its message; with the broker away the keeper sends it later.
 
         Arguments are Celery's. `countdown`, `eta` and `expires` are kept with the run and are no part of the
         message. Inside a run the new run's id is derived from the current one's, so that a replay does not
-        start it again. Options of our own, all lengths of time in seconds or as a `timedelta`:
+        start it again.
 
-        - `idempotency_key`, `ttl`: return the run of an earlier call with this key, if there is one, for as
-          long as `ttl` says, or as the run is kept.
-        - `throttle_key`, `throttle`: the same, but for one run in each `throttle` seconds.
-        - `debounce_key`, `debounce`, `debounce_max`: start one run, with the last call's arguments,
-          `debounce` seconds after the last call, and at most `debounce_max` after the first.
+        `transaction` is a session or connection in whose open transaction the run is stored: the run is there
+        when that is committed, its message is sent after that, and when it is rolled back there is nothing.
+        It may be a SQLAlchemy `Session` or `Connection`, Django's `connection`, a psycopg connection or
+        another DBAPI connection, of the same database. Raises `TransactionUsageError` for anything else.
 
-        Raises `ConfigurationError` for options that do not go together.
+        `idempotency_key` and `ttl` return the run of an earlier call with this key, if there is one, for as
+        long as `ttl` says, or as the run is kept; `throttle_key` and `throttle` do so for one run in each
+        `throttle`. `debounce_key`, `debounce` and `debounce_max` start one run, with the last call's arguments,
+        `debounce` after that call and at most `debounce_max` after the first. Lengths of time are seconds or a
+        `timedelta`. Raises `ConfigurationError` for options that do not go together.
         """
         app: Celery = self.app
         key = once.taken_from(self, args, kwargs, options)
         if app.conf.task_always_eager:
             return super().apply_async(args, kwargs, task_id, producer, link, link_error, shadow, **options)
         durable_backend(app)
+        if key is not None and transaction is not None:
+            message = (
+                f"{self.name}: a key has a transaction of its own, so there can be no transaction= with one"
+            )
+            raise ConfigurationError(message)
         if key is not None and key.delay is not None:
             options["countdown"] = key.delay.total_seconds()
+        enlistment = None if transaction is None else self._enlist(transaction)
         schedule = outgoing.Schedule.taken_from(app, options, self.expires)
 
         def send(chosen_id: str | None) -> AsyncResult[Any]:
             celerys: Any = super(DurableTask, self).apply_async
             with app.producer_or_acquire(producer) as real:
-                storing = outgoing.StoringProducer(app, real, schedule, key)
+                storing = outgoing.StoringProducer(app, real, schedule, enlistment=enlistment, key=key)
                 result: AsyncResult[Any] = celerys(
                     args,
                     kwargs,
@@ -155,6 +167,18 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
             return str(send(chosen).id)
 
         return Step(start, StepOptions(name=f"once:{self.name}"))()
+
+    def _enlist(self, transaction: Any) -> Enlistment:
+        from celery_durable.store.callers import recognised  # with the database driver
+
+        frame = context.current()
+        if frame is not None and frame.step is None:
+            message = (
+                "transaction= belongs into a step, for a body is replayed without its transactions. Move "
+                "this apply_async, and what it is to be committed with, into a @durable.step function"
+            )
+            raise TransactionUsageError(message)
+        return Enlistment(self.app, durable_backend(self.app).store, recognised(transaction))
 
     def _start_child(
         self, execution: Execution, send: Callable[[str | None], AsyncResult[Any]]
@@ -227,5 +251,6 @@ def _another_task_here() -> bool:
     return get_current_worker_task() is not None
 
 
+batching.batch_groups()
 context.runs_elsewhere(_another_task_here)
 transport.register()  # an app with durable tasks may have durable+embedded:// as its broker

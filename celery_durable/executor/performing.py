@@ -150,7 +150,7 @@ class Performer:
 
     def _pause(self, delay: float) -> None:
         if delay > self._settings.step_sleep:
-            raise Suspended("suspended", delay, "retry")
+            raise self._journal.leave(Suspended("suspended", delay, "retry"))
         threading.Event().wait(delay)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -15,9 +16,9 @@ from celery_durable.store.url import strip_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import timedelta
 
     from celery_durable.config import Settings
+    from celery_durable.store.callers import CallersStore
     from celery_durable.store.connections import Connection
     from celery_durable.store.forking import ForkStore
     from celery_durable.store.inspection import InspectionStore
@@ -44,8 +45,9 @@ class Store:
             outage_budget=settings.outage_budget,
             on_open=self._check,
         )
-        self.runs = RunStore(self.connections, schema=settings.schema, check=settings.check)
-        self.chords = ChordStore(self.connections, self.runs, schema=settings.schema)
+        lease = timedelta(seconds=settings.lease)
+        self.runs = RunStore(self.connections, schema=settings.schema, check=settings.check, lease=lease)
+        self.chords = ChordStore(self.connections, self.runs, schema=settings.schema, lease=lease)
         self.results = ResultStore(self.connections, schema=settings.schema)
 
     @cached_property
@@ -68,6 +70,13 @@ class Store:
         from celery_durable.store.once import OnceStore
 
         return OnceStore(self.connections, schema=self.settings.schema, check=self.settings.check)
+
+    @cached_property
+    def callers(self) -> CallersStore:
+        """The statements that run in transactions of the caller's."""
+        from celery_durable.store.callers import CallersStore
+
+        return CallersStore(self.connections, schema=self.settings.schema, check=self.settings.check)
 
     def keeper(self, connection: Connection) -> KeeperStore:
         """Return the keeper's statements on a connection of its own."""

@@ -48,6 +48,7 @@ _STATES_OF_REASON = {
     "exhausted": RunState.FAILED,
     "retry": RunState.WAITING,
     "timer": RunState.WAITING,
+    "sleep": RunState.WAITING,
     "signal": RunState.WAITING,
     "children": RunState.WAITING,
     "slot": RunState.WAITING,

@@ -111,10 +111,16 @@ class Look:
     Attributes:
         complete: every part is there, and this look got the claim to start the body.
         uncounted: parts that were counted one by one.
+        body: the signature of the body of a claimed chord.
+        header: the result ids of a header that is no plain list of tasks.
+        content_type: the format of both.
     """
 
     complete: bool
     uncounted: int
+    body: bytes | None = None
+    header: bytes | None = None
+    content_type: str | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +155,33 @@ class Release:
     queue: str | None = None
     priority: int | None = None
     discard: str = "none"
+
+
+@dataclass(frozen=True)
+class Wait:
+    """A wait as it is stored when it is met.
+
+    Attributes:
+        kind: `sleep`, `signal` or `children`.
+        awaits: the signal's name, or the id of a wait of children.
+        delay: how long, or `until` when; both None for a wait that nothing but its event ends.
+        output: what is kept with it until then.
+        late: what is stored as its error when nothing came in time, with its codec and in one line.
+    """
+
+    key: str
+    seq: int
+    kind: str
+    digest: bytes
+    arguments: str
+    awaits: str | None = None
+    delay: timedelta | None = None
+    until: datetime | None = None
+    output: bytes | None = None
+    clock: list[datetime] | None = None
+    late: bytes | None = None
+    late_codec: str | None = None
+    late_error: str | None = None
 
 
 def closed(fence: uuid.UUID) -> uuid.UUID:

@@ -31,8 +31,8 @@ LOOKS_AT_EVERYTHING = {
     ("health", "held"),
     ("health", "tables"),
 }
-# Small by nature: one row per worker process, one leader, messages on their way.
-SMALL_TABLES = {"worker", "leader", "outbox", "migration"}
+# Small by nature: one row per worker process, one leader, messages on their way, the server's own catalogue.
+SMALL_TABLES = {"worker", "leader", "outbox", "migration", "pg_database", "pg_namespace", "pg_class"}
 FILTERS = ["states", "task", "reason", "has_error", "has_no_error", "worker", "since", "until"]
 
 FILL = """

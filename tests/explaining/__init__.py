@@ -11,6 +11,7 @@ from psycopg._queries import PostgresQuery
 from psycopg.adapt import Transformer
 
 from celery_durable.store import queries
+from celery_durable.store.writes import NewRun
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +31,7 @@ PARAMETERS: dict[str, Any] = {
     "ago": MINUTE,
     "arguments": "(url='x')",
     "at": None,
+    "awaits": "approved",
     "beats": [1, 2],
     "before": 20_000,
     "body": b"[]",
@@ -65,7 +67,10 @@ PARAMETERS: dict[str, Any] = {
     "kept": ["download"],
     "key": "download",
     "keys": [7, 8],
-    "kind": "idempotency",
+    "kind": "signal",
+    "late": b"{}",
+    "late_codec": "application/json",
+    "late_error": "SignalTimeout: no",
     "lease": MINUTE,
     "limit": 100,
     "longest": MINUTE,
@@ -121,9 +126,15 @@ PARAMETERS: dict[str, Any] = {
     "worker": "worker@one",
 }
 IN_PARTICULAR: dict[tuple[str, str], dict[str, Any]] = {
+    ("runs", "enqueue_bulk"): dict.fromkeys(vars(NewRun("", "", "", None, b"", b""))),
+    ("runs", "enqueue_outbox"): {"id": ["a", "b"], "message": [b"{}", b"{}"], "body": [b"[]", b"[]"]},
     ("forks", "seed"): {"keys": ["download"]},
     ("inspection", "resume_discard"): {"before": ["failed", "failed"]},
     ("inspection", "resume"): {"states": ["failed"]},
+    ("once", "take"): {"kind": "idempotency"},
+    ("once", "hold"): {"kind": "idempotency"},
+    ("once", "free"): {"kind": "idempotency"},
+    ("once", "retake"): {"kind": "idempotency"},
     ("keeper", "bury"): {"ids": [1, 2]},
     ("runs", "update_state"): {"state": "PROGRESS"},
 }
