@@ -113,8 +113,8 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
 
         `idempotency_key` and `ttl` return the run of an earlier call with this key, if there is one, for as
         long as `ttl` says, or as the run is kept; `throttle_key` and `throttle` do so for one run in each
-        `throttle`. `debounce_key`, `debounce` and `debounce_max` start one run, with the arguments of the last
-        call, `debounce` after that call and at most `debounce_max` after the first. Lengths of time are seconds
+        `throttle`. `debounce_key`, `debounce` and `debounce_max` start one run, with the arguments of the
+        last call, `debounce` after it and at most `debounce_max` after the first. Lengths of time are seconds
         or a `timedelta`. Raises `ConfigurationError` for options that do not go together.
         """
         app: Celery = self.app

@@ -50,8 +50,10 @@ PARAMETERS: dict[str, Any] = {
     "end": "run-2",
     "error": "ValueError: no",
     "eta": None,
+    "every": 0.0,
     "expires": MINUTE,
     "expires_at": None,
+    "failed_age": MINUTE,
     "fence": FENCE,
     "fences": [FENCE, FENCE],
     "fork": 8,
@@ -78,6 +80,7 @@ PARAMETERS: dict[str, Any] = {
     "max_recoveries": 10,
     "message": b"{}",
     "meta": None,
+    "most": 100,
     "operation": str(FENCE),
     "outcome": "ok",
     "output": b"1",
@@ -123,6 +126,7 @@ PARAMETERS: dict[str, Any] = {
     "unreported": False,
     "until": MOMENT,
     "version": None,
+    "within": 0.0,
     "worker": "worker@one",
 }
 IN_PARTICULAR: dict[tuple[str, str], dict[str, Any]] = {
