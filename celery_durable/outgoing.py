@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from celery_durable.enlisting import Enlistment
     from celery_durable.store import Store
-    from celery_durable.store.writes import NewChain
+    from celery_durable.store.writes import Key, NewChain
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,10 @@ class StoringProducer:
         producer: the producer that talks to the broker; everything but `publish` is its own.
         schedule: when the run is due, or None for a task that has no run.
         enlistment: the caller's transaction that is to store the run, which then sends the message, too.
+        key: a key that may stand for another run already.
+
+    Attributes:
+        instead: the id of that other run.
     """
 
     def __init__(
@@ -129,12 +133,16 @@ class StoringProducer:
         app: Celery,
         producer: Producer,
         schedule: Schedule | None,
+        *,
         enlistment: Enlistment | None = None,
+        key: Key | None = None,
     ) -> None:
+        self.instead: str | None = None
         self._app = app
         self._producer = producer
         self._schedule = schedule
         self._enlistment = enlistment
+        self._key = key
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._producer, name)
@@ -186,11 +194,20 @@ class StoringProducer:
         return (args, kwargs, embed), new
 
     def _store_and_send(self, one: batching.Outgoing) -> None:
-        batch = batching.current(self._app)
-        if batch is not None:
+        if self._key is not None:
+            self._store_once(one, self._key)
+        elif (batch := batching.current(self._app)) is not None:
             batch.add(self._store, one)
         else:
             batching.store_and_send(self._store, self._producer, [one])
+
+    def _store_once(self, one: batching.Outgoing, key: Key) -> None:
+        run = one.run
+        holder, state = self._store.once.enqueue(run, key, lambda other: envelope.with_id(run.message, other))
+        if holder == run.id:
+            batching.send(self._store, self._producer, [one], [state])
+        else:
+            self.instead = holder
 
     def _publish_plain(self, body: Any, publish: dict[str, Any]) -> Any:
         collected = _collecting.get()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from celery_durable.store.connections import Connection
     from celery_durable.store.forking import ForkStore
     from celery_durable.store.inspection import InspectionStore
+    from celery_durable.store.once import OnceStore
 
 _PRUNED_AT_ONCE = 500
 
@@ -76,6 +77,13 @@ class Store:
         from celery_durable.store.forking import ForkStore
 
         return ForkStore(self.connections, schema=self.settings.schema, check=self.settings.check)
+
+    @cached_property
+    def once(self) -> OnceStore:
+        """The statements that store a run unless its key has one."""
+        from celery_durable.store.once import OnceStore
+
+        return OnceStore(self.connections, schema=self.settings.schema, check=self.settings.check)
 
     @cached_property
     def callers(self) -> CallersStore:

@@ -60,6 +60,25 @@ class NewRun:
 
 
 @dataclass(frozen=True)
+class Key:
+    """A key of one task.
+
+    Attributes:
+        kind: when it is to be had again: `idempotency` and `throttle` after `ttl` or when the run is deleted,
+            `singleton` when the run is over, `debounce` when the run has started.
+        ttl: for how long it stands for its run, None for as long as the run is there.
+        delay: how long a debounced run waits for another call.
+        longest: how long it waits at most after the first one.
+    """
+
+    kind: str
+    key: str
+    ttl: timedelta | None = None
+    delay: timedelta | None = None
+    longest: timedelta | None = None
+
+
+@dataclass(frozen=True)
 class PlainMessage:
     """A message to a task without a run, kept until it is published."""
 

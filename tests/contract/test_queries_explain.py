@@ -67,6 +67,8 @@ insert into durable.chain (id, root, content_type, content_encoding)
     select gen_random_uuid(), id, 'application/json', 'utf-8' from durable.run where key % 5 = 0;
 insert into durable.chain_link (chain, number, signature)
     select id, n, '{}' from durable.chain, generate_series(1, 5) n;
+insert into durable.once (task, kind, key, run)
+    select 'task-' || n % 20, 'idempotency', 'key-' || n, 'run-' || n from generate_series(1, 20000) n;
 insert into durable.result (task_id, status, date_done)
     select 'plain-' || n, 'SUCCESS', now() - n * interval '1 minute' from generate_series(1, 20000) n;
 insert into durable.result_group (id, result, result_type, date_done)

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
 PAGES = {
-    "fork_orders": "resume-fork-edit.md",
     "approvals": "wait.md",
+    "call_once": "call-once.md",
+    "fork_orders": "resume-fork-edit.md",
     "place_orders": "sqlalchemy.md",
 }
 
