@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from celery_durable.operations import Runs
     from celery_durable.steps import step
     from celery_durable.task import DurableTask
+    from celery_durable.transactions import transaction
 
 _WHERE = {
     "ConfigurationError": "exceptions",
@@ -56,6 +57,7 @@ _WHERE = {
     "now": "clock",
     "random": "clock",
     "step": "steps",
+    "transaction": "transactions",
     "uuid4": "clock",
 }
 
@@ -83,6 +85,7 @@ __all__ = [
     "now",
     "random",
     "step",
+    "transaction",
     "uuid4",
 ]
 

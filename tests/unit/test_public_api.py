@@ -33,6 +33,7 @@ NAMES = [
     "now",
     "random",
     "step",
+    "transaction",
     "uuid4",
 ]
 
