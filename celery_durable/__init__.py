@@ -23,15 +23,19 @@ if TYPE_CHECKING:
         RunNotFoundError,
         RunStateError,
         SerializationError,
+        SignalTimeout,
         StepInterruptedError,
+        StepNotFoundError,
         StepTimeLimitError,
         StepUsageError,
         StoreUnavailableError,
+        TransactionUsageError,
     )
     from celery_durable.operations import Runs
     from celery_durable.steps import step
     from celery_durable.task import DurableTask
     from celery_durable.transactions import transaction
+    from celery_durable.waits import sleep, sleep_until, wait_for_signal
 
 _WHERE = {
     "ConfigurationError": "exceptions",
@@ -48,17 +52,23 @@ _WHERE = {
     "RunStateError": "exceptions",
     "Runs": "operations",
     "SerializationError": "exceptions",
+    "SignalTimeout": "exceptions",
     "StepInterruptedError": "exceptions",
+    "StepNotFoundError": "exceptions",
     "StepTimeLimitError": "exceptions",
     "StepUsageError": "exceptions",
     "StoreUnavailableError": "exceptions",
+    "TransactionUsageError": "exceptions",
     "current_run": "context",
     "idempotency_key": "context",
     "now": "clock",
     "random": "clock",
+    "sleep": "waits",
+    "sleep_until": "waits",
     "step": "steps",
     "transaction": "transactions",
     "uuid4": "clock",
+    "wait_for_signal": "waits",
 }
 
 __all__ = [
@@ -76,17 +86,23 @@ __all__ = [
     "RunStateError",
     "Runs",
     "SerializationError",
+    "SignalTimeout",
     "StepInterruptedError",
+    "StepNotFoundError",
     "StepTimeLimitError",
     "StepUsageError",
     "StoreUnavailableError",
+    "TransactionUsageError",
     "current_run",
     "idempotency_key",
     "now",
     "random",
+    "sleep",
+    "sleep_until",
     "step",
     "transaction",
     "uuid4",
+    "wait_for_signal",
 ]
 
 

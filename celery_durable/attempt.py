@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
 from celery_durable import context, envelope, hooks, outgoing
-from celery_durable.backend import durable_backend
+from celery_durable.backend import durable_backend, tell_revoked
 from celery_durable.exceptions import (
     DurableError,
     Fatal,
@@ -20,6 +20,7 @@ from celery_durable.exceptions import (
     NondeterminismError,
     RunCancelled,
     SerializationError,
+    SignalTimeout,
     StepInterruptedError,
     StepUsageError,
     StoreError,
@@ -45,6 +46,7 @@ TERMINAL = (
     NondeterminismError,
     LeaseLostError,
     SerializationError,
+    SignalTimeout,
     StepUsageError,
     StepInterruptedError,
     StoreUnavailableError,
@@ -123,8 +125,7 @@ class Attempt:
             args, kwargs = self._as_stored(claim, args, kwargs)
             self.request.retries = claim.retries
             with context.activate(execution):
-                value = self.task.body(*args, **kwargs)
-                execution.conclude()
+                value = self._value(execution, args, kwargs)
         except (SystemExit, KeyboardInterrupt, GeneratorExit):
             raise
         except Suspended as suspended:
@@ -141,6 +142,19 @@ class Attempt:
         except BaseException as error:
             raise settlement.foreign(error) from error
         settlement.succeeded(value)
+        return value
+
+    def _value(self, execution: Execution, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what the body returns; one that has left its worker ends so, whatever it does about it."""
+        try:
+            value = self.task.body(*args, **kwargs)
+        except (SystemExit, KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException:
+            if execution.leaving is not None:
+                raise execution.leaving from None
+            raise
+        execution.conclude()
         return value
 
     def _claim(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Claim, list[Checkpoint]]:
@@ -182,6 +196,8 @@ class Attempt:
         if refusal is Refusal.NO_WORKER:
             logger.warning("%s: this worker has no live row in the store; the message goes back", where)
             return Reject("no live worker row", requeue=True)
+        if refusal is Refusal.EXPIRED:
+            tell_revoked(self.backend, self.request, "expired")
         logger.info("%s: nothing to do, the run is %s", where, refusal.value)
         return Ignore(f"run is {refusal.value}")
 

@@ -18,9 +18,10 @@ from celery.utils.saferepr import saferepr
 from kombu import serialization
 from kombu.utils import json
 
-from celery_durable import config, context, hooks, texts
+from celery_durable import config, context, hooks, outgoing, texts
+from celery_durable.chords import ChordMixin
 from celery_durable.envelope import HEADER, as_bytes
-from celery_durable.exceptions import ConfigurationError, StoreUnavailableError
+from celery_durable.exceptions import ConfigurationError, StoreUnavailableError, TransactionUsageError
 from celery_durable.run import celery_state
 from celery_durable.serialization import ValueCodec
 from celery_durable.store.url import redact
@@ -59,7 +60,7 @@ class KombuSerializer:
         return serialization.loads(data, self._content_type, self._encoding, accept=self._accept)
 
 
-class DurableBackend(BaseBackend):
+class DurableBackend(ChordMixin, BaseBackend):
     """Results in Postgres; for durable tasks, a view on their runs.
 
     Arguments:
@@ -77,6 +78,7 @@ class DurableBackend(BaseBackend):
         _get_result_meta: Any
         _ensure_not_eager: Any
         prepare_exception: Any
+        prepare_expires: Any
 
     supports_autoexpire = False
     persistent = True
@@ -206,6 +208,20 @@ class DurableBackend(BaseBackend):
             self.store.runs.reported(task_id)
         return outcome
 
+    def mark_as_revoked(
+        self,
+        task_id: str,
+        reason: str = "",
+        request: Any = None,
+        store_result: bool = True,  # noqa: FBT001, FBT002  (Celery's signature)
+        state: str = states.REVOKED,
+    ) -> Any:
+        """Store that a task was revoked and count it in its chord; note of a run that it was told."""
+        outcome: Any = super().mark_as_revoked(task_id, reason, request, store_result, state)
+        if _is_run(request) and has_dependents(request):
+            self.store.runs.reported(task_id)
+        return outcome
+
     def _fail_unclaimed(self, task_id: str, error: Exception, traceback: Any) -> bool:
         text = texts.storable(traceback) if isinstance(traceback, str) else None
         return self.store.runs.fail_unclaimed(task_id, self.error_meta(error), self.content_type, text)
@@ -281,6 +297,9 @@ class DurableBackend(BaseBackend):
 
         if self.expires:
             self.store.results.expire(timedelta(seconds=self.expires))
+        chord_expires = self.app.conf.get("result_chord_expires")
+        if age := self.expires if chord_expires is None else self.prepare_expires(chord_expires, type=int):
+            self.store.chords.expire(timedelta(seconds=age))
         prune(self.store, result_expires=self.expires)
 
     def exception_safe_to_retry(self, exc: Exception) -> bool:
@@ -290,8 +309,16 @@ class DurableBackend(BaseBackend):
     def process_cleanup(self) -> None:
         """Nothing: connections stay open between tasks."""
 
-    def on_task_call(self, producer: Any, task_id: str) -> None:
-        """Nothing: a result needs no preparation."""
+    def on_task_call(self, producer: Any, task_id: str) -> None:  # noqa: ARG002
+        """Watch what the app sends; a result needs no preparation."""
+        outgoing.watch(self.app)
+
+    def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> Any:
+        """Refuse a chord that is to be part of a transaction: who counts its parts is no part of it."""
+        if "transaction" in body.options:
+            message = "A chord takes no transaction=: start it from a durable task that does"
+            raise TransactionUsageError(message)
+        return super().apply_chord(header_result_args, body, **kwargs)
 
     def as_uri(self, include_password: bool = False) -> str:  # noqa: FBT001, FBT002  (Celery's signature)
         """Return the URL as configured, without the password unless asked for."""
@@ -337,6 +364,12 @@ def _decompressed(data: bytes) -> bytes:
 def has_dependents(request: Any) -> bool:
     """Whether somebody is to be told when this request fails."""
     return bool(request.errbacks or request.chain or request.chord)
+
+
+def tell_revoked(backend: DurableBackend, request: Any, reason: str) -> None:
+    """Count a run that is cancelled already in its chord."""
+    if has_dependents(request):
+        backend.mark_as_revoked(request.id, reason, request=request, store_result=False)
 
 
 def durable_backend(app: Celery) -> DurableBackend:

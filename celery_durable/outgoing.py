@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from celery.utils.time import maybe_make_aware
 
-from celery_durable import envelope
-from celery_durable.exceptions import PayloadTooLargeError
+from celery_durable import batching, envelope
+from celery_durable.exceptions import PayloadTooLargeError, TransactionUsageError
 from celery_durable.store.writes import NewRun, PlainMessage, Stored
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from celery import Celery
     from kombu import Producer
 
+    from celery_durable.enlisting import Enlistment
     from celery_durable.store import Store
 
 
@@ -77,7 +78,7 @@ _collecting: ContextVar[Collected | None] = ContextVar("celery_durable_collectin
 def collecting(run_id: str, everything_of: Celery | None = None) -> Iterator[Collected]:
     """Catch the message that goes out under `run_id` (a retry), or every message that an app sends."""
     if everything_of is not None:
-        _watch(everything_of)
+        watch(everything_of)
     collected = Collected(run_id, everything=everything_of is not None)
     token = _collecting.set(collected)
     try:
@@ -86,14 +87,23 @@ def collecting(run_id: str, everything_of: Celery | None = None) -> Iterator[Col
         _collecting.reset(token)
 
 
-def _watch(app: Celery) -> None:
-    """Let no message of the app get past a collection: canvas does not hand a producer on everywhere."""
+def watch(app: Celery) -> None:
+    """Let no message of the app get past a collection: canvas does not hand a producer on everywhere.
+
+    Nor a message of a plain task that was to be part of a transaction, as a member of a group.
+    """
     amqp: Any = app.amqp
     send = amqp.send_task_message
     if getattr(send, "watched", False):
         return
 
     def send_task_message(producer: Any, *args: Any, **options: Any) -> Any:
+        if "transaction" in options:
+            message = (
+                f"{args[0]} is no durable task, so its message cannot wait for a transaction: give it the "
+                f"base DurableTask, or send it after the commit"
+            )
+            raise TransactionUsageError(message)
         collected = _collecting.get()
         if collected is not None and collected.everything and not isinstance(producer, StoringProducer):
             producer = StoringProducer(app, producer, None)
@@ -110,12 +120,20 @@ class StoringProducer:
         app: the Celery app.
         producer: the producer that talks to the broker; everything but `publish` is its own.
         schedule: when the run is due, or None for a task that has no run.
+        enlistment: the caller's transaction that is to store the run, which then sends the message, too.
     """
 
-    def __init__(self, app: Celery, producer: Producer, schedule: Schedule | None) -> None:
+    def __init__(
+        self,
+        app: Celery,
+        producer: Producer,
+        schedule: Schedule | None,
+        enlistment: Enlistment | None = None,
+    ) -> None:
         self._app = app
         self._producer = producer
         self._schedule = schedule
+        self._enlistment = enlistment
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._producer, name)
@@ -124,26 +142,41 @@ class StoringProducer:
         """Store and publish a task message; pass anything else (events) on."""
         headers = publish.get("headers") or {}
         if "task" not in headers or "id" not in headers:
+            if self._enlistment is not None:
+                return self._enlistment.send_later(body, publish)
             return self._producer.publish(body, **publish)
-        collected = _collecting.get()
         if self._schedule is None:
-            if collected is None or not collected.everything:
-                return self._producer.publish(body, **publish)
-            message, data, _ = envelope.pack(body, publish)
-            collected.messages.append(PlainMessage(headers["id"], message, data))
-            return None
+            return self._publish_plain(body, publish)
         headers.setdefault(envelope.HEADER, 0)
         headers.update(self._schedule.told(self._app))
         message, data, now = envelope.pack(body, publish)
         self._check_size(headers["task"], data)
         run = self._new_run(headers, publish, message, data)
-        if collected is not None and run.id == collected.run_id:
+        collected = _collecting.get()
+        if self._enlistment is not None:
+            self._enlistment.store_run(run)
+        elif collected is not None and run.id == collected.run_id:
             collected.successor = run
-            return None
-        if collected is not None and collected.everything:
+        elif collected is not None and collected.everything:
             collected.messages.append(run)
-            return None
-        return self._store_and_send(run, data, now)
+        else:
+            self._store_and_send(batching.Outgoing(run, {"body": data, **now}))
+        return None
+
+    def _store_and_send(self, one: batching.Outgoing) -> None:
+        batch = batching.current(self._app)
+        if batch is not None:
+            batch.add(self._store, one)
+        else:
+            batching.store_and_send(self._store, self._producer, [one])
+
+    def _publish_plain(self, body: Any, publish: dict[str, Any]) -> Any:
+        collected = _collecting.get()
+        if collected is None or not collected.everything:
+            return self._producer.publish(body, **publish)
+        message, data, _ = envelope.pack(body, publish)
+        collected.messages.append(PlainMessage(publish["headers"]["id"], message, data))
+        return None
 
     def _check_size(self, task: str, body: bytes) -> None:
         limit = self._store.settings.max_payload
@@ -182,22 +215,6 @@ class StoringProducer:
         backend: Any = self._app.backend
         store: Store = backend.store
         return store
-
-    def _store_and_send(self, run: NewRun, data: bytes, now: dict[str, Any]) -> None:
-        stored = self._store.runs.enqueue(run)
-        # A row that was there already may be this very call's, if its first answer was lost.
-        state = stored or self._store.runs.unclaimed(run.id)
-        if state == "pending" and run.publish:
-            error = envelope.attempt_publish(self._producer, lambda: self._producer.publish(data, **now))
-            if error is not None:
-                self._not_taken(run, error, new=stored is not None)
-
-    def _not_taken(self, run: NewRun, error: BaseException, *, new: bool) -> None:
-        if self._store.settings.publish_errors == "raise":
-            if new:
-                self._store.runs.withdraw(run.id)
-            raise error
-        self._store.runs.unpublish([run.id], timedelta(0))
 
 
 def send_collected(

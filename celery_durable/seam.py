@@ -11,13 +11,23 @@ if TYPE_CHECKING:
 
 
 class Suspended(BaseException):
-    """The run leaves its worker."""
+    """The run leaves its worker.
 
-    def __init__(self, outcome: str, delay: float = 0.0, reason: str | None = None) -> None:
+    Arguments:
+        outcome: what becomes of the attempt.
+        delay: seconds until the run is due.
+        reason: what it waits for.
+        stored: the store knows already: the run has left.
+    """
+
+    def __init__(
+        self, outcome: str, delay: float = 0.0, reason: str | None = None, *, stored: bool = False
+    ) -> None:
         super().__init__(outcome)
         self.outcome = outcome
         self.delay = timedelta(seconds=delay)
         self.reason = reason
+        self.stored = stored
 
 
 class Seam(Protocol):

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from celery import Task, current_app
 from celery._state import get_current_task, get_current_worker_task
 
-from celery_durable import config, context, envelope, outgoing, transactions, transport
+from celery_durable import batching, config, context, envelope, outgoing, transactions, transport
 from celery_durable.attempt import TERMINAL, Attempt
 from celery_durable.backend import durable_backend, durable_settings
-from celery_durable.exceptions import ConfigurationError
+from celery_durable.enlisting import Enlistment
+from celery_durable.exceptions import ConfigurationError, TransactionUsageError
 from celery_durable.store.writes import Stored
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         link: Any = None,
         link_error: Any = None,
         shadow: str | None = None,
+        *,
+        transaction: Any = None,
         **options: Any,
     ) -> AsyncResult[Any]:
         """Store the run, then send its message; with the broker away the keeper sends it later.
@@ -98,11 +101,17 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         Arguments are Celery's. `countdown`, `eta` and `expires` are kept with the run and are no part of the
         message. Inside a run the new run's id is derived from the current one's, so that a replay does not
         start it again.
+
+        `transaction` is a session or connection in whose open transaction the run is stored: the run is there
+        when that is committed, its message is sent after that, and when it is rolled back there is nothing.
+        It may be a SQLAlchemy `Session` or `Connection`, Django's `connection`, a psycopg connection or
+        another DBAPI connection, of the same database. Raises `TransactionUsageError` for anything else.
         """
         app: Celery = self.app
         if app.conf.task_always_eager:
             return super().apply_async(args, kwargs, task_id, producer, link, link_error, shadow, **options)
         durable_backend(app)
+        enlistment = None if transaction is None else self._enlist(transaction)
         schedule = outgoing.Schedule.taken_from(app, options, self.expires)
 
         def send(chosen_id: str | None) -> AsyncResult[Any]:
@@ -112,7 +121,7 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
                     args,
                     kwargs,
                     task_id=chosen_id,
-                    producer=outgoing.StoringProducer(app, real, schedule),
+                    producer=outgoing.StoringProducer(app, real, schedule, enlistment),
                     link=link,
                     link_error=link_error,
                     shadow=shadow,
@@ -126,6 +135,18 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         if frame.step is not None:
             return send(frame.execution.child_of_step(frame, self.name))
         return self._start_child(frame.execution, send)
+
+    def _enlist(self, transaction: Any) -> Enlistment:
+        from celery_durable.store.callers import recognised  # with the database driver
+
+        frame = context.current()
+        if frame is not None and frame.step is None:
+            message = (
+                "transaction= belongs into a step, for a body is replayed without its transactions. Move "
+                "this apply_async, and what it is to be committed with, into a @durable.step function"
+            )
+            raise TransactionUsageError(message)
+        return Enlistment(self.app, durable_backend(self.app).store, recognised(transaction))
 
     def _start_child(
         self, execution: Execution, send: Callable[[str | None], AsyncResult[Any]]
@@ -204,6 +225,7 @@ def _store_here() -> Store:
     return durable_backend(current_app if task is None else task.app).store
 
 
+batching.batch_groups()
 context.runs_elsewhere(_another_task_here)
 transactions.outside_of_runs(_store_here)
 transport.register()  # an app with durable tasks may have durable+embedded:// as its broker

@@ -13,6 +13,10 @@ _COMMANDS = {
     "show": "show:show",
     "resume": "change:resume",
     "cancel": "change:cancel",
+    "fork": "fork:fork",
+    "export": "export:export",
+    "stats": "stats:stats",
+    "prune": "prune:prune",
     "keeper": "keeper:keeper",
     "doctor": "doctor:doctor",
 }

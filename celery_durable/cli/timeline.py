@@ -59,6 +59,10 @@ def _facts(run: RunView) -> Iterator[str]:
         value = getattr(run, name)
         if value and value != run.id:
             yield f"{name} {value}"
+    if run.forked_from:
+        yield f"fork of {run.forked_from}"
+    if run.forks:
+        yield f"forked as {', '.join(run.forks)}"
     if run.result_bytes is not None:
         yield f"result {run.result_bytes:,} bytes"
     if run.tags:

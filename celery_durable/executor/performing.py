@@ -181,7 +181,7 @@ class Performer:
 
     def _leave_for(self, delay: float) -> None:
         if delay > self._settings.step_sleep:
-            raise Suspended("suspended", delay, "retry")
+            raise self._journal.leave(Suspended("suspended", delay, "retry"))
 
 
 def _delay(step: Step[Any, Any], error: Exception, failures: int) -> float | None:

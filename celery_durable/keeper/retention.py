@@ -8,19 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from celery_durable.store import Store
 
-_BATCH = 500
-
 
 def prune(store: Store, *, result_expires: float | None) -> int:
     """Delete final runs past `durable_retention` (or `result_expires`); return how many."""
     age = store.settings.retention if store.settings.retention is not None else result_expires
-    if not age:
-        return 0
-    total = 0
-    while True:
-        pruned = store.connections.patiently(
-            lambda connection: store.keeper(connection).prune(timedelta(seconds=age), _BATCH)
-        )
-        total += pruned
-        if pruned < _BATCH:
-            return total
+    return store.prune(timedelta(seconds=age)) if age else 0

@@ -70,6 +70,7 @@ def _pending(run: RunSummary) -> str:
 
 _WAITS_FOR = {
     "timer": "sleeps",
+    "sleep": "sleeps",
     "signal": "waits for a signal",
     "children": "waits for its children",
     "slot": "waits for a slot",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from celery_durable.exceptions import ConfigurationError
 from celery_durable.store import migrate
+from celery_durable.store.chords import ChordStore
 from celery_durable.store.connections import Connections
 from celery_durable.store.keeping import KeeperStore
 from celery_durable.store.results import ResultStore
@@ -14,10 +16,16 @@ from celery_durable.store.runs import RunStore
 from celery_durable.store.url import strip_prefix
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from celery_durable.config import Settings
+    from celery_durable.store.callers import CallersStore
     from celery_durable.store.connections import Connection
+    from celery_durable.store.forking import ForkStore
     from celery_durable.store.inspection import InspectionStore
     from celery_durable.store.transactions import TransactionStore
+
+_PRUNED_AT_ONCE = 500
 
 
 class Store:
@@ -39,7 +47,9 @@ class Store:
             on_open=self._check,
         )
         self._transactions: dict[str | None, TransactionStore] = {}
-        self.runs = RunStore(self.connections, schema=settings.schema, check=settings.check)
+        lease = timedelta(seconds=settings.lease)
+        self.runs = RunStore(self.connections, schema=settings.schema, check=settings.check, lease=lease)
+        self.chords = ChordStore(self.connections, self.runs, schema=settings.schema, lease=lease)
         self.results = ResultStore(self.connections, schema=settings.schema)
 
     def transactions(self, database: str | None = None) -> TransactionStore:
@@ -79,9 +89,40 @@ class Store:
 
         return InspectionStore(self.connections, schema=self.settings.schema)
 
+    @cached_property
+    def forks(self) -> ForkStore:
+        """The statements that fork a run."""
+        from celery_durable.store.forking import ForkStore
+
+        return ForkStore(self.connections, schema=self.settings.schema, check=self.settings.check)
+
+    @cached_property
+    def callers(self) -> CallersStore:
+        """The statements that run in transactions of the caller's."""
+        from celery_durable.store.callers import CallersStore
+
+        return CallersStore(self.connections, schema=self.settings.schema, check=self.settings.check)
+
     def keeper(self, connection: Connection) -> KeeperStore:
         """Return the keeper's statements on a connection of its own."""
         return KeeperStore(connection, schema=self.settings.schema, check=self.settings.check)
+
+    def prune(self, age: timedelta, *, progress: Callable[[int], None] | None = None) -> int:
+        """Delete final runs older than `age`, whole trees of them, in batches; return how many."""
+        total = 0
+        while True:
+            pruned = self.connections.patiently(
+                lambda connection: self.keeper(connection).prune(age, _PRUNED_AT_ONCE)
+            )
+            total += pruned
+            if progress is not None:
+                progress(total)
+            if pruned < _PRUNED_AT_ONCE:
+                return total
+
+    def prunable(self, age: timedelta) -> int:
+        """Return how many runs `prune` would delete."""
+        return self.connections.patiently(lambda connection: self.keeper(connection).prunable(age))
 
     @property
     def embedded(self) -> bool:

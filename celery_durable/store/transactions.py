@@ -215,7 +215,7 @@ class ElsewhereTransactions(TransactionStore):
 
     def install(self) -> None:
         """Create the table of transaction steps in this database, if it is not there."""
-        ddl = resources.files("celery_durable.store") / "migrations" / "in_another_database.sql"
+        ddl = resources.files("celery_durable.store") / "elsewhere.sql"
         with self._connections.dedicated() as connection:
             sql = queries.in_schema(ddl.read_text("utf-8"), self._schema).replace(
                 "schema if not exists durable;",

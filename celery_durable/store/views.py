@@ -111,12 +111,19 @@ class EventView:
 
 @dataclass(frozen=True, kw_only=True)
 class RunView(RunSummary):
-    """The whole story of a run. Payloads are only measured: values are for whoever may read them."""
+    """The whole story of a run. Payloads are only measured: values are for whoever may read them.
+
+    Attributes:
+        forked_from: the run this one began as a fork of.
+        forks: runs that began as forks of this one.
+    """
 
     traceback: str | None
     result_type: str | None
     result_bytes: int | None
     body_bytes: int
+    forked_from: str | None = None
+    forks: tuple[str, ...] = ()
     attempts: tuple[AttemptView, ...] = ()
     steps: tuple[StepView, ...] = ()
     events: tuple[EventView, ...] = ()
@@ -147,6 +154,62 @@ class Count:
     state: str
     reason: str | None
     runs: int
+
+
+@dataclass(frozen=True)
+class QueueStats:
+    """Pending runs of one queue; `seconds` is how long the first of them has waited for a worker."""
+
+    queue: str
+    runs: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class TaskStats:
+    """Runs of one task that ended within the window, and the seconds from their start to their end.
+
+    Half of them took at most `median_seconds`, 95 of 100 at most `slow_seconds`.
+    """
+
+    task: str
+    succeeded: int
+    failed: int
+    cancelled: int
+    median_seconds: float | None
+    slow_seconds: float | None
+
+
+@dataclass(frozen=True)
+class WorkerStats:
+    """A worker process: how many runs it executes, and the seconds since its last heartbeat."""
+
+    hostname: str
+    pid: int
+    silent: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class Stats:
+    """How the system is doing; `tasks` covers the last `window_seconds`."""
+
+    window_seconds: float
+    states: tuple[Count, ...]
+    queues: tuple[QueueStats, ...]
+    tasks: tuple[TaskStats, ...]
+    workers: tuple[WorkerStats, ...]
+
+
+@dataclass(frozen=True)
+class Payloads:
+    """The payloads of a run as they are stored: what an export decodes."""
+
+    message: bytes
+    body: bytes
+    result: bytes | None
+    result_type: str | None
+    outputs: tuple[tuple[str, str, bytes | None, str | None], ...]
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,58 @@ class Finish:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One member of a chord's header that is over.
+
+    Attributes:
+        chord: the id of the header's group.
+        task_id: the id of the task.
+        position: its index in the header, -1 when it has none.
+        state: Celery's word for how it ended.
+        result: what the chord's body gets of it, or the error.
+    """
+
+    chord: str
+    task_id: str
+    position: int
+    state: str
+    result: bytes | None
+    result_type: str
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at a chord found, behind the commit of one of its parts.
+
+    Attributes:
+        complete: every part is there, and this look got the claim to start the body.
+        uncounted: parts that were counted one by one.
+        body: the signature of the body of a claimed chord.
+        header: the result ids of a header that is no plain list of tasks.
+        content_type: the format of both.
+    """
+
+    complete: bool
+    uncounted: int
+    body: bytes | None = None
+    header: bytes | None = None
+    content_type: str | None = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a finish has stored.
+
+    Attributes:
+        links: for each run or message that it starts its state, None for one that is not to be sent.
+        chord: the look at the chord that the run is a part of.
+    """
+
+    links: list[str | None]
+    chord: Look | None = None
+
+
+@dataclass(frozen=True)
 class Release:
     """How a run leaves its worker before it is over."""
 
@@ -84,6 +136,33 @@ class Release:
     queue: str | None = None
     priority: int | None = None
     discard: str = "none"
+
+
+@dataclass(frozen=True)
+class Wait:
+    """A wait as it is stored when it is met.
+
+    Attributes:
+        kind: `sleep`, `signal` or `children`.
+        awaits: the signal's name, or the id of a wait of children.
+        delay: how long, or `until` when; both None for a wait that nothing but its event ends.
+        output: what is kept with it until then.
+        late: what is stored as its error when nothing came in time, with its codec and in one line.
+    """
+
+    key: str
+    seq: int
+    kind: str
+    digest: bytes
+    arguments: str
+    awaits: str | None = None
+    delay: timedelta | None = None
+    until: datetime | None = None
+    output: bytes | None = None
+    clock: list[datetime] | None = None
+    late: bytes | None = None
+    late_codec: str | None = None
+    late_error: str | None = None
 
 
 def closed(fence: uuid.UUID) -> uuid.UUID:

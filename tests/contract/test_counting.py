@@ -14,9 +14,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
-from celery import Celery, Task, chain
+from celery import Celery, Task, chain, chord, group
 from celery.app.trace import build_tracer
 from contending import step_write
+from harness.wire import on_the_wire
 from inspecting import Worker, execute
 from metering import Meter, metered
 
@@ -126,6 +127,38 @@ def test_enqueueing_takes_one_round_trip_and_one_commit(
     task.apply_async(**options)
 
     assert meter.cost(lambda: task.apply_async(**options)) == ONE
+
+
+def messages(world: World) -> int:
+    """Take all messages out of the broker; return how many there were."""
+    with world.app.connection_for_read() as connection, connection.channel() as channel:
+        return int(channel.queue_purge("metered"))
+
+
+@pytest.mark.parametrize("losing", [False, True])
+def test_a_group_takes_one_round_trip_and_one_commit_for_each_five_hundred_members(
+    world: World, meter: Meter, *, losing: bool
+) -> None:
+    task = world.task(nothing)
+    members = group(task.s(number) for number in range(1200))
+    members.apply_async()
+    messages(world)
+    before = meter.proxy.executions("runs", "enqueue_bulk")
+    results: list[Any] = []
+    fault = meter.proxy.lose_answer("runs", "enqueue_bulk") if losing else None
+
+    cost = meter.cost(lambda: results.append(members.apply_async()))
+
+    assert meter.proxy.executions("runs", "enqueue_bulk") - before == (4 if losing else 3)
+    (row,) = execute(
+        meter.store,
+        'select count(*) as runs, count(published_at) as published from durable.run where "group" = %s',
+        results[0].id,
+    )
+    assert row == {"runs": 1200, "published": 1200}
+    assert messages(world) == 1200
+    if fault is None:
+        assert cost == 3
 
 
 @pytest.mark.parametrize("steps", [0, 10, 1000])
@@ -252,10 +285,11 @@ def finished(world: World, meter: Meter, send: Callable[[Any], Any], **options: 
 
 
 def headers_of(meter: Meter, run_id: str) -> dict[str, Any]:
-    """Return what Celery's message of a run says of its callbacks and its chain."""
+    """Return what Celery's message of a run says of its callbacks, its chain and its chord."""
     (row,) = execute(meter.store, "select message, body from durable.run where id = %s", run_id)
-    embed = json.loads(bytes(row["body"]))[2]
-    return {"callbacks": embed["callbacks"], "chain": embed["chain"], "root_id": run_id}
+    headers, embed = json.loads(bytes(row["message"]))["headers"], json.loads(bytes(row["body"]))[2]
+    of_body = {name: embed[name] for name in ("callbacks", "chain", "chord")}
+    return {**of_body, "group": headers["group"], "group_index": headers["group_index"], "root_id": run_id}
 
 
 def test_a_finish_takes_one_round_trip_and_one_commit(world: World, meter: Meter) -> None:
@@ -277,11 +311,49 @@ def test_a_finish_with_a_link_that_is_a_run_takes_no_more(world: World, meter: M
     assert finished(world, meter, lambda task: task.apply_async(link=linked.s())) == ONE
 
 
+def test_a_finish_that_starts_a_group_takes_one_statement_for_each_five_hundred_members(
+    world: World, meter: Meter
+) -> None:
+    member = world.task(nothing)
+    many = group(member.s() for _ in range(1200))
+    before = meter.proxy.executions("runs", "enqueue_bulk")
+
+    assert finished(world, meter, lambda task: task.apply_async(link=many)) == ONE
+    assert meter.proxy.executions("runs", "enqueue_bulk") - before == 2 * 3
+
+
 def test_a_finish_with_a_plain_link_takes_one_more_when_the_broker_has_it(world: World, meter: Meter) -> None:
     """The link's message is kept with the finish and forgotten once it is sent."""
     plain = world.task(nothing, base=Task)
 
     assert finished(world, meter, lambda task: task.apply_async(link=plain.s())) == 2
+
+
+def test_a_finish_that_is_a_part_of_a_chord_takes_no_more_but_two_commits(world: World, meter: Meter) -> None:
+    """The part is stored with the finish; behind their commit, in the same trip, is the look at the chord."""
+    body = world.task(nothing)
+
+    def send(task: Any) -> Any:
+        return chord([task.si(), task.si()], body.s()).apply_async().parent.results[0]
+
+    assert finished(world, meter, send) == ONE
+    *_, begin, finish, part, commit, look = meter.proxy.statements
+    assert (begin, commit) == ("begin", "commit")
+    assert [finish, part, look] == [
+        on_the_wire("runs", "finish"),
+        on_the_wire("chords", "part"),
+        on_the_wire("chords", "look"),
+    ]
+
+
+def test_the_last_part_of_a_chord_starts_the_body_in_five_more(world: World, meter: Meter) -> None:
+    """The results are read; the end of the chord and its body are one transaction of four."""
+    body = world.task(nothing)
+
+    def send(task: Any) -> Any:
+        return chord([task.si()], body.s()).apply_async().parent.results[0]
+
+    assert finished(world, meter, send) == 1 + 1 + 4
 
 
 def test_leaving_a_worker_takes_one_round_trip_and_one_commit(meter: Meter) -> None:

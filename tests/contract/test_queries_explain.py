@@ -23,14 +23,16 @@ if TYPE_CHECKING:
 
 # These look at everything, on purpose, when a person asks.
 LOOKS_AT_EVERYTHING = {
+    ("chords", "expire"),
     ("inspection", "counts"),
+    ("keeper", "prunable"),
     ("health", "ailing"),
     ("health", "server"),
     ("health", "held"),
     ("health", "tables"),
 }
-# Small by nature: one row per worker process, one leader, messages on their way.
-SMALL_TABLES = {"worker", "leader", "outbox", "migration"}
+# Small by nature: one row per worker process, one leader, messages on their way, the server's own catalogue.
+SMALL_TABLES = {"worker", "leader", "outbox", "migration", "pg_database", "pg_namespace", "pg_class"}
 FILTERS = ["states", "task", "reason", "has_error", "has_no_error", "worker", "since", "until"]
 
 FILL = """
@@ -64,6 +66,13 @@ insert into durable.transaction_step (run_id, step_key, attempt, fence)
     select 'run-' || n, 'step', 1, gen_random_uuid() from generate_series(1, 20000) n;
 insert into durable.result_group (id, result, result_type, date_done)
     select 'group-' || n, '[]', 'json', now() - n * interval '1 minute' from generate_series(1, 5000) n;
+insert into durable.chord (id, size, counted, created_at, check_at, done_at)
+    select 'group-' || n, 9, 5, now() - n * interval '1 minute', now() + (n % 100 - 1) * interval '1 minute',
+           case when n % 10 <> 0 then now() end
+    from generate_series(1, 5000) n;
+insert into durable.chord_part (chord, task_id, position, state, result, counted)
+    select 'group-' || n, 'part-' || part, part, 'SUCCESS', '1', part < 5
+    from generate_series(1, 5000) n, generate_series(0, 7) part;
 """
 _TYPES = (
     "select format_type(oid, null) as name from unnest(%s::oid[]) with ordinality as t (oid, n) order by n"

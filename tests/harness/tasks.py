@@ -153,6 +153,31 @@ def _body(name: str) -> None:
     _here[-1].ledger.write("body", name, run=durable.current_run().id)
 
 
+def echo(text: str) -> str:
+    """Return what is given (no durable task)."""
+    return text
+
+
+def join(parts: list[Any]) -> list[Any]:
+    """Be the body of a chord."""
+    _body("join")
+    return sorted(parts)
+
+
+class Fragile(durable.DurableTask):
+    """A task whose first sender is killed before anything of it is stored."""
+
+    abstract = True
+
+    def apply_async(self, *args: Any, **options: Any) -> Any:
+        """Die once, then send."""
+        ledger = _here[-1].ledger
+        if not ledger.count("killed", self.name):
+            ledger.write("killed", self.name)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().apply_async(*args, **options)
+
+
 def on_error(request: Any, error: BaseException, _: Any) -> None:
     """Write down who failed and of what (an errback, and no durable task)."""
     _here[-1].ledger.write("errback", request.id, detail=type(error).__name__)
@@ -177,5 +202,8 @@ def register(app: Celery, ledger: Ledger, gates: Gates) -> None:
     app.task(threaded, name="threaded", **soon)
     app.task(plain, name="plain", **soon)
     app.task(bookkeeping, name="bookkeeping", **soon)
+    app.task(join, name="join", **soon)
+    app.task(join, name="fragile", base=Fragile, **soon)
+    app.task(echo, name="not_durable", base=Task)
     app.task(on_error, name="on_error", base=Task)
     app.task(on_success, name="on_success")

@@ -24,17 +24,23 @@ NAMES = [
     "RunStateError",
     "Runs",
     "SerializationError",
+    "SignalTimeout",
     "StepInterruptedError",
+    "StepNotFoundError",
     "StepTimeLimitError",
     "StepUsageError",
     "StoreUnavailableError",
+    "TransactionUsageError",
     "current_run",
     "idempotency_key",
     "now",
     "random",
+    "sleep",
+    "sleep_until",
     "step",
     "transaction",
     "uuid4",
+    "wait_for_signal",
 ]
 
 
