@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         TransactionUsageError,
     )
     from celery_durable.operations import Runs
+    from celery_durable.operations.sending import send_signal
     from celery_durable.steps import step
     from celery_durable.task import DurableTask
     from celery_durable.transactions import transaction
@@ -63,6 +64,7 @@ _WHERE = {
     "idempotency_key": "context",
     "now": "clock",
     "random": "clock",
+    "send_signal": "operations.sending",
     "sleep": "waits",
     "sleep_until": "waits",
     "step": "steps",
@@ -97,6 +99,7 @@ __all__ = [
     "idempotency_key",
     "now",
     "random",
+    "send_signal",
     "sleep",
     "sleep_until",
     "step",

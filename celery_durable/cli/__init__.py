@@ -13,6 +13,7 @@ _COMMANDS = {
     "show": "show:show",
     "resume": "change:resume",
     "cancel": "change:cancel",
+    "signal": "signal:signal",
     "fork": "fork:fork",
     "export": "export:export",
     "stats": "stats:stats",

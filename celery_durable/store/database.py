@@ -13,6 +13,7 @@ from celery_durable.store.connections import Connections
 from celery_durable.store.keeping import KeeperStore
 from celery_durable.store.results import ResultStore
 from celery_durable.store.runs import RunStore
+from celery_durable.store.signals import SignalStore
 from celery_durable.store.url import strip_prefix
 
 if TYPE_CHECKING:
@@ -81,6 +82,11 @@ class Store:
         known = ", ".join(map(repr, sorted(databases))) or "none"
         message = f"durable_databases has no {database!r}; it has {known}. A URL does as well"
         raise ConfigurationError(message)
+
+    @cached_property
+    def signals(self) -> SignalStore:
+        """The statement that delivers signals."""
+        return SignalStore(self.connections, schema=self.settings.schema, check=self.settings.check)
 
     @cached_property
     def inspection(self) -> InspectionStore:

@@ -60,6 +60,9 @@ insert into durable.checkpoint
 insert into durable.attempt (run_key, number, fence, worker, hostname, pid)
     select key, 1, fence, 1, 'worker@1', 1 from durable.run;
 insert into durable.event (run_key, kind) select key, 'recovered' from durable.run where key % 5 = 0;
+insert into durable.signal (run_key, name, payload, codec, idempotency_key, taken_by)
+    select key, 'approved', '1', 'json', n, case when n > 1 then 'wait_for_signal:approved' end
+    from durable.run, generate_series(1, 2) n where key % 3 = 0;
 insert into durable.result (task_id, status, date_done)
     select 'plain-' || n, 'SUCCESS', now() - n * interval '1 minute' from generate_series(1, 20000) n;
 insert into durable.transaction_step (run_id, step_key, attempt, fence)

@@ -35,6 +35,7 @@ NAMES = [
     "idempotency_key",
     "now",
     "random",
+    "send_signal",
     "sleep",
     "sleep_until",
     "step",

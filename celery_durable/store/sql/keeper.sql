@@ -255,6 +255,8 @@ with old as materialized (
     delete from durable.attempt a using gone where a.run_key = gone.key
 ), events as (
     delete from durable.event e using gone where e.run_key = gone.key
+), signals as (
+    delete from durable.signal s using gone where s.run_key = gone.key
 )
 select count(*) as runs from gone
 

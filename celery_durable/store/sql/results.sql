@@ -44,6 +44,8 @@ with gone as (
     delete from durable.attempt a using gone where a.run_key = gone.key
 ), events as (
     delete from durable.event e using gone where e.run_key = gone.key
+), signals as (
+    delete from durable.signal s using gone where s.run_key = gone.key
 )
 delete from durable.result where task_id = %(task_id)s
 
