@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from celery_durable.operations.sending import send_signal
     from celery_durable.steps import step
     from celery_durable.task import DurableTask
+    from celery_durable.transactions import transaction
     from celery_durable.waits import sleep, sleep_until, wait_for_signal
 
 _WHERE = {
@@ -67,6 +68,7 @@ _WHERE = {
     "sleep": "waits",
     "sleep_until": "waits",
     "step": "steps",
+    "transaction": "transactions",
     "uuid4": "clock",
     "wait_for_signal": "waits",
 }
@@ -101,6 +103,7 @@ __all__ = [
     "sleep",
     "sleep_until",
     "step",
+    "transaction",
     "uuid4",
     "wait_for_signal",
 ]

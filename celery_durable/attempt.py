@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from celery_durable.checkpoint import Checkpoint
     from celery_durable.run import Claim
     from celery_durable.serialization import ValueCodec
+    from celery_durable.store.transactions import TransactionStore
     from celery_durable.task import DurableTask
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,10 @@ class WorkerSeam:
         decoded = self._backend.decoded(data, content_type)
         error: BaseException | None = self._backend.exception_to_python(decoded)
         return error or DurableError("The step failed with an error that cannot be read")
+
+    def transactions(self, database: str | None) -> TransactionStore:
+        """Return the transactions of steps in the store's database, or in another one."""
+        return self._backend.store.transactions(database)
 
     def draining(self) -> bool:
         """Say whether this worker is shutting down."""

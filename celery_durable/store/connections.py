@@ -57,6 +57,8 @@ class Connections:
         on_open: called once per process with the first connection; checks the schema.
     """
 
+    kind: type[Connection] = Connection
+
     def __init__(
         self,
         url: str,
@@ -68,8 +70,8 @@ class Connections:
     ) -> None:
         self.url = url
         self.outage_budget = outage_budget
-        self._size = size
-        self._prepare = prepare
+        self.size = size
+        self.prepare = prepare
         self._on_open = on_open
         self._pool: ConnectionPool[Connection] | None = None
         self._first = self._no_connection()
@@ -84,15 +86,15 @@ class Connections:
 
         Most processes write from one thread; asking the pool costs them a tenth of a step.
         """
-        return [None] if self._size > 1 else []
+        return [None] if self.size > 1 else []
 
     @property
     def pool(self) -> ConnectionPool[Connection]:
         """The pool of this process, for what runs beside its first connection."""
-        self._begin()
+        self.begin()
         return self._pool if self._pool is not None else self._open()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         """Check the schema once; a child forgets what it inherited without touching its sockets."""
         if self._checked and self._pid == os.getpid():
             return
@@ -113,10 +115,10 @@ class Connections:
             if self._pool is None:
                 self._pool = ConnectionPool(
                     self._conninfo,
-                    connection_class=Connection,
+                    connection_class=self.kind,
                     kwargs=self._options(),
                     min_size=0,
-                    max_size=max(1, self._size - 1),
+                    max_size=max(1, self.size - 1),
                     max_idle=300,
                     timeout=5,
                     reconnect_timeout=5,
@@ -133,7 +135,7 @@ class Connections:
         return {
             **_KEEPALIVE,
             "autocommit": True,
-            "prepare_threshold": 0 if self._prepare else None,
+            "prepare_threshold": 0 if self.prepare else None,
             "row_factory": dict_row,
             "application_name": "celery-durable",
         }
@@ -141,7 +143,7 @@ class Connections:
     def connect(self) -> Connection:
         """Open a connection outside the pool; the caller closes it."""
         try:
-            return Connection.connect(self._conninfo(), **self._options())
+            return self.kind.connect(self._conninfo(), **self._options())
         except psycopg.ProgrammingError as exc:
             message = f"{redact(self.url)!r} is not a URL that libpq understands: {exc}"
             raise ConfigurationError(message) from exc
@@ -157,7 +159,7 @@ class Connections:
 
     def once(self, work: Callable[[Connection], T]) -> T:
         """Do `work` with a connection of this process, without a second try."""
-        self._begin()
+        self.begin()
         first = self._first
         try:
             connection = first.pop()
@@ -214,10 +216,11 @@ class Connections:
                 began,
                 self.outage_budget if budget is None else budget,
                 give_up,
-                self._drain,
+                self.drain,
             )
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
+        """Replace the pool's open connections: the server went away."""
         if self._pool is not None and self._pid == os.getpid():
             self._pool.drain()
 

@@ -230,6 +230,30 @@ def test_an_at_most_once_step_takes_two_round_trips_and_two_commits(world: World
     assert inside(world, meter, charge) == [2, FREE, FREE]
 
 
+@pytest.mark.parametrize("statements", [0, 3])
+def test_a_transaction_step_takes_two_round_trips_beside_its_statements_and_one_commit(
+    world: World, meter: Meter, statements: int
+) -> None:
+    @durable.transaction
+    def look(connection: psycopg.Connection[Any]) -> None:
+        for _ in range(statements):
+            connection.execute("select 1", prepare=True)
+
+    trips: list[int] = []
+    commits: list[int] = []
+
+    def body() -> None:
+        for _ in range(2):
+            before, sent = meter.trips, len(meter.proxy.statements)
+            look()
+            trips.append(meter.trips - before)
+            commits.append(meter.proxy.statements[sent:].count("commit"))
+
+    world.run(world.task(body))
+
+    assert (trips[1], commits[1]) == (2 + statements, 1)
+
+
 def test_starting_a_child_takes_one_round_trip_and_one_commit_and_its_replay_nothing(
     world: World, meter: Meter
 ) -> None:

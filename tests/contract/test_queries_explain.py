@@ -71,6 +71,8 @@ insert into durable.once (task, kind, key, run)
     select 'task-' || n % 20, 'idempotency', 'key-' || n, 'run-' || n from generate_series(1, 20000) n;
 insert into durable.result (task_id, status, date_done)
     select 'plain-' || n, 'SUCCESS', now() - n * interval '1 minute' from generate_series(1, 20000) n;
+insert into durable.transaction_step (run_id, step_key, attempt, fence)
+    select 'run-' || n, 'step', 1, gen_random_uuid() from generate_series(1, 20000) n;
 insert into durable.result_group (id, result, result_type, date_done)
     select 'group-' || n, '[]', 'json', now() - n * interval '1 minute' from generate_series(1, 5000) n;
 insert into durable.chord (id, size, counted, created_at, check_at, done_at)
@@ -95,6 +97,7 @@ def filled(postgres_url: str) -> Iterator[Connection]:
         server.execute(f"create database {name}".encode())
         made = Store(url, Settings())
         made.migrate()
+        made.transactions(url).install()  # as if it were a user's database on another server
         with psycopg.connect(url, autocommit=True, row_factory=dict_row) as connection:
             connection.execute(FILL.encode())
             connection.execute("vacuum analyze")
