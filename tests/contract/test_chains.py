@@ -383,5 +383,5 @@ def test_a_link_that_is_gone_fails_the_run_in_front_of_it_and_says_why(world: Ch
     world.work()
 
     with pytest.raises(StoreError, match=f"deleted with the runs of {first}"):
-        world.app.AsyncResult(first).get(timeout=0.1)
+        world.app.AsyncResult(first).get(timeout=20)
     assert result.state == states.PENDING
