@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 from celery import Task, chain, chord, group, states
 from contending import keeper
@@ -67,7 +68,7 @@ class Chains(World):
     def outcome(self, result: Any) -> Any:
         """Execute everything; return a result."""
         self.work()
-        return result.get(timeout=0.1)
+        return result.get(timeout=20)
 
 
 @pytest.fixture
@@ -275,6 +276,17 @@ def test_a_chain_of_an_older_release_has_its_links_in_its_messages_and_goes_on(
     assert [number for _, number in world.links()] == [LONG - 1]
 
 
+def test_a_chain_that_is_sent_in_a_transaction_is_in_its_first_message_and_goes_on(world: Chains) -> None:
+    with psycopg.connect(world.store.url) as connection:
+        result = chain(world.add.s(0), *[world.add.s()] * LONG).apply_async(transaction=connection)
+    with keeper(world.store) as statements:
+        execute(world.store, "update durable.run set due = due - interval '1 hour'")
+        services.publish_unpublished(world.app, statements)
+
+    assert world.outcome(result) == LONG + 1
+    assert [number for _, number in world.links()] == [LONG - 1]
+
+
 def test_a_run_that_is_resumed_goes_on_with_its_chain(world: Chains) -> None:
     broken = [True]
 
@@ -382,6 +394,7 @@ def test_a_link_that_is_gone_fails_the_run_in_front_of_it_and_says_why(world: Ch
 
     world.work()
 
-    with pytest.raises(StoreError, match=f"deleted with the runs of {first}"):
-        world.app.AsyncResult(first).get(timeout=0.1)
+    error = world.app.AsyncResult(first).result
+    assert isinstance(error, StoreError)
+    assert f"deleted with the runs of {first}" in str(error)
     assert result.state == states.PENDING
