@@ -12,7 +12,7 @@ from contending import keeper
 from inspecting import execute
 from linking import World
 
-from celery_durable import Runs, chains
+from celery_durable import Runs, chains, envelope
 from celery_durable.exceptions import StoreError
 from celery_durable.keeper import services
 
@@ -39,6 +39,11 @@ def total(numbers: list[int]) -> int:
     return sum(numbers)
 
 
+def plain_total(numbers: list[int]) -> int:
+    """Sum up, in a plain task."""
+    return sum(numbers)
+
+
 def fail(*_: Any) -> None:
     """Fail."""
     message = "broken link"
@@ -54,6 +59,7 @@ class Chains(World):
         self.add = self.task(add)
         self.plain = self.task(plain_add, base=Task)
         self.total = self.task(total)
+        self.plain_total = self.task(plain_total, base=Task)
         self.fail = self.task(fail, autoretry_for=())
 
     def links(self) -> list[tuple[str, int]]:
@@ -73,9 +79,10 @@ class Chains(World):
 
 @pytest.fixture
 def world(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Chains]:
-    """Return an app whose tasks can be chained; the environment is as before at the end."""
+    """Return an app whose tasks can be chained; environment and breaker are as before at the end."""
     for name in ("CELERY_DURABLE_WORKER", "CELERY_DURABLE_DRAIN"):
         monkeypatch.setenv(name, "")
+    monkeypatch.setattr(envelope, "breaker", envelope.Breaker())
     made = Chains(store)
     yield made
     made.leave()
@@ -137,7 +144,7 @@ def test_chords_in_a_chain_hand_on_what_follows_them(world: Chains, kind: str) -
     links = [
         *[world.add.s()] * LONG,
         group(member.s(n) for n in range(3)),
-        world.total.s(),
+        (world.total if kind == "add" else world.plain_total).s(),
         *[world.add.s()] * LONG,
         group(member.s(n) for n in range(2)),
     ]
@@ -147,7 +154,8 @@ def test_chords_in_a_chain_hand_on_what_follows_them(world: Chains, kind: str) -
     assert world.outcome(chain(world.add.s(0), *links).apply_async()) == [after, after + 1]
 
     (tree,) = {root for root, _ in world.links()}
-    assert [number for _, number in world.links()] == [2 * LONG + 2]
+    stored = [2 * LONG + 2] if kind == "add" else [2 * LONG + 2, LONG]  # once more behind a plain task
+    assert [number for _, number in world.links()] == stored
     assert execute(world.store, "select id from durable.run where root <> %s", tree) == []
 
 
