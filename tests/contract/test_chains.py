@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from celery import Task, chain, chord, group, states
 from contending import keeper
-from inspecting import execute
+from inspecting import execute, open_transaction
 from linking import World
 
 from celery_durable import Runs, chains, envelope
@@ -228,6 +228,29 @@ def test_a_link_that_is_retried_with_other_arguments_goes_on(world: Chains) -> N
     assert [number for _, number in world.links()] == [LONG + 3]
 
 
+def test_an_old_message_of_a_link_that_was_retried_finds_the_chain_again(world: Chains) -> None:
+    seen: list[int] = []
+
+    def again(self: Any, first: int) -> int:
+        seen.append(len(self.request.chain))
+        if not self.request.retries:
+            raise self.retry(args=(first + 100,), countdown=0)
+        return first
+
+    middle = world.task(again, bind=True)
+    links = [*[world.add.s()] * 2, middle.s(), *[world.add.s()] * LONG]
+    result = chain(world.add.s(0), *links).apply_async()
+    world.work(3)
+    (old,) = world.messages()
+    world.deliver(old)
+    assert len(list(world.messages())) == 1  # the new one, lost
+
+    world.deliver(old)
+
+    assert world.outcome(result) == 103 + LONG
+    assert seen == [LONG] * 2
+
+
 @pytest.mark.parametrize("by", ["task", "chain", "chord", "plain"])
 def test_a_link_that_is_replaced_goes_on(world: Chains, by: str) -> None:
     add, plain, total = world.add, world.plain, world.total
@@ -336,12 +359,17 @@ def test_a_fork_has_a_chain_of_its_own(world: Chains) -> None:
     assert [root for root, _ in world.links()] == [forked.id]
 
 
-def delete_tree(world: Chains) -> None:
-    """Prune what is over, as if much time had passed."""
+def age(world: Chains) -> None:
+    """Let runs be over for long."""
     execute(
         world.store,
         "update durable.run set finished_at = finished_at - interval '1 year' where finished_at is not null",
     )
+
+
+def delete_tree(world: Chains) -> None:
+    """Prune what is over, as if much time had passed."""
+    age(world)
     world.store.prune(timedelta(days=1))
 
 
@@ -364,23 +392,39 @@ def test_links_are_deleted_with_the_last_run_of_their_tree(world: Chains) -> Non
     assert execute(world.store, "select chain from durable.chain_link") == []
 
 
-def test_links_stay_until_the_last_run_of_their_tree_is_forgotten(world: Chains) -> None:
+@pytest.mark.parametrize("root_first", [False, True])
+def test_links_stay_until_the_last_run_of_their_tree_is_forgotten(world: Chains, *, root_first: bool) -> None:
     result = chain(world.add.s(0), *[world.add.s()] * LONG).apply_async()
     other = chain(world.add.s(0), *[world.add.s()] * LONG).apply_async()
     world.work()
-    ids = []
-    above = result
-    while above is not None:
-        ids.append(above.id)
-        above = above.parent
+    ids = [result.id]
+    while (result := result.parent) is not None:
+        ids.append(result.id)
+    tree = ids[-1]
+    if root_first:
+        ids.reverse()
 
     for run_id in ids:
-        assert len(world.links()) == 2
+        assert tree in dict(world.links())
         world.app.AsyncResult(run_id).forget()
 
-    assert [root for root, _ in world.links()] != [ids[-1]]
-    assert len(world.links()) == 1
-    assert other.get() == LONG + 1
+    ((other_tree, _),) = world.links()
+    assert other_tree != tree
+    assert execute(world.store, "select count(*) as links from durable.chain_link") == [{"links": LONG}]
+    assert other.get(timeout=20) == LONG + 1
+
+
+def test_links_stay_with_a_tree_of_which_somebody_holds_a_run(world: Chains) -> None:
+    chain(world.add.s(0), *[world.add.s()] * LONG).apply_async()
+    world.work()
+    age(world)
+    with open_transaction(world.store) as resuming:
+        resuming.execute("select from durable.run where id = %s for no key update", (world.runs()[3],))
+
+        world.store.prune(timedelta(days=1))
+
+        assert [number for _, number in world.links()] == [LONG]
+        assert len(world.runs()) == LONG + 1
 
 
 def test_a_chain_whose_first_message_was_not_taken_leaves_nothing(store: Store, world: Chains) -> None:
