@@ -70,6 +70,17 @@ class Scene:
             )
         )
 
+    def hurry(self) -> None:
+        """Store without waiting for the disk."""
+        backend: Any = self._other.backend
+        backend.store.connections.once(lambda connection: connection.execute("set synchronous_commit = off"))
+
+    def store_again(self, one: str, many: list[str]) -> None:
+        """Store these when Postgres has been away."""
+        backend: Any = self._other.backend
+        backend.store.connections.close()
+        self.store_all([one, *many])
+
     def run(self) -> AsyncResult[Any]:
         """Send a durable task that no worker will take."""
         return self.app.tasks["nothing"].delay()

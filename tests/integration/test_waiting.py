@@ -160,7 +160,7 @@ def test_a_run_that_shows_no_result_is_waited_for_in_vain_and_not_asked_for_all_
     with pytest.raises(ResultTimeoutError):
         scene.result(run.id).get(timeout=1)
     ends_at_its_timeout(other)
-    assert clock.questions <= BURST + MOST * clock.seconds
+    assert clock.questions <= 10 + 40 * clock.seconds
 
 
 # -- threads ----------------------------------------------------------------------------------------------

@@ -63,16 +63,19 @@ def test_states_of_a_set_are_told_and_asked_for_no_more_often(scene: Scene) -> N
 
 
 def test_a_callback_may_wait_for_another_result(scene: Scene) -> None:
-    """It is called by a thread that asks; nobody asks meanwhile, unless it steps back."""
-    first, second = new_id(), new_id()
-    scene.store(second, 2)
+    """It is called by the thread that asks; nobody would ask meanwhile, unless that one steps back."""
+    promised, mine, other = (new_id() for _ in range(3))
     got: list[Any] = []
-    result = scene.result(first)
-    result.then(lambda _: got.append(scene.result(second).get(timeout=20)))
-    waiting = scene.waiting(lambda: scene.result(first).get(timeout=20))
-    scene.store(first, 1)
-    assert waiting.result(20) == 1
-    eventually(lambda: got == [2])
+    result = scene.result(promised)
+    result.then(lambda _: got.append(scene.result(other).get(timeout=20)))
+    waiting = scene.waiting(lambda: scene.result(mine).get(timeout=40))
+    scene.store(promised)
+    eventually(lambda: len(scene.backend._poller._place.active) == 2, what="the callback to wait")
+    take(0.3)  # it has asked in vain
+    scene.store(other, "other")
+    eventually(lambda: got == ["other"])
+    scene.store(mine, "mine")
+    assert waiting.result(20) == "mine"
 
 
 def test_what_a_callback_raises_is_told_to_who_waits_for_that_result_and_to_nobody_else(

@@ -15,6 +15,9 @@ from celery.result import (
 )
 from kombu.exceptions import ContentDisallowed
 
+from celery_durable.waiting import poller
+from celery_durable.waiting.pace import Question
+
 
 @pytest.mark.parametrize("method", ["get", "join", "join_native"])
 def test_a_set_is_joined_in_order_whatever_the_order_of_its_ends(scene: Scene, method: str) -> None:
@@ -103,6 +106,24 @@ def test_thousands_are_asked_for_together(scene: Scene) -> None:
         scene.store_all(ids[start : start + 500])
     assert waiting.result(60) == ids
     assert clock.questions <= BURST + 3000 / 50 + MOST * clock.seconds
+
+
+def test_members_that_finish_one_after_the_other_are_no_reason_to_ask_more_often(scene: Scene) -> None:
+    ids = [new_id() for _ in range(400)]
+    clock = Stopwatch(scene)
+    waiting = scene.waiting(joined(scene, ids))
+    scene.hurry()
+    for one in ids:
+        scene.store_all([one])
+    assert waiting.result(20) == ids
+    assert clock.questions <= 2 + BURST + MOST * clock.seconds
+
+
+def test_between_parts_of_an_answer_there_is_no_pause(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(poller, "question", lambda *_, **__: Question(1000.0))
+    ids = [new_id() for _ in range(3000)]
+    scene.store_all(ids)
+    assert joined(scene, ids, interval=1000)() == ids
 
 
 @pytest.mark.parametrize("method", ["get", "join"])
