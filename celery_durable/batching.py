@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_LINGER = 0.1  # seconds: the members of a group that is made slowly do not wait for the others
+
 
 @dataclass(frozen=True)
 class Outgoing:
@@ -35,13 +38,19 @@ class Outgoing:
 
 
 def store_and_send(store: Store, producer: Producer, outgoing: Sequence[Outgoing]) -> None:
-    """Store runs, then publish their messages; what the broker does not take is the keeper's.
+    """Store runs, then publish their messages."""
+    send(store, producer, outgoing, store.runs.enqueue_bulk([one.run for one in outgoing]))
+
+
+def send(
+    store: Store, producer: Producer, outgoing: Sequence[Outgoing], states: Sequence[str | None]
+) -> None:
+    """Publish the messages of runs just stored; what the broker does not take is the keeper's.
 
     With `durable_publish_errors = "raise"` the runs whose messages were not taken are forgotten and the error
     is raised.
     """
-    runs = [one.run for one in outgoing]
-    stored = dict(zip((run.id for run in runs), store.runs.enqueue_bulk(runs), strict=True))
+    stored = dict(zip((one.run.id for one in outgoing), states, strict=True))
     # A row that was there already may be this very call's, if its first answer was lost.
     known = [run_id for run_id, state in stored.items() if state is None]
     pending = {run_id for run_id, state in stored.items() if state == "pending"}
@@ -91,15 +100,17 @@ class Batch:
         self._store: Store | None = None
         self._waiting: list[Outgoing] = []
         self._size = 0
+        self._since = 0.0
 
     def add(self, store: Store, one: Outgoing) -> None:
-        """Take a member; store and send those that wait when they are enough for a statement."""
+        """Take a member; store and send those that wait when they are enough, or have waited long enough."""
         if self._size + len(one.run.body) > BYTES:
             self.flush()
         self._store = store
+        self._since = self._since if self._waiting else time.monotonic()
         self._waiting.append(one)
         self._size += len(one.run.body)
-        if len(self._waiting) == ROWS:
+        if len(self._waiting) == ROWS or time.monotonic() - self._since > _LINGER:
             self.flush()
 
     def flush(self) -> None:

@@ -11,7 +11,7 @@ from celery.canvas import maybe_signature
 from celery.exceptions import ChordError
 from celery.result import GroupResult, allow_join_result, result_from_tuple
 
-from celery_durable import outgoing
+from celery_durable import chains, outgoing
 from celery_durable.exceptions import StoreUnavailableError
 from celery_durable.store.writes import Part
 
@@ -57,13 +57,14 @@ class ChordMixin:
     def apply_chord(self, header_result_args: Any, body: Any, **_: Any) -> None:
         """Remember the body of a chord, and the shape of a header that is no plain list of tasks."""
         group_id, results = header_result_args
-        nested = isinstance(results, (list, tuple)) and any(isinstance(one, GroupResult) for one in results)
+        # A header that is made while it is sent (a subclass of list) must not be unrolled for a look at it.
+        nested = type(results) in (list, tuple) and any(isinstance(one, GroupResult) for one in results)
         header = self.encoded(GroupResult(group_id, results).as_tuple()) if nested else None
         self.store.chords.expect(group_id, self._storable(body), header, self.content_type)
 
     def _storable(self, body: Any) -> bytes | None:
         try:
-            return self.encoded(dict(body))  # type: ignore[no-any-return]
+            return self.encoded(chains.storable(body))  # type: ignore[no-any-return]
         except Exception:  # arguments that only another serializer can carry
             logger.exception("The body of a chord cannot be stored; a crash at its end would lose it")
             return None

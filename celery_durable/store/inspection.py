@@ -15,12 +15,14 @@ from celery_durable.store.views import (
     Change,
     Count,
     EventView,
+    KeyView,
     Match,
     Page,
     Payloads,
     QueueStats,
     RunSummary,
     RunView,
+    SignalView,
     Stats,
     StepView,
     TaskStats,
@@ -141,11 +143,11 @@ class InspectionStore:
 
         def work(connection: Connection) -> list[Sequence[Row]]:
             with connection.pipeline():
-                names = ("run", "attempts", "steps", "events", "forks")
+                names = ("run", "attempts", "steps", "events", "signals", "forks", "keys")
                 cursors = [connection.execute(self._sql[name], parameters) for name in names]
             return [cursor.fetchall() for cursor in cursors]
 
-        run, attempts, steps, events, forks = self._patiently(work, _READ_BUDGET)
+        run, attempts, steps, events, signals, forks, keys = self._patiently(work, _READ_BUDGET)
         if not run:
             return None
         return RunView(
@@ -153,7 +155,9 @@ class InspectionStore:
             attempts=tuple(AttemptView(**row) for row in attempts),
             steps=tuple(StepView(**row) for row in steps),
             events=tuple(EventView(**{**row, "detail": row["detail"] or {}}) for row in events),
+            signals=tuple(SignalView(**row) for row in signals),
             forks=tuple(row["id"] for row in forks),
+            keys=tuple(KeyView(**row) for row in keys),
         )
 
     def payloads(self, run_id: str) -> Payloads | None:

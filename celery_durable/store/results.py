@@ -112,13 +112,14 @@ class ResultStore:
         """Delete a stored group."""
         self._execute("delete_group", id=group_id)
 
-    def expire(self, age: timedelta, *, batch: int = 1000) -> dict[str, int]:
-        """Delete plain results and groups older than `age`, in batches; return how many."""
+    def expire(
+        self, age: timedelta, *, failed_age: timedelta | None = None, batch: int = 1000
+    ) -> dict[str, int]:
+        """Delete plain results (failures: `failed_age`) and groups older than `age`; return how many."""
         sql, total = self._sql["expire"], {"results": 0, "groups": 0}
+        ages = {"age": age, "failed_age": age if failed_age is None else failed_age, "limit": batch}
         while True:
-            row = self._connections.patiently(
-                lambda connection: connection.execute(sql, {"age": age, "limit": batch}).fetchone()
-            )
+            row = self._connections.patiently(lambda connection: connection.execute(sql, ages).fetchone())
             counts = row or {}
             total = {name: total[name] + int(counts.get(name, 0)) for name in total}
             if max(counts.values(), default=0) < batch:
