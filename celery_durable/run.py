@@ -69,6 +69,10 @@ class Claim:
     replacements: int
     body: bytes | None
     message: bytes | None
+    parent: str | None = None
+    wait: UUID | None = None
+    abreast: int | None = None
+    deadline: datetime | None = None
 
 
 class Refusal(str, Enum):

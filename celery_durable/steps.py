@@ -44,6 +44,19 @@ class StepOptions(RetryPolicy):
 _OPTIONS = {field.name for field in fields(StepOptions)}
 
 
+@dataclass(frozen=True)
+class StepCall:
+    """A call of a step that is not made yet."""
+
+    step: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __call__(self) -> Any:
+        """Make the call."""
+        return self.step(*self.args, **self.kwargs)
+
+
 class Step(Generic[P, R]):
     """A function whose calls inside a run are checkpointed."""
 
@@ -80,6 +93,10 @@ class Step(Generic[P, R]):
     def options(self, **options: Any) -> Step[P, R]:
         """Return this step with other options: `download.options(key="intro")(url)`."""
         return Step(self.function, _checked(self.name, self.step_options, options))
+
+    def s(self, *args: P.args, **kwargs: P.kwargs) -> StepCall:
+        """Return a call to be made later: `durable.gather(*(fetch.s(url) for url in urls))`."""
+        return StepCall(self, args, kwargs)
 
     def named_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments by name, so that `f(1)` and `f(x=1)` are one call."""

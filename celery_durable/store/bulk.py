@@ -75,10 +75,11 @@ def _statements(new: Iterable[NewRun | PlainMessage]) -> Iterator[tuple[str, dic
     for one in new:
         first.setdefault(one.id, one)
     for runs in batches(one for one in first.values() if isinstance(one, NewRun)):
-        yield ("enqueue", vars(runs[0])) if len(runs) == 1 else ("enqueue_bulk", _columns(runs))
+        yield ("enqueue", vars(runs[0])) if len(runs) == 1 else ("enqueue_bulk", columns_of(runs))
     for messages in batches(one for one in first.values() if isinstance(one, PlainMessage)):
-        yield "enqueue_outbox", _columns(messages)
+        yield "enqueue_outbox", columns_of(messages)
 
 
-def _columns(rows: Sequence[NewRun | PlainMessage]) -> dict[str, list[Any]]:
+def columns_of(rows: Sequence[NewRun | PlainMessage]) -> dict[str, list[Any]]:
+    """Return rows as the arrays that a bulk statement takes."""
     return {name: [getattr(row, name) for row in rows] for name in vars(rows[0])}

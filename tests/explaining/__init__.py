@@ -25,6 +25,7 @@ UNKNOWN = 705  # the type of a string until the server knows better
 
 # What a query's parameters look like in use. A new parameter belongs here, a new query is then covered.
 PARAMETERS: dict[str, Any] = {
+    "abreast": 3,
     "actor": "ada",
     "after": 10,
     "age": timedelta(days=7),
@@ -45,6 +46,7 @@ PARAMETERS: dict[str, Any] = {
     "content_type": "application/json",
     "countdown": None,
     "delay": MINUTE,
+    "detached": False,
     "digest": b"d",
     "discard": "errors",
     "end": "run-2",
@@ -128,6 +130,7 @@ PARAMETERS: dict[str, Any] = {
     "until": MOMENT,
     "version": None,
     "within": 0.0,
+    "wait": FENCE,
     "worker": "worker@one",
 }
 IN_PARTICULAR: dict[tuple[str, str], dict[str, Any]] = {
@@ -136,6 +139,13 @@ IN_PARTICULAR: dict[tuple[str, str], dict[str, Any]] = {
     ("forks", "seed"): {"keys": ["download"]},
     ("inspection", "resume_discard"): {"before": ["failed", "failed"]},
     ("inspection", "resume"): {"states": ["failed"]},
+    ("waits", "start"): {
+        **dict.fromkeys(vars(NewRun("", "", "", None, b"", b""))),
+        "parent": "run-7",
+        "awaits": str(FENCE),
+        "until": None,
+    },
+    ("waits", "collect"): {"awaits": str(FENCE)},
     ("keeper", "bury"): {"ids": [1, 2]},
     ("runs", "update_state"): {"state": "PROGRESS"},
 }
