@@ -9,7 +9,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded, TaskRevokedError
 
 from celery_durable import chains, context, envelope, hooks, outgoing
 from celery_durable.backend import durable_backend, tell_revoked
@@ -27,7 +27,7 @@ from celery_durable.exceptions import (
     StoreUnavailableError,
 )
 from celery_durable.executor import Execution
-from celery_durable.run import Refusal
+from celery_durable.run import Refusal, RunState
 from celery_durable.seam import Suspended
 from celery_durable.settling import Settlement
 
@@ -82,6 +82,16 @@ class WorkerSeam:
     def transactions(self, database: str | None) -> TransactionStore:
         """Return the transactions of steps in the store's database, or in another one."""
         return self._backend.store.transactions(database)
+
+    def outcome_of(
+        self, state: str, reason: str | None, content_type: str | None, result: bytes | None
+    ) -> tuple[bool, Any]:
+        """Return whether a child succeeded, and its value or its exception."""
+        if state == RunState.SUCCEEDED.value:
+            return True, self._backend.decoded(result, content_type)
+        if state == RunState.CANCELLED.value:
+            return False, TaskRevokedError(reason or "cancelled")
+        return False, self.load_error(content_type, result or b"null")
 
     def draining(self) -> bool:
         """Say whether this worker is shutting down."""

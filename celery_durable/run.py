@@ -71,6 +71,10 @@ class Claim:
     body: bytes | None
     message: bytes | None
     link: Mapping[str, Any] | None = None
+    parent: str | None = None
+    wait: UUID | None = None
+    abreast: int | None = None
+    deadline: datetime | None = None
 
 
 class Refusal(str, Enum):

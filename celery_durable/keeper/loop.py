@@ -43,6 +43,7 @@ class Services(KeeperThread):
         self._app = app
         self._heartbeat = heartbeat
         self._pause = _TICK
+        self._after = 0  # the last parent that was looked at
 
     @property
     def pause(self) -> float:
@@ -74,6 +75,8 @@ class Services(KeeperThread):
                 counts["woken"] = self._drain(lambda: services.wake(self._app, keeper))
         if look.unpublished:
             counts["published"] = self._drain(lambda: services.publish_unpublished(self._app, keeper))
+        if look.parents:
+            counts["parents"], self._after = services.wake_parents(self._app, keeper, self._after)
         if look.unclaimed:
             counts["expired"] = services.expire(keeper)
             counts["lost"] = self._find_lost(keeper)

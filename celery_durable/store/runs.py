@@ -13,7 +13,7 @@ from celery_durable.run import Claim, Refusal, RunState
 from celery_durable.store import queries
 from celery_durable.store.bulk import Insertion
 from celery_durable.store.chords import look, store_part
-from celery_durable.store.waits import WaitStore
+from celery_durable.store.waits import WaitStore, followed
 from celery_durable.store.writes import (
     Finish,
     Finished,
@@ -55,7 +55,7 @@ class RunStore:
         self._sql = {**queries.load("chains", schema), **queries.load("runs", schema)}
         self._chords = queries.load("chords", schema)
         self._check = check
-        self.waits = WaitStore(connections, schema=schema)
+        self.waits = WaitStore(connections, schema=schema, check=check)
 
     def enqueue(self, run: NewRun) -> str | None:
         """Store a run; return its state, or None when a run with this id is there already."""
@@ -203,34 +203,43 @@ class RunStore:
         fence: uuid.UUID,
         outcome: Finish,
         links: Sequence[NewRun | PlainMessage] = (),
+        *,
         part: Part | None = None,
+        child: Claim | None = None,
     ) -> Finished:
         """End a run and store the runs its links start and its part of a chord, in one transaction.
 
-        The look at the chord is a second transaction in the same round trip, behind the first one's commit.
+        The looks at the chord, and at the parent that waits for this `child`, follow in the same round trip,
+        behind the first one's commit.
         Raises `LeaseLostError` when another attempt owns the run.
         """
         parameters = {**outcome.__dict__, "run": run, "fence": fence, "state": outcome.state.value}
 
-        def work(connection: Connection) -> tuple[Any, list[str | None], Any]:
-            if not links and part is None:
-                return connection.execute(self._sql["finish"], parameters).fetchone(), [], None
-            looked = None
+        def work(connection: Connection) -> tuple[Any, list[str | None], Any, list[Stored]]:
+            followed_up = part is not None or child is not None
+            if not links and not followed_up:
+                return connection.execute(self._sql["finish"], parameters).fetchone(), [], None, []
+            looked, woken = None, []
             with connection.pipeline():
-                if part is not None:
+                if followed_up:
                     connection.execute("begin")
                 finished = connection.execute(self._sql["finish"], parameters)
                 linked = self._insert(connection, links, run, fence)
                 if part is not None:
                     store_part(connection, self._chords, part, run, fence)
+                if followed_up:
                     connection.execute("commit")
+                if part is not None:
                     looked = look(connection, self._chords, part.chord, fence, self._lease)
-            return finished.fetchone(), linked.states(), looked and looked.fetchone()
+                if child is not None:
+                    woken = self.waits.follow(connection, child)
+            at_chord = looked and looked.fetchone()
+            return finished.fetchone(), linked.states(), at_chord, followed(woken)
 
-        row, linked, looked = self._connections.patiently(work)
+        row, linked, looked, woken = self._connections.patiently(work)
         if row is None:
             raise LeaseLostError
-        return Finished(self.to_send(links, linked), looked and Look(**looked))
+        return Finished(self.to_send(links, linked), looked and Look(**looked), woken)
 
     def add(self, connection: Connection, new: Sequence[NewRun | PlainMessage]) -> list[str | None]:
         """Store runs and messages in the transaction that is open; return their states, for `to_send()`."""

@@ -53,6 +53,9 @@ insert into durable.run
     from (select n, (case n % 25 when 0 then 'running' when 1 then 'pending' when 2 then 'waiting'
                                  when 3 then 'failed' else 'succeeded' end)::durable.run_state as state
           from generate_series(1, 25000) n) as runs;
+update durable.run set wait = md5((key / 50)::text)::uuid where key % 3 = 0;
+update durable.run set reason = 'children', awaits = md5(key::text)::uuid
+    where state = 'waiting' and key % 4 = 0;
 insert into durable.checkpoint
     (run_key, key, seq, outcome, output, digest, arguments, fence, attempt, tries, seconds)
     select key, 'step#' || n, n, 'ok', '1', 'd', '()', fence, 1, 1, 0.1

@@ -25,6 +25,7 @@ UNKNOWN = 705  # the type of a string until the server knows better
 
 # What a query's parameters look like in use. A new parameter belongs here, a new query is then covered.
 PARAMETERS: dict[str, Any] = {
+    "abreast": 3,
     "actor": "ada",
     "after": 10,
     "age": timedelta(days=7),
@@ -48,6 +49,7 @@ PARAMETERS: dict[str, Any] = {
     "content_type": "application/json",
     "countdown": None,
     "delay": MINUTE,
+    "detached": False,
     "digest": b"d",
     "discard": "errors",
     "end": "run-2",
@@ -139,6 +141,7 @@ PARAMETERS: dict[str, Any] = {
     "until": MOMENT,
     "version": None,
     "within": 0.0,
+    "wait": FENCE,
     "worker": "worker@one",
 }
 IN_PARTICULAR: dict[tuple[str, str], dict[str, Any]] = {
@@ -151,6 +154,13 @@ IN_PARTICULAR: dict[tuple[str, str], dict[str, Any]] = {
     ("once", "hold"): {"kind": "idempotency"},
     ("once", "free"): {"kind": "idempotency"},
     ("once", "retake"): {"kind": "idempotency"},
+    ("waits", "start"): {
+        **dict.fromkeys(vars(NewRun("", "", "", None, b"", b""))),
+        "parent": "run-7",
+        "awaits": str(FENCE),
+        "until": None,
+    },
+    ("waits", "collect"): {"awaits": str(FENCE)},
     ("keeper", "bury"): {"ids": [1, 2]},
     ("runs", "update_state"): {"state": "PROGRESS"},
 }

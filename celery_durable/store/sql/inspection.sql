@@ -177,7 +177,7 @@ with resumed as materialized (
     update durable.checkpoint c set outcome = 'discarded', spent = c.tries
     from resumed r
     where c.run_key = r.run_key and c.outcome = 'error'
-      and c.seq > coalesce((select max(ok.seq) from durable.checkpoint ok
+      and c.seq >= coalesce((select max(ok.seq) from durable.checkpoint ok
                             where ok.run_key = r.run_key and ok.outcome = 'ok'), 0)
     returning c.run_key, c.key
 )
