@@ -69,6 +69,7 @@ class Claim:
     replacements: int
     body: bytes | None
     message: bytes | None
+    slot: str | None = None
 
 
 class Refusal(str, Enum):
@@ -80,3 +81,5 @@ class Refusal(str, Enum):
     WAITING = "waiting"
     EXPIRED = "expired"
     NO_WORKER = "no live worker row"
+    SLOTTED = "one of those that need a slot"
+    SLOT = "waiting for a slot"

@@ -43,6 +43,7 @@ class Services(KeeperThread):
         self._app = app
         self._heartbeat = heartbeat
         self._pause = _TICK
+        self._next_slot = ""
 
     @property
     def pause(self) -> float:
@@ -81,9 +82,21 @@ class Services(KeeperThread):
             counts["reported"] = services.report_endings(self._app, keeper)
         if look.chords:
             counts["chords"] = services.look_at_chords(self._app, keeper)
+        if look.slots:
+            counts["granted"] = self._grant_slots(keeper)
         if look.outbox:
             counts["outbox"] = services.publish_outbox(self._app, keeper)
         return counts
+
+    def _grant_slots(self, keeper: KeeperStore) -> int:
+        """Wake who waits for a slot that nobody handed on: its holder was killed, or its while is over.
+
+        One batch of keys at each look, so that no number of keys holds up the rest.
+        """
+        woken, self._next_slot = services.grant_slots(self._app, keeper, self._next_slot)
+        if self._next_slot:
+            self._pause = 0.0
+        return woken
 
     def _find_lost(self, keeper: KeeperStore) -> int:
         settings = self.store.settings

@@ -61,6 +61,9 @@ class Insertion:
         self._cursors = [
             connection.execute(sql[name], {**columns, **shared}) for name, columns in _statements(new)
         ]
+        for one in new:
+            if isinstance(one, NewRun) and one.slot is not None:
+                connection.execute(sql["assign_slot"], slot_of(one))
 
     def states(self) -> list[str | None]:
         """Return for each row its state (of a plain message: its key), None where nothing was stored."""
@@ -78,6 +81,11 @@ def _statements(new: Iterable[NewRun | PlainMessage]) -> Iterator[tuple[str, dic
         yield ("enqueue", vars(runs[0])) if len(runs) == 1 else ("enqueue_bulk", _columns(runs))
     for messages in batches(one for one in first.values() if isinstance(one, PlainMessage)):
         yield "enqueue_outbox", _columns(messages)
+
+
+def slot_of(run: NewRun) -> dict[str, Any]:
+    """Return the parameters of `assign_slot`."""
+    return {"id": run.id, **vars(run.slot)}
 
 
 def _columns(rows: Sequence[NewRun | PlainMessage]) -> dict[str, list[Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from celery_durable.store import queries
+from celery_durable.store.bulk import slot_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +29,8 @@ class OnceStore:
     def __init__(self, connections: Connections, *, schema: str, check: timedelta) -> None:
         self._connections = connections
         self._sql = queries.load("once", schema)
-        self._enqueue = queries.load("runs", schema)["enqueue"]
+        runs = queries.load("runs", schema)
+        self._enqueue, self._assign = runs["enqueue"], runs["assign_slot"]
         self._check = check
 
     def enqueue(self, run: NewRun, key: Key, message_of: Callable[[str], bytes]) -> tuple[str, str | None]:
@@ -55,6 +57,8 @@ class OnceStore:
                 if holder != run.id:
                     return holder, None
                 row = connection.execute(self._enqueue, parameters).fetchone()
+                if run.slot is not None:
+                    connection.execute(self._assign, slot_of(run))
                 return holder, row["state"] if row else None
 
         return self._connections.patiently(work, budget=_BUDGET)

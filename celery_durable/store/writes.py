@@ -22,6 +22,24 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class Slot:
+    """What a run shares with others of its key.
+
+    Attributes:
+        key: the key, of all tasks.
+        limit: how many of them may be executed at a time, None for any number.
+        rate: how many of them may start in each `period`, None for any number.
+        rank: who goes first: the highest, then the oldest.
+    """
+
+    key: str
+    limit: int | None = None
+    rate: int | None = None
+    period: timedelta | None = None
+    rank: int = 0
+
+
+@dataclass(frozen=True)
 class NewRun:
     """A run as `enqueue` stores it: what the keeper needs to publish its message again, and when."""
 
@@ -40,6 +58,7 @@ class NewRun:
     expires: timedelta | None = None
     expires_at: datetime | None = None
     publish: bool = True
+    slot: Slot | None = None
 
 
 @dataclass(frozen=True)
