@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
-PAGES = {"call_once": "call-once.md", "fork_orders": "resume-fork-edit.md"}
+PAGES = {
+    "call_once": "call-once.md",
+    "fork_orders": "resume-fork-edit.md",
+    "limit_exports": "limit-concurrency.md",
+}
 
 
 def printed_on(page: str) -> str:
