@@ -32,8 +32,10 @@ if TYPE_CHECKING:
         TransactionUsageError,
     )
     from celery_durable.operations import Runs
+    from celery_durable.operations.sending import send_signal
     from celery_durable.steps import step
     from celery_durable.task import DurableTask
+    from celery_durable.transactions import transaction
     from celery_durable.waits import sleep, sleep_until, wait_for_signal
 
 _WHERE = {
@@ -62,9 +64,11 @@ _WHERE = {
     "idempotency_key": "context",
     "now": "clock",
     "random": "clock",
+    "send_signal": "operations.sending",
     "sleep": "waits",
     "sleep_until": "waits",
     "step": "steps",
+    "transaction": "transactions",
     "uuid4": "clock",
     "wait_for_signal": "waits",
 }
@@ -95,9 +99,11 @@ __all__ = [
     "idempotency_key",
     "now",
     "random",
+    "send_signal",
     "sleep",
     "sleep_until",
     "step",
+    "transaction",
     "uuid4",
     "wait_for_signal",
 ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.utils.time import maybe_make_aware
 
-from celery_durable import batching, envelope, slots
+from celery_durable import batching, chains, envelope, slots
 from celery_durable.exceptions import PayloadTooLargeError, TransactionUsageError
 from celery_durable.store.writes import NewRun, PlainMessage, Stored
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from celery_durable.enlisting import Enlistment
     from celery_durable.store import Store
-    from celery_durable.store.writes import Key, Slot
+    from celery_durable.store.writes import Key, NewChain, Slot
 
 
 @dataclass(frozen=True)
@@ -163,19 +163,40 @@ class StoringProducer:
         headers.update(self._schedule.told(self._app))
         if self._slot is not None:
             headers[slots.HEADER] = True
-        message, data, now = envelope.pack(body, publish)
-        self._check_size(headers["task"], data)
-        run = self._new_run(headers, publish, message, data)
         collected = _collecting.get()
+        again = collected is not None and headers["id"] == collected.run_id
+        body, new_chains = self._with_references(body, publish, keep=self._enlistment is None and not again)
+        message, data, now = envelope.pack(body, publish)
+        self._check_size(f"The arguments of {headers['task']}", data)
+        run = self._new_run(headers, publish, message, data, new_chains)
         if self._enlistment is not None:
             self._enlistment.store_run(run)
-        elif collected is not None and run.id == collected.run_id:
+        elif collected is not None and again:
             collected.successor = run
         elif collected is not None and collected.everything:
             collected.messages.append(run)
         else:
             self._store_and_send(batching.Outgoing(run, {"body": data, **now}))
         return None
+
+    def _with_references(
+        self, body: Any, publish: dict[str, Any], *, keep: bool
+    ) -> tuple[Any, tuple[NewChain, ...]]:
+        """Return a message's body with long chains taken out of it, and these."""
+        if not isinstance(body, tuple):  # Celery's old message protocol knows no chain
+            return body, ()
+        args, kwargs, embed = body
+        headers = publish["headers"]
+        embed, new = chains.referring(
+            self._app,
+            embed,
+            root=headers.get("root_id") or headers["id"],
+            serializer=publish.get("serializer"),
+            keep=keep,
+        )
+        for link in (link for chain in new for link in chain.links):
+            self._check_size(f"The arguments of a task in the chain behind {headers['task']}", link)
+        return (args, kwargs, embed), new
 
     def _store_and_send(self, one: batching.Outgoing) -> None:
         if self._key is not None:
@@ -197,21 +218,29 @@ class StoringProducer:
         collected = _collecting.get()
         if collected is None or not collected.everything:
             return self._producer.publish(body, **publish)
+        if isinstance(body, tuple):
+            args, kwargs, embed = body
+            body = (args, kwargs, chains.whole(self._app, embed))
         message, data, _ = envelope.pack(body, publish)
         collected.messages.append(PlainMessage(publish["headers"]["id"], message, data))
         return None
 
-    def _check_size(self, task: str, body: bytes) -> None:
+    def _check_size(self, what: str, body: bytes) -> None:
         limit = self._store.settings.max_payload
         if len(body) > limit:
             message = (
-                f"The arguments of {task} are {len(body):,} bytes; durable_max_payload is {limit:,}. "
+                f"{what} are {len(body):,} bytes; durable_max_payload is {limit:,}. "
                 f"Pass a path, a URL or an id instead"
             )
             raise PayloadTooLargeError(message, size=len(body), limit=limit)
 
     def _new_run(
-        self, headers: dict[str, Any], publish: dict[str, Any], message: bytes, body: bytes
+        self,
+        headers: dict[str, Any],
+        publish: dict[str, Any],
+        message: bytes,
+        body: bytes,
+        new_chains: tuple[NewChain, ...],
     ) -> NewRun:
         schedule = self._schedule or Schedule()
         return NewRun(
@@ -232,6 +261,7 @@ class StoringProducer:
             # Whoever wants to hear of a broker that is away has to wait for it to answer, every time.
             publish=not envelope.breaker.open or self._store.settings.publish_errors == "raise",
             slot=self._slot and replace(self._slot, rank=slots.rank(self._producer, publish.get("priority"))),
+            chains=new_chains,
         )
 
     @property

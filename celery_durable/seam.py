@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from celery_durable.serialization import ValueCodec
+    from celery_durable.store.transactions import TransactionStore
 
 
 class Suspended(BaseException):
@@ -42,6 +43,10 @@ class Seam(Protocol):
 
     def load_error(self, codec: str | None, data: bytes) -> BaseException:
         """Return the exception that a stored form stands for."""
+        ...
+
+    def transactions(self, database: str | None) -> TransactionStore:
+        """Return the transactions of steps in the store's database, or in another one."""
         ...
 
     def draining(self) -> bool:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from celery import Task
-from celery._state import get_current_worker_task
+from celery import Task, current_app
+from celery._state import get_current_task, get_current_worker_task
 
-from celery_durable import batching, config, context, envelope, once, outgoing, slots, transport
+from celery_durable import batching, config, context, envelope, once, outgoing, slots, transactions, transport
 from celery_durable.attempt import TERMINAL, Attempt
 from celery_durable.backend import durable_backend, durable_settings
-from celery_durable.enlisting import Enlistment
+from celery_durable.enlisting import Enlistment, refuse_chords
 from celery_durable.exceptions import ConfigurationError, TransactionUsageError
 from celery_durable.steps import Step, StepOptions
 from celery_durable.store.writes import Stored
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from celery.result import AsyncResult
 
     from celery_durable.executor import Execution
+    from celery_durable.store import Store
     from celery_durable.store.writes import NewRun
 
 _WORKER_STEP = "celery_durable.bootstep:DurableStep"
@@ -262,6 +263,14 @@ def _another_task_here() -> bool:
     return get_current_worker_task() is not None
 
 
+def _store_here() -> Store:
+    """Return the store of the app at hand, for transactions outside of any run."""
+    task: Task[..., Any] | None = get_current_task()
+    return durable_backend(current_app if task is None else task.app).store
+
+
 batching.batch_groups()
+refuse_chords()
 context.runs_elsewhere(_another_task_here)
+transactions.outside_of_runs(_store_here)
 transport.register()  # an app with durable tasks may have durable+embedded:// as its broker

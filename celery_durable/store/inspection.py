@@ -21,6 +21,7 @@ from celery_durable.store.views import (
     QueueStats,
     RunSummary,
     RunView,
+    SignalView,
     SlotStats,
     Stats,
     StepView,
@@ -135,11 +136,11 @@ class InspectionStore:
 
         def work(connection: Connection) -> list[Sequence[Row]]:
             with connection.pipeline():
-                names = ("run", "attempts", "steps", "events", "forks", "keys")
+                names = ("run", "attempts", "steps", "events", "signals", "forks", "keys")
                 cursors = [connection.execute(self._sql[name], parameters) for name in names]
             return [cursor.fetchall() for cursor in cursors]
 
-        run, attempts, steps, events, forks, keys = self._patiently(work, _READ_BUDGET)
+        run, attempts, steps, events, signals, forks, keys = self._patiently(work, _READ_BUDGET)
         if not run:
             return None
         return RunView(
@@ -147,6 +148,7 @@ class InspectionStore:
             attempts=tuple(AttemptView(**row) for row in attempts),
             steps=tuple(StepView(**row) for row in steps),
             events=tuple(EventView(**{**row, "detail": row["detail"] or {}}) for row in events),
+            signals=tuple(SignalView(**row) for row in signals),
             forks=tuple(row["id"] for row in forks),
             keys=tuple(KeyView(**row) for row in keys),
         )

@@ -39,30 +39,40 @@ class SlotStore:
         self._sql = queries.load("slots", schema)
         hot = queries.load("runs", schema)
         self._claim, self._history = slotted(hot["claim"], schema), hot["history"]
+        self._link = hot["link"]
         self._check = check
 
     def claim(
-        self, parameters: dict[str, Any], give_up: Callable[[], bool] | None
+        self,
+        parameters: dict[str, Any],
+        link: tuple[str, int] | None = None,
+        give_up: Callable[[], bool] | None = None,
     ) -> tuple[tuple[Claim, list[Checkpoint]] | Refusal, list[Stored]]:
         """Claim a run if there is a slot for it, else let it wait for one; in one round trip.
 
-        Returns what the claim returns, and the runs that were woken for slots that are free.
+        `link` is as for a claim without slots. Returns what the claim returns, and the runs that were woken
+        for slots that are free.
         """
         given = {**parameters, "slot": None, "limit": _AT_ONCE, "check": self._check}
 
-        def work(connection: Connection) -> tuple[Any, Any, list[Any], list[Any]]:
+        def work(connection: Connection) -> tuple[Any, Any, list[Any], list[Any], Any]:
             with connection.pipeline():
                 connection.execute(self._sql["lock"], given)
                 claimed = connection.execute(self._claim, given)
                 waits = connection.execute(self._sql["wait"], given)
                 granted = connection.execute(self._sql["grant"], given)
                 history = connection.execute(self._history, given)
-            return claimed.fetchone(), waits.fetchone(), granted.fetchall(), history.fetchall()
+                if link is not None:
+                    wanted = connection.execute(self._link, {"chain": link[0], "number": link[1]})
+            following = wanted.fetchone() if link is not None else None
+            return claimed.fetchone(), waits.fetchone(), granted.fetchall(), history.fetchall(), following
 
-        row, waits, granted, history = self._connections.patiently(work, budget=float("inf"), give_up=give_up)
+        row, waits, granted, history, following = self._connections.patiently(
+            work, budget=float("inf"), give_up=give_up
+        )
         woken = [Stored(**one) for one in granted]
         if row is not None:
-            return self._runs.leased(row, history), woken
+            return self._runs.leased(row, history, following), woken
         if waits is not None:
             return Refusal.SLOT, woken
         refusal = self._runs.refusal(parameters)

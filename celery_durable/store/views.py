@@ -20,6 +20,7 @@ class RunSummary:
         due: when a waiting run wakes, or when a pending run's message is next looked for.
         hostname: the worker of the latest attempt.
         error: what the latest attempt ended with, in one line.
+        awaits: the signal that a waiting run waits for.
         orphaned: whether the run is executing for a worker that is gone.
         now: the database's time of this view.
     """
@@ -54,6 +55,7 @@ class RunSummary:
     error: str | None
     orphaned: bool
     now: datetime
+    awaits: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", RunState(self.state))
@@ -83,7 +85,10 @@ class AttemptView:
 
 @dataclass(frozen=True, kw_only=True)
 class StepView:
-    """One stored step: `attempt` is the one that stored it, `seconds` how long its last try took."""
+    """One stored step: `attempt` is the one that stored it, `seconds` how long its last try took.
+
+    A wait has a `kind`: `sleep`, `signal` or `children`; and a `due` time if it ends by itself.
+    """
 
     key: str
     seq: int
@@ -97,6 +102,19 @@ class StepView:
     stored_at: datetime
     codec: str | None
     output_bytes: int | None
+    kind: str | None = None
+    due: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignalView:
+    """One signal that was sent to a run; `taken_by` is the key of the wait that received it, if one has."""
+
+    name: str
+    sent_at: datetime
+    actor: str | None
+    taken_by: str | None
+    payload_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +162,7 @@ class RunView(RunSummary):
     attempts: tuple[AttemptView, ...] = ()
     steps: tuple[StepView, ...] = ()
     events: tuple[EventView, ...] = ()
+    signals: tuple[SignalView, ...] = ()
 
 
 @dataclass(frozen=True)

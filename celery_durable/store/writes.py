@@ -40,6 +40,22 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class NewChain:
+    """The links of a long chain, as Celery keeps them: the last one first.
+
+    Attributes:
+        root: the tree of runs that it belongs to, and is deleted with.
+        links: their signatures, in this content type.
+    """
+
+    id: str
+    root: str
+    content_type: str
+    content_encoding: str
+    links: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
 class NewRun:
     """A run as `enqueue` stores it: what the keeper needs to publish its message again, and when."""
 
@@ -59,6 +75,7 @@ class NewRun:
     expires_at: datetime | None = None
     publish: bool = True
     slot: Slot | None = None
+    chains: tuple[NewChain, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,11 @@ NAMES = [
     "idempotency_key",
     "now",
     "random",
+    "send_signal",
     "sleep",
     "sleep_until",
     "step",
+    "transaction",
     "uuid4",
     "wait_for_signal",
 ]

@@ -61,6 +61,10 @@ create function durable.deliver_signal(
             select from durable.signal s
             where s.run_key = target.key and s.name = named and s.idempotency_key = once) then
             verdict := 'known';
+            if target.state = 'pending' then  -- perhaps this very call, whose answer was lost
+                message := target.message;
+                body := target.body;
+            end if;
             return;
         end if;
         if target.finished_at is not null then

@@ -258,6 +258,12 @@ with old as materialized (
     delete from durable.attempt a using gone where a.run_key = gone.key
 ), events as (
     delete from durable.event e using gone where e.run_key = gone.key
+), signals as (
+    delete from durable.signal s using gone where s.run_key = gone.key
+), chains as (
+    delete from durable.chain c where c.root = any(array(select tree from whole)) returning c.id
+), links as (
+    delete from durable.chain_link l using chains where l.chain = chains.id
 ), keys as (
     delete from durable.once o using gone where o.run = gone.id
 )
