@@ -29,7 +29,7 @@ class OnceStore:
     def __init__(self, connections: Connections, *, schema: str, check: timedelta) -> None:
         self._connections = connections
         self._sql = queries.load("once", schema)
-        self._runs = queries.load("runs", schema)
+        self._runs = {**queries.load("chains", schema), **queries.load("runs", schema)}
         self._check = check
 
     def enqueue(self, run: NewRun, key: Key, message_of: Callable[[str], bytes]) -> tuple[str, str | None]:

@@ -39,7 +39,7 @@ class SlotStore:
         self._sql = queries.load("slots", schema)
         hot = queries.load("runs", schema)
         self._claim, self._history = slotted(hot["claim"], schema), hot["history"]
-        self._link = hot["link"]
+        self._link = queries.load("chains", schema)["link"]
         self._check = check
 
     def claim(
