@@ -70,6 +70,7 @@ class Claim:
     replacements: int
     body: bytes | None
     message: bytes | None
+    slot: str | None = None
     link: Mapping[str, Any] | None = None
     parent: str | None = None
     wait: UUID | None = None
@@ -86,3 +87,5 @@ class Refusal(str, Enum):
     WAITING = "waiting"
     EXPIRED = "expired"
     NO_WORKER = "no live worker row"
+    SLOTTED = "one of those that need a slot"
+    SLOT = "waiting for a slot"

@@ -62,6 +62,9 @@ class Insertion:
         self._cursors = [
             connection.execute(sql[name], {**columns, **shared}) for name, columns in _statements(new)
         ]
+        for one in new:
+            if isinstance(one, NewRun) and one.slot is not None:
+                connection.execute(sql["assign_slot"], slot_of(one))
         for links in _links(new):  # last: a pipeline that is left by an error commits what is in it already
             connection.execute(sql["enqueue_chain"], {**links, **shared})
 
@@ -81,6 +84,11 @@ def _statements(new: Iterable[NewRun | PlainMessage]) -> Iterator[tuple[str, dic
         yield ("enqueue", vars(runs[0])) if len(runs) == 1 else ("enqueue_bulk", columns_of(runs))
     for messages in batches((one for one in first.values() if isinstance(one, PlainMessage)), size_of):
         yield "enqueue_outbox", columns_of(messages)
+
+
+def slot_of(run: NewRun) -> dict[str, Any]:
+    """Return the parameters of `assign_slot`."""
+    return {"id": run.id, **vars(run.slot)}
 
 
 def size_of(row: NewRun | PlainMessage) -> int:

@@ -65,7 +65,7 @@ class RunStore:
         """Store runs in one round trip and one transaction; return each one's state, None for known ids."""
 
         def work(connection: Connection) -> list[str | None]:
-            if len(runs) == 1 and not runs[0].chains:
+            if len(runs) == 1 and not runs[0].chains and runs[0].slot is None:
                 return self._insert(connection, runs).states()
             with connection.pipeline():
                 inserted = self._insert(connection, runs)
@@ -123,13 +123,19 @@ class RunStore:
             return claimed.fetchone(), history.fetchall(), wanted.fetchone() if link is not None else None
 
         row, history, following = self._connections.patiently(work, budget=float("inf"), give_up=give_up)
-        if row is None:
-            return self._refusal(parameters)
+        return self.refusal(parameters) if row is None else self.leased(row, history, following)
+
+    @staticmethod
+    def leased(
+        row: dict[str, Any], history: Sequence[dict[str, Any]], following: Any
+    ) -> tuple[Claim, list[Checkpoint]]:
+        """Return what a claim was given."""
         return Claim(**row, link=following), [
             Checkpoint(**{**step, "clock": tuple(step["clock"] or ())}) for step in history
         ]
 
-    def _refusal(self, parameters: dict[str, Any]) -> Refusal:
+    def refusal(self, parameters: dict[str, Any]) -> Refusal:
+        """Return why a claim was given nothing."""
         row = self._one("standing", parameters)
         if row["state"] is None:
             return Refusal.UNKNOWN if row["worker_alive"] else Refusal.NO_WORKER
@@ -139,6 +145,8 @@ class RunStore:
             return Refusal.EXPIRED
         if state is RunState.PENDING and not row["worker_alive"]:
             return Refusal.NO_WORKER
+        if state is RunState.PENDING and row["slotted"]:
+            return Refusal.SLOTTED
         if state.final:
             return Refusal.FINAL
         return Refusal.WAITING if state is RunState.WAITING else Refusal.OWNED

@@ -23,6 +23,24 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class Slot:
+    """What a run shares with others of its key.
+
+    Attributes:
+        key: the key, of all tasks.
+        limit: how many of them may be executed at a time, None for any number.
+        rate: how many of them may start in each `period`, None for any number.
+        rank: who goes first: the highest, then the oldest.
+    """
+
+    key: str
+    limit: int | None = None
+    rate: int | None = None
+    period: timedelta | None = None
+    rank: int = 0
+
+
+@dataclass(frozen=True)
 class NewChain:
     """The links of a long chain, as Celery keeps them: the last one first.
 
@@ -57,6 +75,7 @@ class NewRun:
     expires: timedelta | None = None
     expires_at: datetime | None = None
     publish: bool = True
+    slot: Slot | None = None
     chains: tuple[NewChain, ...] = ()
 
 

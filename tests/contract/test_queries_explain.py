@@ -14,7 +14,8 @@ from psycopg.rows import dict_row
 
 from celery_durable.config import Settings
 from celery_durable.store import Store, queries
-from celery_durable.store.inspection import with_filters
+from celery_durable.store.queries import with_lines
+from celery_durable.store.slots import slotted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,7 +121,7 @@ def scanned(plan: list[dict[str, Any]]) -> list[str]:
 
 @pytest.mark.parametrize(("noun", "name"), EVERY_QUERY)
 def test_a_query_is_understood_and_reads_by_index(filled: Connection, noun: str, name: str) -> None:
-    sql = with_filters(queries.load(noun)[name], ["states"])
+    sql = with_lines(queries.load(noun)[name], ["states"])
 
     plan = plan_of(filled, sql, given(noun, name, sql))
 
@@ -128,9 +129,17 @@ def test_a_query_is_understood_and_reads_by_index(filled: Connection, noun: str,
         assert scanned(plan) == []
 
 
+def test_a_claim_that_needs_a_slot_reads_by_index(filled: Connection) -> None:
+    plain = queries.load("runs")["claim"]
+    sql = slotted(plain)
+
+    assert sql != plain
+    assert scanned(plan_of(filled, sql, given("runs", "claim", sql))) == []
+
+
 @pytest.mark.parametrize("wanted", FILTERS)
 def test_a_filtered_list_reads_by_index(filled: Connection, wanted: str) -> None:
-    sql = with_filters(queries.load("inspection")["list"], {"states", wanted})
+    sql = with_lines(queries.load("inspection")["list"], {"states", wanted})
 
     assert scanned(plan_of(filled, sql, given("inspection", "list", sql))) == []
 

@@ -65,6 +65,7 @@ select
             where unreported and finished_at < durable.clock() - interval '10 s') as unreported,
     exists (select from durable.chord where done_at is null and check_at <= durable.clock()) as chords,
     exists (select from durable.run where state = 'waiting' and reason = 'children') as parents,
+    exists (select from durable.run where state = 'waiting' and reason = 'slot' and slot > '') as slots,
     exists (select from durable.leader
             where term = %(term)s and expires_at > durable.clock()) as leading
 
