@@ -7,11 +7,16 @@ from typing import Any
 
 import click
 
+from celery_durable import flower
+
+flower.bootstrap()  # `celery flower` loads the commands of every package, and its options after them
+
 _COMMANDS = {
     "init": "setup:init",
     "runs": "listing:runs",
     "show": "show:show",
     "resume": "change:resume",
+    "retry": "change:retry",
     "cancel": "change:cancel",
     "fork": "fork:fork",
     "export": "export:export",

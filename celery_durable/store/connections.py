@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 T = TypeVar("T")
 
-_KEEPALIVE = {
+KEEPALIVE = {
     "connect_timeout": 5,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -127,7 +127,7 @@ class Connections:
 
     def _options(self) -> dict[str, Any]:
         return {
-            **_KEEPALIVE,
+            **KEEPALIVE,
             "autocommit": True,
             "prepare_threshold": 0 if self._prepare else None,
             "row_factory": dict_row,

@@ -27,13 +27,16 @@ LOOKS_AT_EVERYTHING = {
     ("inspection", "counts"),
     ("keeper", "prunable"),
     ("health", "ailing"),
+    ("watching", "storage"),  # the catalogue
     ("health", "server"),
     ("health", "held"),
     ("health", "tables"),
 }
 # Small by nature: one row per worker process, one leader, messages on their way.
 SMALL_TABLES = {"worker", "leader", "outbox", "migration"}
-FILTERS = ["states", "task", "reason", "has_error", "has_no_error", "worker", "since", "until"]
+FILTERS = ["states", "task", "reason", "has_error", "has_no_error", "worker", "since", "until", "keys", "ids"]
+# No index serves these: they look at the runs of a window of keys.
+IN_A_WINDOW = ["version", "tags", "ran_on", "text", "words"]
 
 FILL = """
 insert into durable.worker (token, hostname, pid, version)
@@ -116,6 +119,13 @@ def test_a_query_is_understood_and_reads_by_index(filled: Connection, noun: str,
 @pytest.mark.parametrize("wanted", FILTERS)
 def test_a_filtered_list_reads_by_index(filled: Connection, wanted: str) -> None:
     sql = with_filters(queries.load("inspection")["list"], {"states", wanted})
+
+    assert scanned(plan_of(filled, sql, given("inspection", "list", sql))) == []
+
+
+@pytest.mark.parametrize("wanted", IN_A_WINDOW)
+def test_a_filter_without_an_index_reads_a_window_by_index(filled: Connection, wanted: str) -> None:
+    sql = with_filters(queries.load("inspection")["list"], {"floor", wanted})
 
     assert scanned(plan_of(filled, sql, given("inspection", "list", sql))) == []
 

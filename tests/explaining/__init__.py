@@ -65,6 +65,7 @@ PARAMETERS: dict[str, Any] = {
     "kept": ["download"],
     "key": "download",
     "keys": [7, 8],
+    "bucket": MINUTE,
     "lease": MINUTE,
     "limit": 100,
     "lost": [True, False],
@@ -115,6 +116,13 @@ PARAMETERS: dict[str, Any] = {
     "unreported": False,
     "until": MOMENT,
     "version": None,
+    "floor": 10,
+    "most": 100,
+    "ran_on": "worker@one",
+    "start": 1,
+    "text": "%x%",
+    "window": 100,
+    "words": "%x%",
     "worker": "worker@one",
 }
 IN_PARTICULAR: dict[tuple[str, str], dict[str, Any]] = {
