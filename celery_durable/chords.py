@@ -11,7 +11,7 @@ from celery.canvas import maybe_signature
 from celery.exceptions import ChordError
 from celery.result import GroupResult, allow_join_result, result_from_tuple
 
-from celery_durable import outgoing
+from celery_durable import chains, outgoing
 from celery_durable.exceptions import StoreUnavailableError
 from celery_durable.store.writes import Part
 
@@ -57,13 +57,14 @@ class ChordMixin:
     def apply_chord(self, header_result_args: Any, body: Any, **_: Any) -> None:
         """Remember the body of a chord, and the shape of a header that is no plain list of tasks."""
         group_id, results = header_result_args
-        nested = isinstance(results, (list, tuple)) and any(isinstance(one, GroupResult) for one in results)
+        # A header that is made while it is sent (a subclass of list) must not be unrolled for a look at it.
+        nested = type(results) in (list, tuple) and any(isinstance(one, GroupResult) for one in results)
         header = self.encoded(GroupResult(group_id, results).as_tuple()) if nested else None
         self.store.chords.expect(group_id, self._storable(body), header, self.content_type)
 
     def _storable(self, body: Any) -> bytes | None:
         try:
-            return self.encoded(dict(body))  # type: ignore[no-any-return]
+            return self.encoded(chains.storable(body))  # type: ignore[no-any-return]
         except Exception:  # arguments that only another serializer can carry
             logger.exception("The body of a chord cannot be stored; a crash at its end would lose it")
             return None
@@ -111,23 +112,19 @@ class ChordMixin:
 
     def _follow(self, group_id: str, look: Look, token: uuid.UUID, body: Any = None) -> None:
         if look.complete:
-            self._complete(group_id, token, body)
+            self._complete(group_id, look, token, body)
         else:
             self.store.chords.add_up(group_id, look)
 
-    def _complete(self, group_id: str, token: uuid.UUID, body: Any) -> None:
+    def _complete(self, group_id: str, look: Look, token: uuid.UUID, body: Any) -> None:
         """Start a claimed chord's body, or tell its failure; then close it."""
-        claimed = self.store.chords.claimed(group_id, token)
-        if claimed is None:
-            return
-        stored = self.decoded(claimed["body"], claimed["content_type"])
-        callback = maybe_signature(stored if stored is not None else body, app=self.app)
+        stored = self.decoded(look.body, look.content_type)
+        callback = maybe_signature(body if stored is None else stored, app=self.app)
         if callback is None:
             logger.error("Chord %s is complete, and its body is not known", group_id)
             return
         try:
-            results = self._joined(group_id, claimed)
-            self._start(group_id, token, callback, results)
+            self._start(group_id, token, callback, self._joined(group_id, look))
         except StoreUnavailableError:
             raise
         except Exception as error:
@@ -135,9 +132,9 @@ class ChordMixin:
             self.chord_error_from_stack(callback, error if isinstance(error, ChordError) else _wrapped(error))
             self.store.chords.finish(group_id, token)
 
-    def _joined(self, group_id: str, claimed: Row) -> list[Any]:
+    def _joined(self, group_id: str, look: Look) -> list[Any]:
         """Return the results of the header, in its order and shape; raise `ChordError` for a failed part."""
-        header = self.decoded(claimed["header"], claimed["content_type"])
+        header = self.decoded(look.header, look.content_type)
         if header is None:
             return [self._part_value(row) for row in self.store.chords.results(group_id)]
         result: Any = result_from_tuple(header, app=self.app)

@@ -62,6 +62,8 @@ class Settlement:
             result = self._result(value)
             messages = links.of_success(self.task, self.request, self.execution, value)
             part = self.backend.part_of(self.request, states.SUCCESS, value)
+        except StoreUnavailableError as error:  # a link of its chain had to be read
+            raise self.dropped(error) from None
         except Exception as error:
             self._fail(error)
             raise
@@ -191,7 +193,10 @@ class Settlement:
     # -- the body was left ------------------------------------------------------------------------------
 
     def suspended(self, suspended: Suspended) -> Exception:
-        """Leave the worker: for a step's retry, or because the worker shuts down."""
+        """Leave the worker: for a wait, for a step's retry, or because the worker shuts down."""
+        if suspended.stored:
+            logger.info("%s leaves this worker and waits (%s)", self._where, suspended.reason)
+            return Ignore(f"run {suspended.outcome}")
         release = Release(
             outcome=suspended.outcome,
             delay=suspended.delay,

@@ -7,9 +7,7 @@ from typing import Any
 
 import click
 
-from celery_durable import flower
-
-flower.bootstrap()  # `celery flower` loads the commands of every package, and its options after them
+from celery_durable import flower, transport
 
 _COMMANDS = {
     "init": "setup:init",
@@ -18,6 +16,7 @@ _COMMANDS = {
     "resume": "change:resume",
     "retry": "change:retry",
     "cancel": "change:cancel",
+    "signal": "signal:signal",
     "fork": "fork:fork",
     "export": "export:export",
     "stats": "stats:stats",
@@ -50,5 +49,8 @@ class Commands(click.Group):
 def durable(**_preload: Any) -> None:
     """Set up, look at and operate durable runs."""
 
+
+transport.register()  # a command may meet the broker's URL before the task class of the app is imported
+flower.bootstrap()  # `celery flower` loads the commands of every package, and its options after them
 
 __all__ = ["durable"]

@@ -39,9 +39,13 @@ class Chance:
             if self._times_read < len(self._times):
                 self._times_read += 1
                 return self._times[self._times_read - 1]
-            moment = self._claimed_at + timedelta(seconds=time.monotonic() - self._started)
+            moment = self.reckoned()
             self._times_new.append(moment)
             return moment
+
+    def reckoned(self) -> datetime:
+        """Return the database's time as far as this process knows it: never ahead of it, and not stored."""
+        return self._claimed_at + timedelta(seconds=time.monotonic() - self._started)
 
     def uuid4(self) -> uuid.UUID:
         """Return a random UUID, the same at every replay."""
@@ -53,3 +57,8 @@ class Chance:
         with self._lock:
             drawn, self._times_new = self._times_new, []
         return drawn or None
+
+    def put_back(self, drawn: list[datetime] | None) -> None:
+        """Return moments that were not stored after all."""
+        with self._lock:
+            self._times_new = [*(drawn or ()), *self._times_new]

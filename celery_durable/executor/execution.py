@@ -13,18 +13,19 @@ from celery_durable.executor.ids import DerivedIds
 from celery_durable.executor.journal import Journal
 from celery_durable.executor.keys import Keys
 from celery_durable.executor.performing import Call, Performer
+from celery_durable.executor.waiting import Waiter
 from celery_durable.serialization import digest
 
 if TYPE_CHECKING:
     import random as random_module
     import uuid
     from collections.abc import Callable
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from celery_durable import context
     from celery_durable.config import Settings
     from celery_durable.run import Claim
-    from celery_durable.seam import Seam
+    from celery_durable.seam import Seam, Suspended
     from celery_durable.steps import Step
     from celery_durable.store.runs import RunStore
     from celery_durable.store.writes import NewRun, PlainMessage
@@ -58,6 +59,9 @@ class Execution:
         self._chance = Chance(claim, self._history.clock)
         self._journal = Journal(claim, runs, seam, self._chance, last_seq=self._history.last_seq)
         self._performer = Performer(self._journal, settings, seam)
+        self._waiter = Waiter(
+            self._journal, self._history, self._keys, chance=self._chance, settings=settings, seam=seam
+        )
 
     @property
     def id(self) -> str:
@@ -88,6 +92,11 @@ class Execution:
     def cancelled(self) -> bool:
         """Whether somebody asked this run to stop."""
         return self._journal.cancelled
+
+    @property
+    def leaving(self) -> Suspended | None:
+        """How the run leaves its worker, once it does: whatever its body still makes of that."""
+        return self._journal.leaving
 
     @property
     def inside(self) -> str | None:
@@ -153,6 +162,14 @@ class Execution:
         """Return the id of a run that this run's finish starts: the same in every attempt of a generation."""
         return self._ids.of(f"link:{name}")
 
+    def sleep(self, frame: context.Frame, length: timedelta | None, until: datetime | None) -> None:
+        """Wait for a time; the run leaves its worker meanwhile if that is long."""
+        self._waiter.sleep(frame, length, until)
+
+    def wait_for_signal(self, frame: context.Frame, name: str, timeout: timedelta | None, hint: Any) -> Any:
+        """Wait for a signal, off the worker; return its payload."""
+        return self._waiter.signal(frame, name, timeout, hint)
+
     def now(self) -> datetime:
         """Return the database's time, the same at every replay."""
         return self._chance.now()
@@ -171,6 +188,8 @@ class Execution:
 
     def conclude(self) -> None:
         """Check, at the end of the body, that the lease is held and every stored step was met."""
+        if self.leaving is not None:
+            raise self.leaving
         if self.lost:
             raise LeaseLostError
         self._history.check_complete()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from celery_durable import checkpoint as outcomes
 from celery_durable.exceptions import NondeterminismError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from celery_durable.checkpoint import Checkpoint
     from celery_durable.config import Settings
     from celery_durable.seam import Seam
@@ -31,15 +34,49 @@ class History:
         self._settings = settings
         self._seam = seam
         self._steps = {step.key: step for step in steps}
-        self._unmet = {step.key for step in steps if step.finished}
+        self._unmet = {step.key for step in steps if step.finished or step.outcome == outcomes.WAITING}
+        self._waits = deque(step.key for step in steps if step.kind and step.key in self._unmet)
 
     def find(self, key: str) -> Checkpoint | None:
-        """Return what is stored under a key."""
-        return self._steps.get(key)
+        """Return what is stored of a step."""
+        known = self._steps.get(key)
+        if known is not None and known.kind is not None:
+            message = (
+                f"{self._task} calls a step {key!r}, and its history holds a wait of that key: {known.kind}"
+            )
+            raise NondeterminismError(message, step=key, stored=known.kind)
+        return known
 
     def meet(self, known: Checkpoint) -> None:
         """Note that the body came by this step."""
         self._unmet.discard(known.key)
+
+    def due(self, key: str) -> datetime | None:
+        """Return when a stored wait ends by itself."""
+        known = self._steps.get(key)
+        return None if known is None else known.due
+
+    def meet_wait(self, key: str, kind: str) -> Checkpoint | None:
+        """Return what is stored of the wait that the body has come to; waits have one order."""
+        known = self._steps.get(key)
+        expected = self._waits[0] if self._waits else None
+        if known is not None and known.outcome == outcomes.DISCARDED:
+            known = None
+        if (expected is not None and expected != key) or (known is not None and known.kind != kind):
+            stored = expected or key
+            self.deviates(
+                f"{self._task} waits in another order than its history holds\n"
+                f"  stored: {stored!r}\n"
+                f"  met:    {key!r}",
+                stored=stored,
+                met=key,
+            )
+            if known is None or known.kind != kind:
+                return None
+        if key in self._waits:
+            self._waits.remove(key)
+        self._unmet.discard(key)
+        return known
 
     def outcome(self, step: Step[Any, Any], known: Checkpoint, arguments: tuple[bytes, str]) -> Any:
         """Return the value of a finished step, or raise its error."""

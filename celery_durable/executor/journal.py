@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from celery_durable.checkpoint import StepWrite
 from celery_durable.exceptions import LeaseLostError, RunCancelled, SerializationError
+from celery_durable.executor.ids import DerivedIds
 from celery_durable.seam import Suspended
+from celery_durable.store.forms import Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +18,11 @@ if TYPE_CHECKING:
     from celery_durable.executor.chance import Chance
     from celery_durable.run import Claim
     from celery_durable.seam import Seam
+    from celery_durable.store.forms import Kept, TransactionForm
     from celery_durable.store.runs import RunStore
+    from celery_durable.store.transactions import TransactionStore
+    from celery_durable.store.waits import Waited
+    from celery_durable.store.writes import Wait
 
 
 class Journal:
@@ -25,6 +31,8 @@ class Journal:
     Attributes:
         lost: whether another attempt owns the run now.
         cancelled: whether somebody asked the run to stop.
+        told: whether the body has been told so.
+        leaving: how the run leaves its worker; what is still executed of its body can do nothing more.
 
     Arguments:
         claim: the lease.
@@ -41,19 +49,27 @@ class Journal:
         self.cancelled = claim.cancel_requested
         self._seam = seam
         self._chance = chance
+        self.leaving: Suspended | None = None
+        self.told = False
         self._seq = last_seq
-        self._told = False
         self._lock = threading.Lock()
 
     def may_go_on(self) -> None:
         """Stop at a step boundary: the lease is gone, the run is cancelled, or the worker shuts down."""
+        if self.leaving is not None:
+            raise self.leaving
         if self.lost:
             raise LeaseLostError
-        if self.cancelled and not self._told:
-            self._told = True  # once: the body may clean up with further steps
+        if self.cancelled and not self.told:
+            self.told = True  # once: the body may clean up with further steps
             raise RunCancelled
         if self._seam.draining():
-            raise Suspended("released")
+            raise self.leave(Suspended("released"))
+
+    def leave(self, suspended: Suspended) -> Suspended:
+        """Note how the run leaves its worker: a body that catches it all the same gets no further."""
+        self.leaving = self.leaving or suspended
+        return self.leaving
 
     def next_seq(self) -> int:
         """Return the number of the next step."""
@@ -102,6 +118,49 @@ class Journal:
         except LeaseLostError:
             self.lost = True
             raise
+
+    def transact(
+        self,
+        transactions: TransactionStore,
+        key: str,
+        form: TransactionForm,
+        body: Callable[[Any], StepWrite],
+    ) -> Kept:
+        """Run a body whose writes commit together with what it returns to be stored."""
+        place = Place(self.claim.key, DerivedIds(self.claim).run, self.claim.attempt, self.claim.fence, key)
+        entry: StepWrite | None = None
+
+        def inside(handle: Any) -> StepWrite:
+            nonlocal entry
+            self._take_back(entry)
+            entry = body(handle)
+            return entry
+
+        try:
+            kept = transactions.perform(place, form, inside, self.may_go_on)
+        except BaseException as error:
+            self._take_back(entry)
+            self.lost = self.lost or isinstance(error, LeaseLostError)
+            raise
+        self.cancelled = kept.stop or self.cancelled
+        return kept
+
+    def _take_back(self, entry: StepWrite | None) -> None:
+        """Return the moments of what was not stored after all."""
+        if entry is not None:
+            self._chance.put_back(entry.clock)
+
+    def wait(self, wait: Wait, *, leave: bool) -> Waited:
+        """Store a wait, and leave the worker for it if that is wanted."""
+        waits, claim = self.runs.waits, self.claim
+        try:
+            waited = (waits.leave if leave else waits.begin)(claim.key, claim.fence, wait)
+        except LeaseLostError:
+            self.lost = True
+            raise
+        self.cancelled = waited.stop or self.cancelled
+        self.told = self.told or waited.stop
+        return waited
 
     def annotate(self, tags: dict[str, str] | None, progress: Any) -> None:
         """Store labels or progress, for people to see."""

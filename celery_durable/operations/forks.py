@@ -11,8 +11,8 @@ from celery.utils.saferepr import saferepr
 from kombu import serialization
 from kombu.utils import json
 
-from celery_durable import envelope
-from celery_durable.checkpoint import ERROR, OK, STARTED
+from celery_durable import chains, envelope
+from celery_durable.checkpoint import CHILDREN, ERROR, OK, STARTED, WAITING
 from celery_durable.exceptions import SerializationError, StepNotFoundError
 from celery_durable.store.forking import NewFork
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from celery_durable.store.forking import Source, SourceStep
 
-_KEPT = (OK, ERROR, STARTED)  # an at-most-once step that was begun is not begun again by copying its run
+# An at-most-once step that was begun is not begun again by copying its run; a wait with later steps is over.
+_KEPT = (OK, ERROR, STARTED, WAITING)
 
 
 @dataclass(frozen=True)
@@ -114,16 +115,14 @@ def new_fork(
 
     def encoded(key: str, value: Any) -> tuple[bytes, str]:
         step, where = known[key], f"the override of step {key!r}"
-        if step.outcome == OK and step.codec is None:
+        if step.outcome == OK and step.codec in (None, CHILDREN):
             message = f"{where}: this step is no call of yours, its value is an id that only the run can give"
             raise SerializationError(message, where=where)
         name, codec = backend.codec(step.codec if step.outcome == OK else None)
         return codec.encode(value, where=where), name
 
     new_id = str(uuid.uuid4())
-    message, body = message_of_fork(
-        source, new_id, args=args, kwargs=kwargs, accept=list(app.conf.accept_content)
-    )
+    message, body = message_of_fork(app, source, new_id, args=args, kwargs=kwargs)
     return NewFork(
         id=new_id,
         message=message,
@@ -137,12 +136,12 @@ def new_fork(
 
 
 def message_of_fork(
+    app: Celery,
     source: Source,
     new_id: str,
     *,
     args: Sequence[Any] | None,
     kwargs: Mapping[str, Any] | None,
-    accept: Sequence[str],
 ) -> tuple[bytes, bytes]:
     """Return message and body of a fork: its own id and tree, links of its own, no part in a chord.
 
@@ -150,8 +149,9 @@ def message_of_fork(
     the fork would start nothing that its source has started.
     """
     sent = json.loads(source.message)
+    accept = list(app.conf.accept_content)
     stored_args, stored_kwargs, embed = envelope.body_of(source.message, bytes(source.body), accept)
-    own = {**embed, "chord": None}
+    own = chains.whole(app, {**embed, "chord": None})
     frozen = {old: str(uuid.uuid5(uuid.NAMESPACE_OID, f"{new_id}/{old}")) for old in _ids(own)}
     content = (
         stored_args if args is None else list(args),

@@ -23,6 +23,7 @@ from celery_durable.operations.outcomes import (
     this_user,
     unknown,
 )
+from celery_durable.operations.sending import deliver
 from celery_durable.operations.stores import store_of
 from celery_durable.run import RunState
 from celery_durable.store.inspection import Filter
@@ -196,6 +197,28 @@ class Runs:
             dry_run=dry_run,
             progress=progress,
         )
+
+    def signal(
+        self,
+        run_id: str,
+        name: str,
+        payload: Any = None,
+        *,
+        idempotency_key: str | None = None,
+        actor: str | None = None,
+    ) -> bool:
+        """Send a signal to a run, as `send_signal` does; return False if one with this key was there already.
+
+        Arguments:
+            run_id: the run's id, which is its Celery task id.
+            name: the name that the run waits for.
+            payload: any value that a step could return.
+            idempotency_key: at most one signal of this name and key is delivered to the run.
+            actor: who sends it; the user of this process by default.
+
+        Raises `RunNotFoundError`, and `RunStateError` for a run that is over.
+        """
+        return deliver(self._app, run_id, name, payload, once=idempotency_key, actor=actor or this_user())
 
     def cancel_many(
         self,

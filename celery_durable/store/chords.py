@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from celery_durable.store import queries
@@ -11,14 +10,14 @@ from celery_durable.store.writes import Look
 if TYPE_CHECKING:
     import uuid
     from collections.abc import Sequence
+    from datetime import timedelta
 
     from celery_durable.store.connections import Connection, Connections, Row
     from celery_durable.store.runs import RunStore
     from celery_durable.store.writes import NewRun, Part, PlainMessage
 
 _BUDGET = 15.0  # seconds to wait for Postgres: the main process of a worker may stand still meanwhile
-_LEASE = timedelta(seconds=30)  # for joining the results and storing the body
-_ADD_UP = 256  # parts that a look counts one by one before somebody adds them up
+_ADD_UP = 64  # parts that a look counts one by one before somebody adds them up
 
 
 class ChordStore:
@@ -28,11 +27,13 @@ class ChordStore:
         connections: where to read and write.
         runs: stores the body, which is a run mostly.
         schema: the schema's name.
+        lease: how long who found a chord complete has for joining its results and storing its body.
     """
 
-    def __init__(self, connections: Connections, runs: RunStore, *, schema: str) -> None:
+    def __init__(self, connections: Connections, runs: RunStore, *, schema: str, lease: timedelta) -> None:
         self._connections = connections
         self._runs = runs
+        self._lease = lease
         self._sql = queries.load("chords", schema)
 
     def expect(self, chord: str, body: bytes | None, header: bytes | None, content_type: str) -> None:
@@ -63,7 +64,7 @@ class ChordStore:
                 connection.execute("begin")
                 store_part(connection, self._sql, part)
                 connection.execute("commit")
-                looked = look(connection, self._sql, part.chord, token)
+                looked = look(connection, self._sql, part.chord, token, self._lease)
             return looked.fetchone()
 
         return Look(**self._connections.patiently(work, budget=_BUDGET))
@@ -71,7 +72,8 @@ class ChordStore:
     def look(self, chord: str, token: uuid.UUID) -> Look:
         """Claim a chord if it is complete."""
         row = self._connections.patiently(
-            lambda connection: look(connection, self._sql, chord, token).fetchone(), budget=_BUDGET
+            lambda connection: look(connection, self._sql, chord, token, self._lease).fetchone(),
+            budget=_BUDGET,
         )
         return Look(**(row or {}))
 
@@ -79,13 +81,6 @@ class ChordStore:
         """Keep looks short: add up the parts there are, unless they are few or somebody else is at it."""
         if not look.complete and look.uncounted >= _ADD_UP:
             self._do("add_up", chord=chord)
-
-    def claimed(self, chord: str, token: uuid.UUID) -> Row | None:
-        """Return what a chord leads to, None when its claim is somebody else's by now."""
-        return self._connections.patiently(
-            lambda c: c.execute(self._sql["claimed"], {"chord": chord, "token": token}).fetchone(),
-            budget=_BUDGET,
-        )
 
     def results(self, chord: str) -> Sequence[Row]:
         """Return the parts in the order of the header."""
@@ -104,14 +99,14 @@ class ChordStore:
         """
         parameters = {"chord": chord, "token": token}
 
-        def work(connection: Connection) -> list[Any] | None:
+        def work(connection: Connection) -> list[str | None] | None:
             with connection.transaction():
                 if connection.execute(self._sql["finish"], parameters).fetchone() is None:
                     return None
                 return self._runs.add(connection, body)
 
-        rows = self._connections.patiently(work, budget=_BUDGET)
-        return None if rows is None else self._runs.states(body, rows)
+        states = self._connections.patiently(work, budget=_BUDGET)
+        return None if states is None else self._runs.to_send(body, states)
 
     def expire(self, age: timedelta, *, batch: int = 1000) -> int:
         """Delete chords older than `age`, in batches; return how many."""
@@ -141,6 +136,6 @@ def store_part(
     connection.execute(sql["part"], {**part.__dict__, "holder": holder, "fence": fence})
 
 
-def look(connection: Connection, sql: dict[str, str], chord: str, token: uuid.UUID) -> Any:
+def look(connection: Connection, sql: dict[str, str], chord: str, token: uuid.UUID, lease: timedelta) -> Any:
     """Look at a chord in a transaction of its own."""
-    return connection.execute(sql["look"], {"chord": chord, "token": token, "lease": _LEASE})
+    return connection.execute(sql["look"], {"chord": chord, "token": token, "lease": lease})

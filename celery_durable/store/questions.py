@@ -13,7 +13,16 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from celery_durable.run import RunState
-from celery_durable.store.views import AttemptView, EventView, Page, RunSummary, RunView, StepView
+from celery_durable.store.views import (
+    AttemptView,
+    EventView,
+    KeyView,
+    Page,
+    RunSummary,
+    RunView,
+    SignalView,
+    StepView,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -41,6 +50,7 @@ _STATES_OF_REASON = {
     "exhausted": RunState.FAILED,
     "retry": RunState.WAITING,
     "timer": RunState.WAITING,
+    "sleep": RunState.WAITING,
     "signal": RunState.WAITING,
     "children": RunState.WAITING,
     "slot": RunState.WAITING,
@@ -168,8 +178,10 @@ def _literally(text: str) -> str:
 
 def whole_run(sql: Mapping[str, str], run_id: str) -> Question[RunView | None]:
     """Ask for a run's whole story in one round trip; None when there is no such run."""
-    names = ("run", "attempts", "steps", "events", "forks")
-    run, attempts, steps, events, forks = yield [Statement(sql[name], {"id": run_id}) for name in names]
+    names = ("run", "attempts", "steps", "events", "signals", "forks", "keys")
+    run, attempts, steps, events, signals, forks, keys = yield [
+        Statement(sql[name], {"id": run_id}) for name in names
+    ]
     if not run:
         return None
     return RunView(
@@ -177,5 +189,7 @@ def whole_run(sql: Mapping[str, str], run_id: str) -> Question[RunView | None]:
         attempts=tuple(AttemptView(**row) for row in attempts),
         steps=tuple(StepView(**row) for row in steps),
         events=tuple(EventView(**{**row, "detail": row["detail"] or {}}) for row in events),
+        signals=tuple(SignalView(**row) for row in signals),
         forks=tuple(row["id"] for row in forks),
+        keys=tuple(KeyView(**row) for row in keys),
     )

@@ -20,6 +20,7 @@ class RunSummary:
         due: when a waiting run wakes, or when a pending run's message is next looked for.
         hostname: the worker of the latest attempt.
         error: what the latest attempt ended with, in one line.
+        awaits: the signal that a waiting run waits for.
         orphaned: whether the run is executing for a worker that is gone.
         now: the database's time of this view.
     """
@@ -55,6 +56,7 @@ class RunSummary:
     error: str | None
     orphaned: bool
     now: datetime
+    awaits: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", RunState(self.state))
@@ -84,7 +86,10 @@ class AttemptView:
 
 @dataclass(frozen=True, kw_only=True)
 class StepView:
-    """One stored step: `attempt` is the one that stored it, `seconds` how long its last try took."""
+    """One stored step: `attempt` is the one that stored it, `seconds` how long its last try took.
+
+    A wait has a `kind`: `sleep`, `signal` or `children`; and a `due` time if it ends by itself.
+    """
 
     key: str
     seq: int
@@ -98,6 +103,19 @@ class StepView:
     stored_at: datetime
     codec: str | None
     output_bytes: int | None
+    kind: str | None = None
+    due: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignalView:
+    """One signal that was sent to a run; `taken_by` is the key of the wait that received it, if one has."""
+
+    name: str
+    sent_at: datetime
+    actor: str | None
+    taken_by: str | None
+    payload_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +128,15 @@ class EventView:
     detail: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class KeyView:
+    """A key that stands for a run: an idempotency key, a singleton's, a throttle's or a debounce's."""
+
+    kind: str
+    key: str
+    expires_at: datetime | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunView(RunSummary):
     """The whole story of a run. Payloads are only measured: values are for whoever may read them.
@@ -117,6 +144,7 @@ class RunView(RunSummary):
     Attributes:
         forked_from: the run this one began as a fork of.
         forks: runs that began as forks of this one.
+        keys: keys that a call would be given this run for.
     """
 
     traceback: str | None
@@ -125,9 +153,11 @@ class RunView(RunSummary):
     body_bytes: int
     forked_from: str | None = None
     forks: tuple[str, ...] = ()
+    keys: tuple[KeyView, ...] = ()
     attempts: tuple[AttemptView, ...] = ()
     steps: tuple[StepView, ...] = ()
     events: tuple[EventView, ...] = ()
+    signals: tuple[SignalView, ...] = ()
 
 
 @dataclass(frozen=True)

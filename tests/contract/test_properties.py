@@ -101,7 +101,7 @@ class Interleavings(RuleBasedStateMachine):
         if not run.deleted:
             assert self.store.enqueue(self._new_run(run, 0)) is None
             unclaimed = run.state == "pending" and run.attempts == 0
-            assert self.store.unclaimed(run.id) == ("pending" if unclaimed else None)
+            assert self.store.unclaimed([run.id]) == ({run.id} if unclaimed else set())
 
     @rule(target=attempts, run=runs, worker=workers)
     def claim(self, run: Run, worker: Worker) -> Any:

@@ -32,11 +32,11 @@ LOOKS_AT_EVERYTHING = {
     ("health", "held"),
     ("health", "tables"),
 }
-# Small by nature: one row per worker process, one leader, messages on their way.
-SMALL_TABLES = {"worker", "leader", "outbox", "migration"}
 FILTERS = ["states", "task", "reason", "has_error", "has_no_error", "worker", "since", "until", "keys", "ids"]
 # No index serves these: they look at the runs of a window of keys.
 IN_A_WINDOW = ["version", "tags", "ran_on", "text", "words"]
+# Small by nature: one row per worker process, one leader, messages on their way, the server's own catalogue.
+SMALL_TABLES = {"worker", "leader", "outbox", "migration", "pg_database", "pg_namespace", "pg_class"}
 
 FILL = """
 insert into durable.worker (token, hostname, pid, version)
@@ -63,8 +63,19 @@ insert into durable.checkpoint
 insert into durable.attempt (run_key, number, fence, worker, hostname, pid)
     select key, 1, fence, 1, 'worker@1', 1 from durable.run;
 insert into durable.event (run_key, kind) select key, 'recovered' from durable.run where key % 5 = 0;
+insert into durable.signal (run_key, name, payload, codec, idempotency_key, taken_by)
+    select key, 'approved', '1', 'json', n, case when n > 1 then 'wait_for_signal:approved' end
+    from durable.run, generate_series(1, 2) n where key % 3 = 0;
+insert into durable.chain (id, root, content_type, content_encoding)
+    select gen_random_uuid(), id, 'application/json', 'utf-8' from durable.run where key % 5 = 0;
+insert into durable.chain_link (chain, number, signature)
+    select id, n, '{}' from durable.chain, generate_series(1, 5) n;
+insert into durable.once (task, kind, key, run)
+    select 'task-' || n % 20, 'idempotency', 'key-' || n, 'run-' || n from generate_series(1, 20000) n;
 insert into durable.result (task_id, status, date_done)
     select 'plain-' || n, 'SUCCESS', now() - n * interval '1 minute' from generate_series(1, 20000) n;
+insert into durable.transaction_step (run_id, step_key, attempt, fence)
+    select 'run-' || n, 'step', 1, gen_random_uuid() from generate_series(1, 20000) n;
 insert into durable.result_group (id, result, result_type, date_done)
     select 'group-' || n, '[]', 'json', now() - n * interval '1 minute' from generate_series(1, 5000) n;
 insert into durable.chord (id, size, counted, created_at, check_at, done_at)
@@ -89,6 +100,7 @@ def filled(postgres_url: str) -> Iterator[Connection]:
         server.execute(f"create database {name}".encode())
         made = Store(url, Settings())
         made.migrate()
+        made.transactions(url).install()  # as if it were a user's database on another server
         with psycopg.connect(url, autocommit=True, row_factory=dict_row) as connection:
             connection.execute(FILL.encode())
             connection.execute("vacuum analyze")

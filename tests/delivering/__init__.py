@@ -74,8 +74,8 @@ class World:
         """Return outcome and attempt of each stored step."""
         rows = execute(
             self.store,
-            "select c.key, c.outcome, c.attempt"
-            " from durable.checkpoint c join durable.run r on r.key = c.run_key where r.id = %s order by c.seq",
+            "select c.key, c.outcome, c.attempt from durable.checkpoint c"
+            " join durable.run r on r.key = c.run_key where r.id = %s order by c.seq",
             run_id,
         )
         return {row["key"]: (row["outcome"], row["attempt"]) for row in rows}

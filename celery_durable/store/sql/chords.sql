@@ -40,7 +40,8 @@ on conflict do nothing
 -- name: look
 -- Is the chord complete? If so, claim it. A transaction of its own behind the part's commit: of two parts that
 -- finish together, the later one sees both. The sum needs one snapshot: parts are counted since the last
--- `add_up`, which moves them in one transaction. Of two that see it complete, one gets the claim.
+-- `add_up`, which moves them in one transaction. Of two that see it complete, one gets the claim, and what the body
+-- needs.
 with known as materialized (
     select c.id, c.size + c.extra - c.counted as missing, c.done_at is null as is_open
     from durable.chord c where c.id = %(chord)s
@@ -53,13 +54,14 @@ with known as materialized (
     from known, fresh
     where c.id = known.id and known.is_open and fresh.parts >= known.missing and c.done_at is null
       and (c.claimed_by is null or c.claimed_by = %(token)s or c.claimed_until <= durable.clock())
-    returning c.id
+    returning c.id, c.body, c.header, c.content_type
 )
-select exists (select from claimed) as complete, (select parts from fresh) as uncounted
+select claimed.id is not null as complete, fresh.parts as uncounted, claimed.body, claimed.header, claimed.content_type
+from fresh left join claimed on true
 
 -- name: add_up
 -- Counting all parts at each part would be quadratic, and a counter that every part raises would make them wait
--- for each other's commits. So the parts stored since the last time are counted, and every few hundred are moved
+-- for each other's commits. So the parts stored since the last time are counted, and every few dozen are moved
 -- to the sum by whoever gets the row; nobody waits for it.
 with chord as (
     select id from durable.chord where id = %(chord)s and done_at is null for update skip locked
@@ -69,10 +71,6 @@ with chord as (
 )
 update durable.chord c set counted = c.counted + (select count(*) from moved)
 from chord where c.id = chord.id
-
--- name: claimed
--- What a claimed chord's body needs.
-select body, header, content_type from durable.chord where id = %(chord)s and claimed_by = %(token)s
 
 -- name: results
 -- The parts of a chord, in the order of its header.

@@ -29,9 +29,9 @@ returning key
 -- Its first checkpoints: copies, some with another value. One of them carries every time that the source has read
 -- from the clock up to there, in the order in which they were read.
 insert into durable.checkpoint
-    (run_key, key, seq, outcome, output, codec, digest, arguments, fence, attempt, tries, spent, error, clock,
-     seconds, stored_at)
-select %(fork)s, c.key, c.seq, case when o.key is null then c.outcome else 'ok' end,
+    (run_key, key, seq, kind, due, outcome, output, codec, digest, arguments, fence, attempt, tries, spent, error,
+     clock, seconds, stored_at)
+select %(fork)s, c.key, c.seq, c.kind, c.due, case when o.key is null then c.outcome else 'ok' end,
        case when o.key is null then c.output else o.output end,
        case when o.key is null then c.codec else o.codec end,
        c.digest, c.arguments, c.fence, 0, c.tries, c.spent, case when o.key is null then c.error end,

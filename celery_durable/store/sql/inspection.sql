@@ -11,7 +11,7 @@ select r.key, r.id, r.task, r.queue, r.priority, r.state, r.reason, r.due, r.pub
        a.hostname, coalesce(r.pid, a.pid) as pid, a.error,
        r.state in ('running', 'cancelling') and r.worker is not null
        and not exists (select from durable.worker w where w.id = r.worker) as orphaned,
-       durable.clock() as now
+       r.awaits, durable.clock() as now
 from (
     select picked.key
     from unnest(%(states)s::text[]) as wanted (state)
@@ -83,7 +83,7 @@ select r.key, r.id, r.task, r.queue, r.priority, r.state, r.reason, r.due, r.pub
        a.hostname, coalesce(r.pid, a.pid) as pid, a.error,
        r.state in ('running', 'cancelling') and r.worker is not null
        and not exists (select from durable.worker w where w.id = r.worker) as orphaned,
-       durable.clock() as now,
+       r.awaits, durable.clock() as now,
        coalesce(r.traceback, a.traceback) as traceback, r.result_type, octet_length(r.result) as result_bytes,
        octet_length(r.body) as body_bytes, r.forked_from
 from durable.run r
@@ -101,7 +101,7 @@ order by a.number
 -- name: steps
 -- Every step of a run that was stored, in the order in which they were first called.
 select c.key, c.seq, c.outcome, c.arguments, c.attempt, c.tries, c.spent, c.error, c.seconds, c.stored_at, c.codec,
-       octet_length(c.output) as output_bytes
+       octet_length(c.output) as output_bytes, c.kind, c.due
 from durable.checkpoint c
 where c.run_key = (select key from durable.run where id = %(id)s)
 order by c.seq, c.stored_at
@@ -112,6 +112,13 @@ select e.at, e.kind, e.actor, e.detail
 from durable.event e
 where e.run_key = (select key from durable.run where id = %(id)s)
 order by e.key
+
+-- name: signals
+-- The signals that were sent to a run, oldest first.
+select s.name, s.sent_at, s.actor, s.taken_by, octet_length(s.payload) as payload_bytes
+from durable.signal s
+where s.run_key = (select key from durable.run where id = %(id)s)
+order by s.key
 
 -- name: cancel
 -- Runs that nobody executes end at once, under a new fence; executing ones are asked to stop. Rows are locked by
@@ -250,6 +257,10 @@ from durable.worker w order by w.hostname, w.id
 -- name: forks
 -- Runs that were forked from this one, oldest first.
 select id from durable.run where forked_from = %(id)s order by key
+
+-- name: keys
+-- Keys that stand for this run.
+select kind, key, expires_at from durable.once where run = %(id)s order by kind, key
 
 -- name: payloads
 -- What a run was called with and what it ended with, for an export.

@@ -24,19 +24,49 @@ set task = excluded.task, queue = excluded.queue, priority = excluded.priority,
     state = excluded.state, reason = excluded.reason, due = excluded.due,
     published_at = excluded.published_at, message = excluded.message, body = excluded.body
 where run.state = 'waiting' and run.reason = 'replaced'
-returning state
+returning id, state
+
+-- name: enqueue_bulk
+-- Many runs with distinct ids, each stored as `enqueue` stores one; no row back for those that were there already.
+insert into durable.run
+    (id, task, queue, priority, state, reason, due, published_at,
+     message, body, parent, root, "group", version, expires_at)
+select new.id, new.task, new.queue, new.priority,
+       case when due.at > durable.clock() then 'waiting' else 'pending' end,
+       case when due.at > durable.clock() then 'timer' end,
+       case when due.at > durable.clock() then due.at
+            when new.publish then durable.clock() + %(check)s::interval
+            else durable.clock() end,
+       case when new.publish and not due.at > durable.clock() then durable.clock() end,
+       new.message, new.body, new.parent, new.root, new."group", new.version,
+       coalesce(new.expires_at, durable.clock() + new.expires)
+from unnest(%(id)s::text[], %(task)s::text[], %(queue)s::text[], %(priority)s::smallint[], %(publish)s::boolean[],
+            %(message)s::bytea[], %(body)s::bytea[], %(parent)s::text[], %(root)s::text[], %(group)s::text[],
+            %(version)s::text[], %(eta)s::timestamptz[], %(countdown)s::interval[],
+            %(expires_at)s::timestamptz[], %(expires)s::interval[])
+     as new (id, task, queue, priority, publish, message, body, parent, root, "group", version, eta, countdown,
+             expires_at, expires)
+cross join lateral (select coalesce(new.eta, durable.clock() + new.countdown, durable.clock())) as due (at)
+where %(holder)s::bigint is null or exists (select from durable.run where key = %(holder)s and fence = %(fence)s)
+on conflict (id) do update
+set task = excluded.task, queue = excluded.queue, priority = excluded.priority,
+    state = excluded.state, reason = excluded.reason, due = excluded.due,
+    published_at = excluded.published_at, message = excluded.message, body = excluded.body
+where run.state = 'waiting' and run.reason = 'replaced'
+returning id, state
 
 -- name: unclaimed
--- A run that was there already and that nobody has claimed: perhaps this very enqueue, whose answer was lost.
-select state from durable.run where id = %(id)s and state = 'pending' and attempt = 0
+-- Runs that were there already and that nobody has claimed: perhaps this very enqueue's, whose answer was lost.
+select id, state from durable.run where id = any(%(ids)s) and state = 'pending' and attempt = 0
 
 -- name: enqueue_outbox
--- Keep a message to a task without a run until it is published: the link of a finished run.
+-- Keep messages to tasks without a run until they are published: links of a finished run. Their ids are distinct.
 insert into durable.outbox (id, message, body)
-select %(id)s, %(message)s, %(body)s
+select new.id, new.message, new.body
+from unnest(%(id)s::text[], %(message)s::bytea[], %(body)s::bytea[]) as new (id, message, body)
 where %(holder)s::bigint is null or exists (select from durable.run where key = %(holder)s and fence = %(fence)s)
 on conflict (id) do update set message = excluded.message
-returning key
+returning id, key
 
 -- name: unpublish
 -- The broker did not take these messages: hand them to the keeper.
@@ -72,7 +102,8 @@ from claimed
 -- name: history
 -- The finished steps of a run just claimed. A statement of its own: its snapshot must be younger than the
 -- claim's lock, or the last checkpoint of the attempt it replaced would be missed.
-select c.key, c.seq, c.outcome, c.output, c.codec, c.digest, c.arguments, c.tries, c.spent, c.clock
+select c.key, c.seq, c.outcome, c.output, c.codec, c.digest, c.arguments, c.tries, c.spent, c.clock,
+       c.kind, c.due
 from durable.run r join durable.checkpoint c on c.run_key = r.key
 where r.id = %(id)s and r.fence = %(fence)s and r.state = 'running'
 order by c.seq
@@ -303,8 +334,20 @@ with revoked as (
 select key from revoked
 
 -- name: withdraw
--- The caller was told that the message could not be sent: the run never was.
-delete from durable.run where id = %(id)s and state in ('pending', 'waiting') and attempt = 0
+-- The caller was told that the messages could not be sent: the runs never were.
+with gone as (
+    delete from durable.run
+    where id = any(%(ids)s) and state in ('pending', 'waiting') and attempt = 0
+    returning key, coalesce(root, id) as tree
+), chains as (
+    delete from durable.chain c
+    where c.root = any(array(select tree from gone))
+      and not exists (select from durable.run r
+                      where r.root = c.root and r.root <> r.id and r.key <> all(array(select key from gone)))
+      and not exists (select from durable.run r where r.id = c.root and r.key <> all(array(select key from gone)))
+    returning c.id
+)
+delete from durable.chain_link l using chains where l.chain = chains.id
 
 -- name: outbox_done
 delete from durable.outbox where key = any(%(keys)s)
