@@ -28,13 +28,16 @@ LOOKS_AT_EVERYTHING = {
     ("inspection", "counts"),
     ("keeper", "prunable"),
     ("health", "ailing"),
+    ("watching", "storage"),  # the catalogue
     ("health", "server"),
     ("health", "held"),
     ("health", "tables"),
 }
+FILTERS = ["states", "task", "reason", "has_error", "has_no_error", "worker", "since", "until", "keys", "ids"]
+# No index serves these: they look at the runs of a window of keys.
+IN_A_WINDOW = ["version", "tags", "ran_on", "text", "words"]
 # Small by nature: one row per worker process, one leader, messages on their way, the server's own catalogue.
 SMALL_TABLES = {"worker", "leader", "outbox", "migration", "pg_database", "pg_namespace", "pg_class"}
-FILTERS = ["states", "task", "reason", "has_error", "has_no_error", "worker", "since", "until"]
 
 FILL = """
 insert into durable.worker (token, hostname, pid, version)
@@ -140,6 +143,13 @@ def test_a_claim_that_needs_a_slot_reads_by_index(filled: Connection) -> None:
 @pytest.mark.parametrize("wanted", FILTERS)
 def test_a_filtered_list_reads_by_index(filled: Connection, wanted: str) -> None:
     sql = with_lines(queries.load("inspection")["list"], {"states", wanted})
+
+    assert scanned(plan_of(filled, sql, given("inspection", "list", sql))) == []
+
+
+@pytest.mark.parametrize("wanted", IN_A_WINDOW)
+def test_a_filter_without_an_index_reads_a_window_by_index(filled: Connection, wanted: str) -> None:
+    sql = with_lines(queries.load("inspection")["list"], {"floor", wanted})
 
     assert scanned(plan_of(filled, sql, given("inspection", "list", sql))) == []
 
