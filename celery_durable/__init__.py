@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from celery_durable.operations.sending import send_signal
     from celery_durable.steps import step
     from celery_durable.task import DurableTask
+    from celery_durable.transactions import transaction
     from celery_durable.waits import sleep, sleep_until, wait_for_signal
 
 _WHERE = {
@@ -71,6 +72,7 @@ _WHERE = {
     "sleep": "waits",
     "sleep_until": "waits",
     "step": "steps",
+    "transaction": "transactions",
     "uuid4": "clock",
     "wait_for_signal": "waits",
 }
@@ -108,6 +110,7 @@ __all__ = [
     "sleep",
     "sleep_until",
     "step",
+    "transaction",
     "uuid4",
     "wait_for_signal",
 ]

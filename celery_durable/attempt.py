@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded, TaskRevokedError
 
-from celery_durable import context, envelope, hooks, outgoing
+from celery_durable import chains, context, envelope, hooks, outgoing, slots
 from celery_durable.backend import durable_backend, tell_revoked
 from celery_durable.exceptions import (
     DurableError,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from celery_durable.checkpoint import Checkpoint
     from celery_durable.run import Claim
     from celery_durable.serialization import ValueCodec
+    from celery_durable.store.transactions import TransactionStore
     from celery_durable.task import DurableTask
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,10 @@ class WorkerSeam:
         error: BaseException | None = self._backend.exception_to_python(decoded)
         return error or DurableError("The step failed with an error that cannot be read")
 
+    def transactions(self, database: str | None) -> TransactionStore:
+        """Return the transactions of steps in the store's database, or in another one."""
+        return self._backend.store.transactions(database)
+
     def outcome_of(
         self, state: str, reason: str | None, content_type: str | None, result: bytes | None
     ) -> tuple[bool, Any]:
@@ -113,11 +118,21 @@ class Attempt:
         request.eta, request.expires = (
             request.get(told) or getattr(request, name) for name, told in envelope.TIMES.items()
         )
+        request.chain = chains.rest(task.app, request.chain)
         request.durable = True  # from here on the run's own writes are the only ones
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Claim the run, run its body and settle it; raise what tells Celery's tracer the outcome."""
         claim, history = self._claim(args, kwargs)
+        try:
+            return self._execute(claim, history, args, kwargs)
+        finally:
+            if claim.slot is not None:
+                slots.hand_on(self.task.app, self.backend.store, claim.slot)
+
+    def _execute(
+        self, claim: Claim, history: list[Checkpoint], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         execution = Execution(
             claim,
             history,
@@ -168,6 +183,8 @@ class Attempt:
         while True:
             outcome = self._try_claim(fence)
             if not isinstance(outcome, Refusal):
+                if isinstance(self.request.chain, chains.Rest):
+                    self.request.chain.found(outcome[0].link)
                 return outcome
             if outcome is Refusal.UNKNOWN and self.request.get(envelope.HEADER) is None:
                 self._store_run(args, kwargs)
@@ -180,21 +197,38 @@ class Attempt:
         if hooks.draining():
             raise Reject("this worker is shutting down", requeue=True)
         try:
-            return self.runs.claim(
-                self.request.id,
-                task=self.task.name,
-                fence=fence,
-                token=hooks.worker_token(),
-                pid=os.getpid(),
-                revision=int(self.request.get(envelope.HEADER) or 0),
-                give_up=hooks.draining,
-            )
+            if not self.request.get(slots.HEADER):
+                claimer, link = self._claimer(fence), self._link_wanted
+                outcome = self.runs.claim(self.request.id, **claimer, link=link, give_up=hooks.draining)
+                if outcome is not Refusal.SLOTTED:
+                    return outcome
+            return self._claim_slot(fence)
         except StoreUnavailableError:
             raise Reject("this worker shuts down while Postgres is away", requeue=True) from None
         except StoreError as error:
             logger.error("%s[%s] cannot be claimed: %s", self.task.name, self.request.id, error)  # noqa: TRY400
             threading.Event().wait(_LONG_PAUSE)
             raise Reject(str(error), requeue=True) from None
+
+    @property
+    def _link_wanted(self) -> tuple[str, int] | None:
+        return self.request.chain.wanted if isinstance(self.request.chain, chains.Rest) else None
+
+    def _claimer(self, fence: uuid.UUID) -> dict[str, Any]:
+        return {
+            "task": self.task.name,
+            "fence": fence,
+            "token": hooks.worker_token(),
+            "pid": os.getpid(),
+            "revision": int(self.request.get(envelope.HEADER) or 0),
+        }
+
+    def _claim_slot(self, fence: uuid.UUID) -> tuple[Claim, list[Checkpoint]] | Refusal:
+        store = self.backend.store
+        claimer = {"id": self.request.id, **self._claimer(fence)}
+        outcome, woken = store.slots.claim(claimer, self._link_wanted, hooks.draining)
+        slots.publish(self.task.app, store, woken)
+        return outcome
 
     def _refused(self, refusal: Refusal) -> Ignore | Reject:
         where = f"{self.task.name}[{self.request.id}]"
@@ -226,4 +260,5 @@ class Attempt:
         stored_args, stored_kwargs, embed = envelope.body_of(claim.message, bytes(claim.body), accept)
         self.request.args, self.request.kwargs = stored_args, stored_kwargs
         self.request.update(embed)
+        self.request.chain = chains.rest(self.task.app, self.request.chain)
         return tuple(stored_args), stored_kwargs

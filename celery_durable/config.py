@@ -47,6 +47,7 @@ class Settings:
         prepare_statements: off for PgBouncer in transaction mode.
         keeper: whether workers run the keeper services themselves.
         version: the code's version, recorded with every run.
+        databases: URLs of further databases by name, for transaction steps.
     """
 
     schema: str = "durable"
@@ -66,6 +67,7 @@ class Settings:
     prepare_statements: bool = True
     keeper: bool = True
     version: str | None = None
+    databases: Mapping[str, str] | None = None
 
     @property
     def check(self) -> timedelta:
@@ -85,7 +87,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "max_payload": (int,),
     "pool_size": (int,),
 }
-_OPTIONAL = frozenset({"auto_migrate", "retention", "version"})
+_OPTIONAL = frozenset({"auto_migrate", "databases", "retention", "version"})
 
 
 def load(values: Mapping[str, Any]) -> Settings:
@@ -118,6 +120,10 @@ def _checked(name: str, value: Any) -> Any:
     if name in _CHOICES:
         if value not in _CHOICES[name]:
             raise _invalid(name, value, "one of " + ", ".join(map(repr, _CHOICES[name])))
+        return value
+    if name == "databases":
+        if not isinstance(value, dict) or not all(isinstance(one, str) for one in (*value, *value.values())):
+            raise _invalid(name, "…", "a dict of URLs by name")  # they hold passwords
         return value
     if isinstance(value, timedelta) and name not in _KINDS:
         value = value.total_seconds()

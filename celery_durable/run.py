@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
     from uuid import UUID
 
@@ -69,6 +70,8 @@ class Claim:
     replacements: int
     body: bytes | None
     message: bytes | None
+    slot: str | None = None
+    link: Mapping[str, Any] | None = None
     parent: str | None = None
     wait: UUID | None = None
     abreast: int | None = None
@@ -84,3 +87,5 @@ class Refusal(str, Enum):
     WAITING = "waiting"
     EXPIRED = "expired"
     NO_WORKER = "no live worker row"
+    SLOTTED = "one of those that need a slot"
+    SLOT = "waiting for a slot"

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from celery_durable.serialization import ValueCodec
+    from celery_durable.store.transactions import TransactionStore
     from celery_durable.store.writes import Stored
 
 
@@ -53,6 +54,10 @@ class Seam(Protocol):
 
     def load_error(self, codec: str | None, data: bytes) -> BaseException:
         """Return the exception that a stored form stands for."""
+        ...
+
+    def transactions(self, database: str | None) -> TransactionStore:
+        """Return the transactions of steps in the store's database, or in another one."""
         ...
 
     def outcome_of(

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from celery_durable.checkpoint import StepWrite
 from celery_durable.exceptions import LeaseLostError, RunCancelled, SerializationError
+from celery_durable.executor.ids import DerivedIds
 from celery_durable.seam import Suspended
+from celery_durable.store.forms import Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
     from celery_durable.executor.chance import Chance
     from celery_durable.run import Claim
     from celery_durable.seam import Seam
+    from celery_durable.store.forms import Kept, TransactionForm
     from celery_durable.store.runs import RunStore
+    from celery_durable.store.transactions import TransactionStore
     from celery_durable.store.waits import Waited
     from celery_durable.store.writes import Children, Wait
 
@@ -114,6 +118,37 @@ class Journal:
         except LeaseLostError:
             self.lost = True
             raise
+
+    def transact(
+        self,
+        transactions: TransactionStore,
+        key: str,
+        form: TransactionForm,
+        body: Callable[[Any], StepWrite],
+    ) -> Kept:
+        """Run a body whose writes commit together with what it returns to be stored."""
+        place = Place(self.claim.key, DerivedIds(self.claim).run, self.claim.attempt, self.claim.fence, key)
+        entry: StepWrite | None = None
+
+        def inside(handle: Any) -> StepWrite:
+            nonlocal entry
+            self._take_back(entry)
+            entry = body(handle)
+            return entry
+
+        try:
+            kept = transactions.perform(place, form, inside, self.may_go_on)
+        except BaseException as error:
+            self._take_back(entry)
+            self.lost = self.lost or isinstance(error, LeaseLostError)
+            raise
+        self.cancelled = kept.stop or self.cancelled
+        return kept
+
+    def _take_back(self, entry: StepWrite | None) -> None:
+        """Return the moments of what was not stored after all."""
+        if entry is not None:
+            self._chance.put_back(entry.clock)
 
     def wait(self, wait: Wait, *, leave: bool, children: Children | None = None) -> Waited:
         """Store a wait, start its children, and leave the worker for it if that is wanted."""

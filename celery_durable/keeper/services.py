@@ -106,6 +106,15 @@ def look_at_chords(app: Celery, store: KeeperStore) -> int:
     return sum(backend.look_at_chord(chord) for chord in store.open_chords(BATCH))
 
 
+def grant_slots(app: Celery, store: KeeperStore, after: str) -> tuple[int, str]:
+    """Wake runs that wait for a slot, of a batch of keys; return how many, and the key to go on from."""
+    if envelope.breaker.open:
+        return 0, after
+    keys, last = store.slots_with_room(after, BATCH)
+    woken = [publish(app, store, store.grant(key)) for key in keys]
+    return sum(woken), last or ""
+
+
 def publish_outbox(app: Celery, store: KeeperStore, age: timedelta = timedelta(seconds=10)) -> int:
     """Publish links to plain tasks whose sender died before it could; return how many."""
     waiting = store.outbox(age=age, limit=BATCH)

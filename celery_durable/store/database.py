@@ -6,6 +6,7 @@ from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from celery_durable.exceptions import ConfigurationError
 from celery_durable.store import migrate
 from celery_durable.store.chords import ChordStore
 from celery_durable.store.connections import Connections
@@ -20,9 +21,13 @@ if TYPE_CHECKING:
 
     from celery_durable.config import Settings
     from celery_durable.store.callers import CallersStore
+    from celery_durable.store.chains import ChainStore
     from celery_durable.store.connections import Connection
     from celery_durable.store.forking import ForkStore
     from celery_durable.store.inspection import InspectionStore
+    from celery_durable.store.once import OnceStore
+    from celery_durable.store.slots import SlotStore
+    from celery_durable.store.transactions import TransactionStore
 
 _PRUNED_AT_ONCE = 500
 
@@ -45,10 +50,41 @@ class Store:
             outage_budget=settings.outage_budget,
             on_open=self._check,
         )
+        self._transactions: dict[str | None, TransactionStore] = {}
         lease = timedelta(seconds=settings.lease)
         self.runs = RunStore(self.connections, schema=settings.schema, check=settings.check, lease=lease)
         self.chords = ChordStore(self.connections, self.runs, schema=settings.schema, lease=lease)
         self.results = ResultStore(self.connections, schema=settings.schema)
+
+    def transactions(self, database: str | None = None) -> TransactionStore:
+        """Return the transactions of steps: in this database, or in one that the settings or a URL name.
+
+        Raises `ConfigurationError` for a name that `durable_databases` does not have.
+        """
+        if database not in self._transactions:
+            from celery_durable.store import transactions
+
+            elsewhere = database is not None
+            kind = transactions.ElsewhereTransactions if elsewhere else transactions.TransactionStore
+            self._transactions[database] = kind(
+                self.url if database is None else self.url_of(database),
+                schema=self.settings.schema,
+                size=self.settings.pool_size,
+                prepare=self.settings.prepare_statements,
+                outage_budget=self.settings.outage_budget,
+            )
+        return self._transactions[database]
+
+    def url_of(self, database: str) -> str:
+        """Return the URL of a user's database, given by its name in `durable_databases` or as a URL."""
+        databases = self.settings.databases or {}
+        if database in databases:
+            return databases[database]
+        if "://" in database:
+            return database
+        known = ", ".join(map(repr, sorted(databases))) or "none"
+        message = f"durable_databases has no {database!r}; it has {known}. A URL does as well"
+        raise ConfigurationError(message)
 
     @cached_property
     def signals(self) -> SignalStore:
@@ -63,11 +99,32 @@ class Store:
         return InspectionStore(self.connections, schema=self.settings.schema)
 
     @cached_property
+    def chains(self) -> ChainStore:
+        """The statements that read the links of long chains."""
+        from celery_durable.store.chains import ChainStore
+
+        return ChainStore(self.connections, schema=self.settings.schema)
+
+    @cached_property
     def forks(self) -> ForkStore:
         """The statements that fork a run."""
         from celery_durable.store.forking import ForkStore
 
         return ForkStore(self.connections, schema=self.settings.schema, check=self.settings.check)
+
+    @cached_property
+    def slots(self) -> SlotStore:
+        """The statements of runs that need a slot."""
+        from celery_durable.store.slots import SlotStore
+
+        return SlotStore(self.connections, self.runs, schema=self.settings.schema, check=self.settings.check)
+
+    @cached_property
+    def once(self) -> OnceStore:
+        """The statements that store a run unless its key has one."""
+        from celery_durable.store.once import OnceStore
+
+        return OnceStore(self.connections, schema=self.settings.schema, check=self.settings.check)
 
     @cached_property
     def callers(self) -> CallersStore:

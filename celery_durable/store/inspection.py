@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +14,7 @@ from celery_durable.store.views import (
     Change,
     Count,
     EventView,
+    KeyView,
     Match,
     Page,
     Payloads,
@@ -22,6 +22,7 @@ from celery_durable.store.views import (
     RunSummary,
     RunView,
     SignalView,
+    SlotStats,
     Stats,
     StepView,
     TaskStats,
@@ -30,7 +31,7 @@ from celery_durable.store.views import (
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from celery_durable.store.connections import Connection, Connections, Row
 
@@ -42,7 +43,6 @@ _READ_BUDGET, _STATS_BUDGET, _WRITE_BUDGET = 3.0, 15.0, 15.0
 _SLACK = timedelta(hours=1)
 _LAST_KEY = 2**63 - 1
 _BEHIND_ALL = "\U0010ffff"
-_OPTIONAL_LINE = re.compile(r"^.*--\? (\w+)\n", re.MULTILINE)
 
 _STATES_OF_REASON = {
     "exhausted": RunState.FAILED,
@@ -94,12 +94,6 @@ class Filter:
         return None
 
 
-def with_filters(sql: str, given: Iterable[str]) -> str:
-    """Return `sql` without the lines of filters that are not in `given`."""
-    wanted = frozenset(given)
-    return _OPTIONAL_LINE.sub(lambda line: line[0] if line[1] in wanted else "", sql)
-
-
 class InspectionStore:
     """What people read, and the two things they do to a run.
 
@@ -131,7 +125,7 @@ class InspectionStore:
             moment = self._moment(wanted.until, _SLACK)
             bounds.update(until=moment["at"], before=min(bounds["before"], moment["high"]))
         parameters = {name: value for name, value in parameters.items() if value is not None} | bounds
-        sql = with_filters(self._sql["list"], parameters)
+        sql = queries.with_lines(self._sql["list"], parameters)
         rows = self._read(sql, {"states": ["any"], **parameters})
         runs = tuple(RunSummary(**row) for row in rows[:limit])
         return Page(runs, runs[-1].key if len(rows) > limit else None)
@@ -142,11 +136,11 @@ class InspectionStore:
 
         def work(connection: Connection) -> list[Sequence[Row]]:
             with connection.pipeline():
-                names = ("run", "attempts", "steps", "events", "signals", "forks")
+                names = ("run", "attempts", "steps", "events", "signals", "forks", "keys")
                 cursors = [connection.execute(self._sql[name], parameters) for name in names]
             return [cursor.fetchall() for cursor in cursors]
 
-        run, attempts, steps, events, signals, forks = self._patiently(work, _READ_BUDGET)
+        run, attempts, steps, events, signals, forks, keys = self._patiently(work, _READ_BUDGET)
         if not run:
             return None
         return RunView(
@@ -156,6 +150,7 @@ class InspectionStore:
             events=tuple(EventView(**{**row, "detail": row["detail"] or {}}) for row in events),
             signals=tuple(SignalView(**row) for row in signals),
             forks=tuple(row["id"] for row in forks),
+            keys=tuple(KeyView(**row) for row in keys),
         )
 
     def payloads(self, run_id: str) -> Payloads | None:
@@ -171,17 +166,18 @@ class InspectionStore:
 
         def work(connection: Connection) -> list[Sequence[Row]]:
             with connection.pipeline():
-                names = ("counts", "stats_queues", "stats_tasks", "stats_workers")
+                names = ("counts", "stats_queues", "stats_tasks", "stats_workers", "stats_slots")
                 cursors = [connection.execute(self._sql[name], {"age": window}) for name in names]
             return [cursor.fetchall() for cursor in cursors]
 
-        states, queues, tasks, workers = self._patiently(work, _STATS_BUDGET)
+        states, queues, tasks, workers, slots = self._patiently(work, _STATS_BUDGET)
         return Stats(
             window.total_seconds(),
             tuple(Count(**row) for row in states),
             tuple(QueueStats(**row) for row in queues),
             tuple(TaskStats(**row) for row in tasks),
             tuple(WorkerStats(**row) for row in workers),
+            tuple(SlotStats(**row) for row in slots),
         )
 
     def resolve(self, prefix: str, *, limit: int = 6) -> Sequence[Match]:

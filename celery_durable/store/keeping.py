@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from celery_durable.store import queries
+from celery_durable.store.slots import granted
 from celery_durable.store.writes import Stored
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Look:
     unreported: bool
     chords: bool
     parents: bool
+    slots: bool
     leading: bool
 
 
@@ -86,6 +88,7 @@ class KeeperStore:
         self._sql = queries.load("keeper", schema)
         self._waits = queries.load("waits", schema)
         self._unpublish = queries.load("runs", schema)["unpublish"]
+        self._slots = queries.load("slots", schema)
         self._open_chords = queries.load("chords", schema)["overdue"]
         self._check = check
 
@@ -220,3 +223,13 @@ class KeeperStore:
         """Return how many runs `prune` would delete."""
         rows = self._all("prunable", age=age, failed_age=age if failed_age is None else failed_age)
         return int(rows[0]["runs"])
+
+    def slots_with_room(self, after: str, limit: int) -> tuple[list[str], str | None]:
+        """Return keys, after one, that have a slot for who waits; and where to go on, None at the end."""
+        given = {"slot": after, "limit": limit, "check": self._check}
+        rows = self.connection.execute(self._slots["open"], given).fetchall()
+        return [row["slot"] for row in rows if row["open"]], rows[-1]["slot"] if len(rows) == limit else None
+
+    def grant(self, slot: str) -> list[Stored]:
+        """Wake who waits for a slot of this key, as many as it has; the caller publishes them."""
+        return granted(self.connection, self._slots, slot, self._check)

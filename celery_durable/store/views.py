@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from celery_durable.run import RunState, celery_state
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +127,15 @@ class EventView:
     detail: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class KeyView:
+    """A key that stands for a run: an idempotency key, a singleton's, a throttle's or a debounce's."""
+
+    kind: str
+    key: str
+    expires_at: datetime | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunView(RunSummary):
     """The whole story of a run. Payloads are only measured: values are for whoever may read them.
@@ -134,6 +143,9 @@ class RunView(RunSummary):
     Attributes:
         forked_from: the run this one began as a fork of.
         forks: runs that began as forks of this one.
+        keys: keys that a call would be given this run for.
+        slot: the key of the runs it shares with: of these `slot_limit` are executed at a time, and
+            `slot_rate` start in each `slot_period`.
     """
 
     traceback: str | None
@@ -141,7 +153,12 @@ class RunView(RunSummary):
     result_bytes: int | None
     body_bytes: int
     forked_from: str | None = None
+    slot: str | None = None
+    slot_limit: int | None = None
+    slot_rate: int | None = None
+    slot_period: timedelta | None = None
     forks: tuple[str, ...] = ()
+    keys: tuple[KeyView, ...] = ()
     attempts: tuple[AttemptView, ...] = ()
     steps: tuple[StepView, ...] = ()
     events: tuple[EventView, ...] = ()
@@ -200,6 +217,15 @@ class TaskStats:
 
 
 @dataclass(frozen=True)
+class SlotStats:
+    """How many runs of a concurrency key are executed, and how many wait for a slot."""
+
+    slot: str
+    running: int
+    waiting: int
+
+
+@dataclass(frozen=True)
 class WorkerStats:
     """A worker process: how many runs it executes, and the seconds since its last heartbeat."""
 
@@ -218,6 +244,7 @@ class Stats:
     queues: tuple[QueueStats, ...]
     tasks: tuple[TaskStats, ...]
     workers: tuple[WorkerStats, ...]
+    slots: tuple[SlotStats, ...] = ()
 
 
 @dataclass(frozen=True)

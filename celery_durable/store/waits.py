@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from celery_durable import checkpoint as outcomes
 from celery_durable.exceptions import LeaseLostError
 from celery_durable.store import queries
-from celery_durable.store.bulk import batches, columns_of
+from celery_durable.store.bulk import batches, columns_of, size_of
 from celery_durable.store.writes import Stored, Wait, closed
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class WaitStore:
             "detached": children.detached,
         }
         cursors, before = [], 0
-        for batch in batches(children.runs):
+        for batch in batches(children.runs, size_of):
             columns = {**columns_of(batch), "parent": children.parent, "before": before}
             cursors.append(connection.execute(self._sql["start"], {**shared, **columns}))
             before += len(batch)

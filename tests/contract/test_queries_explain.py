@@ -14,7 +14,8 @@ from psycopg.rows import dict_row
 
 from celery_durable.config import Settings
 from celery_durable.store import Store, queries
-from celery_durable.store.inspection import with_filters
+from celery_durable.store.queries import with_lines
+from celery_durable.store.slots import slotted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,8 +67,16 @@ insert into durable.event (run_key, kind) select key, 'recovered' from durable.r
 insert into durable.signal (run_key, name, payload, codec, idempotency_key, taken_by)
     select key, 'approved', '1', 'json', n, case when n > 1 then 'wait_for_signal:approved' end
     from durable.run, generate_series(1, 2) n where key % 3 = 0;
+insert into durable.chain (id, root, content_type, content_encoding)
+    select gen_random_uuid(), id, 'application/json', 'utf-8' from durable.run where key % 5 = 0;
+insert into durable.chain_link (chain, number, signature)
+    select id, n, '{}' from durable.chain, generate_series(1, 5) n;
+insert into durable.once (task, kind, key, run)
+    select 'task-' || n % 20, 'idempotency', 'key-' || n, 'run-' || n from generate_series(1, 20000) n;
 insert into durable.result (task_id, status, date_done)
     select 'plain-' || n, 'SUCCESS', now() - n * interval '1 minute' from generate_series(1, 20000) n;
+insert into durable.transaction_step (run_id, step_key, attempt, fence)
+    select 'run-' || n, 'step', 1, gen_random_uuid() from generate_series(1, 20000) n;
 insert into durable.result_group (id, result, result_type, date_done)
     select 'group-' || n, '[]', 'json', now() - n * interval '1 minute' from generate_series(1, 5000) n;
 insert into durable.chord (id, size, counted, created_at, check_at, done_at)
@@ -92,6 +101,7 @@ def filled(postgres_url: str) -> Iterator[Connection]:
         server.execute(f"create database {name}".encode())
         made = Store(url, Settings())
         made.migrate()
+        made.transactions(url).install()  # as if it were a user's database on another server
         with psycopg.connect(url, autocommit=True, row_factory=dict_row) as connection:
             connection.execute(FILL.encode())
             connection.execute("vacuum analyze")
@@ -111,7 +121,7 @@ def scanned(plan: list[dict[str, Any]]) -> list[str]:
 
 @pytest.mark.parametrize(("noun", "name"), EVERY_QUERY)
 def test_a_query_is_understood_and_reads_by_index(filled: Connection, noun: str, name: str) -> None:
-    sql = with_filters(queries.load(noun)[name], ["states"])
+    sql = with_lines(queries.load(noun)[name], ["states"])
 
     plan = plan_of(filled, sql, given(noun, name, sql))
 
@@ -119,9 +129,17 @@ def test_a_query_is_understood_and_reads_by_index(filled: Connection, noun: str,
         assert scanned(plan) == []
 
 
+def test_a_claim_that_needs_a_slot_reads_by_index(filled: Connection) -> None:
+    plain = queries.load("runs")["claim"]
+    sql = slotted(plain)
+
+    assert sql != plain
+    assert scanned(plan_of(filled, sql, given("runs", "claim", sql))) == []
+
+
 @pytest.mark.parametrize("wanted", FILTERS)
 def test_a_filtered_list_reads_by_index(filled: Connection, wanted: str) -> None:
-    sql = with_filters(queries.load("inspection")["list"], {"states", wanted})
+    sql = with_lines(queries.load("inspection")["list"], {"states", wanted})
 
     assert scanned(plan_of(filled, sql, given("inspection", "list", sql))) == []
 

@@ -182,6 +182,26 @@ def plain(text: str) -> str:
     return text
 
 
+@durable.transaction
+def entry(connection: Any, name: str, seconds: float) -> str:
+    """Leave a row in a table of the user's; be slow about it."""
+    run, key = durable.current_run(), durable.idempotency_key()
+    _here[-1].ledger.write("start", name, run=run.id)
+    connection.execute("insert into entry values (%s)", (key,))
+    take(seconds)
+    _here[-1].gates.pass_through(name)
+    return f"{name} done"
+
+
+def bookkeeping(names: list[str], seconds: float = 0.0, database: str | None = None) -> list[str]:
+    """Do one transaction per name, every second one in another database if there is one."""
+    _body("bookkeeping")
+    return [
+        entry.options(name=name, database=database if number % 2 else None)(name, seconds)
+        for number, name in enumerate(names)
+    ]
+
+
 def _body(name: str) -> None:
     _here[-1].ledger.write("body", name, run=durable.current_run().id)
 
@@ -241,6 +261,7 @@ def register(app: Celery, ledger: Ledger, gates: Gates) -> None:
     app.task(tail, name="tail", **soon)
     app.task(threaded, name="threaded", **soon)
     app.task(plain, name="plain", **soon)
+    app.task(bookkeeping, name="bookkeeping", **soon)
     app.task(join, name="join", **soon)
     app.task(join, name="fragile", base=Fragile, **soon)
     app.task(echo, name="not_durable", base=Task)

@@ -42,6 +42,7 @@ NAMES = [
     "sleep",
     "sleep_until",
     "step",
+    "transaction",
     "uuid4",
     "wait_for_signal",
 ]

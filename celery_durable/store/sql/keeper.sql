@@ -65,6 +65,7 @@ select
             where unreported and finished_at < durable.clock() - interval '10 s') as unreported,
     exists (select from durable.chord where done_at is null and check_at <= durable.clock()) as chords,
     exists (select from durable.run where state = 'waiting' and reason = 'children') as parents,
+    exists (select from durable.run where state = 'waiting' and reason = 'slot' and slot > '') as slots,
     exists (select from durable.leader
             where term = %(term)s and expires_at > durable.clock()) as leading
 
@@ -263,7 +264,7 @@ with old as materialized (
 ), gone as (
     delete from durable.run r
     where r.key = any(array(select member.key from member join whole on whole.tree = member.tree))
-    returning r.key
+    returning r.key, r.id
 ), checkpoints as (
     delete from durable.checkpoint c using gone where c.run_key = gone.key
 ), attempts as (
@@ -272,6 +273,12 @@ with old as materialized (
     delete from durable.event e using gone where e.run_key = gone.key
 ), signals as (
     delete from durable.signal s using gone where s.run_key = gone.key
+), chains as (
+    delete from durable.chain c where c.root = any(array(select tree from whole)) returning c.id
+), links as (
+    delete from durable.chain_link l using chains where l.chain = chains.id
+), keys as (
+    delete from durable.once o using gone where o.run = gone.id
 )
 select count(*) as runs from gone
 

@@ -68,6 +68,13 @@ where %(holder)s::bigint is null or exists (select from durable.run where key = 
 on conflict (id) do update set message = excluded.message
 returning id, key
 
+-- name: assign_slot
+-- What a run just stored shares with others of its key; in the transaction that stores it.
+update durable.run
+set slot = %(key)s, slot_limit = %(limit)s, slot_rate = %(rate)s, slot_period = %(period)s, slot_rank = %(rank)s
+where id = %(id)s and attempt = 0
+returning id
+
 -- name: unpublish
 -- The broker did not take these messages: hand them to the keeper.
 update durable.run set published_at = null, due = durable.clock() + %(delay)s::interval
@@ -87,6 +94,7 @@ with claimed as (
     where r.id = %(id)s and w.token = %(token)s and (%(task)s::text is null or r.task = %(task)s)
       and (r.state = 'pending' or (r.state = 'running' and r.fence = %(fence)s))
       and (r.attempt > 0 or r.expires_at is null or r.expires_at > durable.clock())
+      and r.slot is null
     returning r.*, w.hostname
 ), history as (
     insert into durable.attempt (run_key, number, fence, worker, hostname, pid)
@@ -94,7 +102,7 @@ with claimed as (
     on conflict (run_key, number) do nothing
 )
 select key, id, task, fence, attempt, generation, retries, recoveries, seed, cancel_requested, claimed_at,
-       revision, replacements, parent, wait, abreast, deadline,
+       revision, replacements, parent, wait, abreast, deadline, slot,
        case when revision <> %(revision)s then body end as body,
        case when revision <> %(revision)s then message end as message
 from claimed
@@ -111,7 +119,7 @@ order by c.seq
 -- name: standing
 -- Why a claim was refused.
 select r.state, r.expires_at <= durable.clock() and r.attempt = 0 as expired,
-       exists (select from durable.worker where token = %(token)s) as worker_alive
+       exists (select from durable.worker where token = %(token)s) as worker_alive, r.slot is not null as slotted
 from (select) as one left join durable.run r on r.id = %(id)s
 
 -- name: expire
@@ -336,7 +344,19 @@ select key from revoked
 
 -- name: withdraw
 -- The caller was told that the messages could not be sent: the runs never were.
-delete from durable.run where id = any(%(ids)s) and state in ('pending', 'waiting') and attempt = 0
+with gone as (
+    delete from durable.run
+    where id = any(%(ids)s) and state in ('pending', 'waiting') and attempt = 0
+    returning key, coalesce(root, id) as tree
+), chains as (
+    delete from durable.chain c
+    where c.root = any(array(select tree from gone))
+      and not exists (select from durable.run r
+                      where r.root = c.root and r.root <> r.id and r.key <> all(array(select key from gone)))
+      and not exists (select from durable.run r where r.id = c.root and r.key <> all(array(select key from gone)))
+    returning c.id
+)
+delete from durable.chain_link l using chains where l.chain = chains.id
 
 -- name: outbox_done
 delete from durable.outbox where key = any(%(keys)s)
