@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from celery_durable.changes import patched
     from celery_durable.clock import now, random, uuid4
     from celery_durable.context import RunContext, current_run, idempotency_key
     from celery_durable.exceptions import (
@@ -63,6 +64,7 @@ _WHERE = {
     "current_run": "context",
     "idempotency_key": "context",
     "now": "clock",
+    "patched": "changes",
     "random": "clock",
     "send_signal": "operations.sending",
     "sleep": "waits",
@@ -98,6 +100,7 @@ __all__ = [
     "current_run",
     "idempotency_key",
     "now",
+    "patched",
     "random",
     "send_signal",
     "sleep",

@@ -34,6 +34,7 @@ NAMES = [
     "current_run",
     "idempotency_key",
     "now",
+    "patched",
     "random",
     "send_signal",
     "sleep",
