@@ -10,7 +10,7 @@ from celery_durable.checkpoint import Checkpoint, StepWrite, occurrence
 from celery_durable.exceptions import LeaseLostError
 from celery_durable.executor.chance import Chance
 from celery_durable.executor.children import Fan
-from celery_durable.executor.history import History
+from celery_durable.executor.history import PATCH, History
 from celery_durable.executor.ids import DerivedIds
 from celery_durable.executor.journal import Journal
 from celery_durable.executor.keys import Keys
@@ -40,6 +40,9 @@ _NO_DIGEST = b"\0" * 16
 class Execution:
     """One attempt of a run.
 
+    Attributes:
+        rehearsed: whether this only replays what is stored, and nothing of it may be written.
+
     Arguments:
         claim: the lease.
         history: the run's stored steps.
@@ -47,6 +50,8 @@ class Execution:
         settings: the app's durable settings.
         seam: Celery's side.
     """
+
+    rehearsed = False
 
     def __init__(
         self, claim: Claim, history: list[Checkpoint], *, runs: RunStore, settings: Settings, seam: Seam
@@ -63,6 +68,7 @@ class Execution:
         self._chance = Chance(claim, self._history.clock)
         self._journal = Journal(claim, runs, seam, self._chance, last_seq=self._history.last_seq)
         self._performer = Performer(self._journal, settings, seam)
+        self._branches: dict[str, bool] = {}
         self._waiter = Waiter(
             self._journal, self._history, self._keys, chance=self._chance, settings=settings, seam=seam
         )
@@ -201,6 +207,19 @@ class Execution:
     def children(self, frame: context.Frame, ask: Ask) -> list[tuple[bool, Any]]:
         """Start children and wait for them, off the worker; return for each success and value, or error."""
         return self._fan.await_all(frame, ask)
+
+    def patched(self, change: str) -> bool:
+        """Return whether the run takes the new branch of a change, and remember it."""
+        taken = self._branches.get(change)
+        if taken is None:
+            taken = self._history.patched(change)
+            if taken is None:
+                self._journal.may_go_on()
+                name = (_NO_DIGEST, change)
+                self._journal.save(self._journal.entry(PATCH + change, outcomes.OK, name, tries=1))
+                taken = True
+            self._branches[change] = taken
+        return taken
 
     def now(self) -> datetime:
         """Return the database's time, the same at every replay."""
