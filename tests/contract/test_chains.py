@@ -359,6 +359,16 @@ def test_a_fork_has_a_chain_of_its_own(world: Chains) -> None:
     assert [root for root, _ in world.links()] == [forked.id]
 
 
+def test_an_export_of_a_run_has_its_whole_chain(world: Chains) -> None:
+    chain(world.add.s(0), *[world.add.s(n) for n in range(LONG)]).apply_async()
+    (run,) = world.runs()
+
+    exported = Runs(world.app).export(run, payloads=True)
+
+    canvas = exported["run"]["payloads"]["canvas"]
+    assert [link["args"] for link in canvas["chain"]] == [[n] for n in reversed(range(LONG))]
+
+
 def age(world: Chains) -> None:
     """Let runs be over for long."""
     execute(
