@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from datetime import timedelta
 from json import JSONDecoder, JSONEncoder
 from typing import TYPE_CHECKING, Any
 
 from celery import states
 from celery.backends import base
-from celery.backends.base import BaseBackend
+from celery.backends.base import Backend
 from celery.exceptions import TaskRevokedError
-from celery.exceptions import TimeoutError as ResultTimeoutError
 from celery.result import GroupResult, result_from_tuple
 from celery.utils.saferepr import saferepr
 from kombu import serialization
@@ -25,6 +22,7 @@ from celery_durable.exceptions import ConfigurationError, StoreUnavailableError,
 from celery_durable.run import celery_state
 from celery_durable.serialization import ValueCodec
 from celery_durable.store.url import redact
+from celery_durable.waiting import WaitingMixin
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from celery_durable.store.connections import Row
 
 _HIDDEN = "durable_result_ignored"
-_SHORTEST_POLL, _LONGEST_POLL = 0.005, 0.25
 
 
 class KombuSerializer:
@@ -60,7 +57,7 @@ class KombuSerializer:
         return serialization.loads(data, self._content_type, self._encoding, accept=self._accept)
 
 
-class DurableBackend(ChordMixin, BaseBackend):
+class DurableBackend(ChordMixin, WaitingMixin, Backend):
     """Results in Postgres; for durable tasks, a view on their runs.
 
     Arguments:
@@ -76,14 +73,13 @@ class DurableBackend(ChordMixin, BaseBackend):
     expires: float | None
     if TYPE_CHECKING:
         _get_result_meta: Any
-        _ensure_not_eager: Any
         prepare_exception: Any
         prepare_expires: Any
 
     supports_autoexpire = False
     persistent = True
-    supports_native_join = False
     supports_result_compression = True
+    supports_failure_expires = True
 
     def __init__(self, app: Celery, url: str | None = None, **kwargs: Any) -> None:
         super().__init__(app, url=url, **kwargs)
@@ -230,9 +226,10 @@ class DurableBackend(ChordMixin, BaseBackend):
         rows = self.store.results.get([task_id])
         if not rows:
             return {"status": states.PENDING, "result": None, "task_id": task_id}
-        return self._meta(rows[0])
+        return self.meta_of(rows[0])
 
-    def _meta(self, row: Row) -> dict[str, Any]:
+    def meta_of(self, row: Row) -> dict[str, Any]:
+        """Return what Celery's result API shows of a stored row."""
         status = row["custom_state"]
         if row["state"] is not None and (status is None or row["state"] != "running"):
             ignored = row["state"] == "cancelled" and row["reason"] == "ignored"
@@ -295,12 +292,17 @@ class DurableBackend(ChordMixin, BaseBackend):
         """Delete what is past `result_expires`, and final runs past `durable_retention`."""
         from celery_durable.keeper.retention import prune
 
+        failures = self._seconds("result_failure_expires")
         if self.expires:
-            self.store.results.expire(timedelta(seconds=self.expires))
-        chord_expires = self.app.conf.get("result_chord_expires")
-        if age := self.expires if chord_expires is None else self.prepare_expires(chord_expires, type=int):
-            self.store.chords.expire(timedelta(seconds=age))
-        prune(self.store, result_expires=self.expires)
+            self.store.results.expire(timedelta(seconds=self.expires), failed_age=timedelta(seconds=failures))
+        if chords := self._seconds("result_chord_expires"):
+            self.store.chords.expire(timedelta(seconds=chords))
+        prune(self.store, result_expires=self.expires, failure_expires=failures)
+
+    def _seconds(self, setting: str) -> float:
+        """Return a setting that is `result_expires` where it is not set, 0 for never."""
+        chosen = self.app.conf.get(setting)  # not in every Celery release
+        return (self.expires if chosen is None else self.prepare_expires(chosen, type=int)) or 0
 
     def exception_safe_to_retry(self, exc: Exception) -> bool:
         """Whether `result_backend_always_retry` may try again: Postgres was away."""
@@ -327,32 +329,6 @@ class DurableBackend(ChordMixin, BaseBackend):
     def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:
         reduce: Any = super().__reduce__
         return reduce(args, {**(kwargs or {}), "url": self.url})
-
-    def wait_for(
-        self,
-        task_id: str,
-        timeout: float | None = None,
-        interval: float | None = None,
-        no_ack: bool = True,  # noqa: ARG002, FBT001, FBT002
-        on_interval: Any = None,
-    ) -> dict[str, Any]:
-        """Return a task's meta when it is final: asks often at first, and ever more rarely."""
-        self._ensure_not_eager()
-        deadline = None if timeout is None else time.monotonic() + timeout
-        pause = _SHORTEST_POLL
-        while True:
-            meta = self.get_task_meta(task_id)
-            if meta["status"] in states.READY_STATES:
-                return meta
-            if on_interval:
-                on_interval()
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                message = "The operation timed out."
-                raise ResultTimeoutError(message)
-            threading.Event().wait(pause if left is None else min(pause, left))
-            longest = _LONGEST_POLL if interval is None or interval == 0.5 else interval  # noqa: PLR2004
-            pause = min(pause * 1.5, longest)
 
 
 def _decompressed(data: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from celery_durable.store.writes import NewRun
 
 T = TypeVar("T")
+
+_LINGER = 0.1  # seconds: the members of a group that is made slowly do not wait for the others
 
 
 @dataclass(frozen=True)
@@ -91,15 +94,17 @@ class Batch:
         self._store: Store | None = None
         self._waiting: list[Outgoing] = []
         self._size = 0
+        self._since = 0.0
 
     def add(self, store: Store, one: Outgoing) -> None:
-        """Take a member; store and send those that wait when they are enough for a statement."""
+        """Take a member; store and send those that wait when they are enough, or have waited long enough."""
         if self._size + len(one.run.body) > BYTES:
             self.flush()
         self._store = store
+        self._since = self._since if self._waiting else time.monotonic()
         self._waiting.append(one)
         self._size += len(one.run.body)
-        if len(self._waiting) == ROWS:
+        if len(self._waiting) == ROWS or time.monotonic() - self._since > _LINGER:
             self.flush()
 
     def flush(self) -> None:

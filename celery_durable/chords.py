@@ -57,7 +57,8 @@ class ChordMixin:
     def apply_chord(self, header_result_args: Any, body: Any, **_: Any) -> None:
         """Remember the body of a chord, and the shape of a header that is no plain list of tasks."""
         group_id, results = header_result_args
-        nested = isinstance(results, (list, tuple)) and any(isinstance(one, GroupResult) for one in results)
+        # A header that is made while it is sent (a subclass of list) must not be unrolled for a look at it.
+        nested = type(results) in (list, tuple) and any(isinstance(one, GroupResult) for one in results)
         header = self.encoded(GroupResult(group_id, results).as_tuple()) if nested else None
         self.store.chords.expect(group_id, self._storable(body), header, self.content_type)
 

@@ -38,7 +38,7 @@ class Settings:
         outage_budget: seconds a write waits for Postgres to come back before the attempt gives up.
         check_interval: seconds after a publish at which the keeper first looks for a lost message.
         lost_after: seconds after which an unclaimed message counts as lost whatever the broker says.
-        step_sleep: the longest retry delay of a step, in seconds, that is waited for on the worker.
+        step_sleep: the longest sleep or retry delay of a step, in seconds, that is waited for on the worker.
         publish_errors: `store` keeps a run whose message could not be sent, `raise` tells the caller.
         nondeterminism: what a body that leaves its history causes: `error`, `warn` or `ignore`.
         max_payload: the largest stored value, in bytes.

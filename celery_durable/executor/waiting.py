@@ -70,7 +70,7 @@ class Waiter:
             if stored is None and left <= timedelta(0):
                 return  # no wait at all, at no replay: nothing of it is stored
             known = self._history.meet_wait(key, outcomes.SLEEP)
-            if left <= timedelta(0):
+            if left <= timedelta(0) or (known is not None and known.finished):
                 return
             wait = self._wait(key, outcomes.SLEEP, str(until or length), length, until)
             if left.total_seconds() > self._settings.step_sleep:

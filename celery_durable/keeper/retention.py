@@ -9,7 +9,15 @@ if TYPE_CHECKING:
     from celery_durable.store import Store
 
 
-def prune(store: Store, *, result_expires: float | None) -> int:
-    """Delete final runs past `durable_retention` (or `result_expires`); return how many."""
+def prune(store: Store, *, result_expires: float | None, failure_expires: float | None = None) -> int:
+    """Delete final runs past `durable_retention`, else `result_expires`; return how many.
+
+    Failed ones go by `result_failure_expires`, where that is set and `durable_retention` is not.
+    """
     age = store.settings.retention if store.settings.retention is not None else result_expires
-    return store.prune(timedelta(seconds=age)) if age else 0
+    if not age:
+        return 0
+    failed_age = failure_expires if store.settings.retention is None else None
+    return store.prune(
+        timedelta(seconds=age), failed_age=timedelta(seconds=failed_age) if failed_age else None
+    )

@@ -15,11 +15,11 @@ from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
 from celery_durable.exceptions import ConfigurationError
-from celery_durable.store.patience import PASSING, persist
+from celery_durable.store.patience import PASSING, persist, unavailable
 from celery_durable.store.url import conninfo, redact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -178,6 +178,13 @@ class Connections:
         finally:
             pool.putconn(connection)
 
+    def impatiently(self, work: Callable[[Connection], T]) -> T:
+        """Do `work` once; raise `StoreUnavailableError` when Postgres is away."""
+        try:
+            return self.once(work)
+        except PASSING as error:
+            raise unavailable(error, repr(redact(self.url)), self._drain) from error
+
     def patiently(
         self,
         work: Callable[[Connection], T],
@@ -217,6 +224,39 @@ class Connections:
             for connection in self._first:
                 _close(connection)
         self._pool, self._first, self._checked = None, self._no_connection(), False
+
+
+@contextmanager
+def bounded(connection: Connection, seconds: float) -> Iterator[None]:
+    """Give up what is asked inside after so many seconds; the connection is of no more use then.
+
+    A network that swallows everything would be noticed much later.
+    """
+    deadline = time.monotonic() + seconds
+
+    def wait(generator: Any, *args: Any, **kwargs: Any) -> Any:
+        return Connection.wait(connection, _until(deadline, generator), *args, **kwargs)
+
+    vars(connection)["wait"] = wait
+    try:
+        yield
+    finally:
+        del vars(connection)["wait"]
+
+
+def _until(deadline: float, generator: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+    """Do what a generator of psycopg does, which is resumed ten times a second, until a deadline."""
+    try:
+        wanted = next(generator)
+        while True:
+            ready = yield wanted
+            if not ready and time.monotonic() >= deadline:
+                message = "no answer in time"
+                raise psycopg.OperationalError(message)
+            wanted = generator.send(ready)
+    except StopIteration as end:
+        value: T = end.value
+        return value
 
 
 def _usable(connection: Connection | None) -> bool:

@@ -113,12 +113,21 @@ class Store:
         """Return the keeper's statements on a connection of its own."""
         return KeeperStore(connection, schema=self.settings.schema, check=self.settings.check)
 
-    def prune(self, age: timedelta, *, progress: Callable[[int], None] | None = None) -> int:
-        """Delete final runs older than `age`, whole trees of them, in batches; return how many."""
+    def prune(
+        self,
+        age: timedelta,
+        *,
+        failed_age: timedelta | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Delete final runs older than `age`, whole trees of them, in batches; return how many.
+
+        Failed runs are kept for `failed_age`, if there is one.
+        """
         total = 0
         while True:
             pruned = self.connections.patiently(
-                lambda connection: self.keeper(connection).prune(age, _PRUNED_AT_ONCE)
+                lambda connection: self.keeper(connection).prune(age, _PRUNED_AT_ONCE, failed_age=failed_age)
             )
             total += pruned
             if progress is not None:

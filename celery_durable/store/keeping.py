@@ -173,10 +173,12 @@ class KeeperStore:
         """Forget published messages of the outbox."""
         self.connection.execute(self._sql["outbox_done"], {"keys": list(keys)})
 
-    def prune(self, age: timedelta, limit: int) -> int:
-        """Delete final runs older than `age`, whole trees only; return how many."""
-        return int(self._all("prune", age=age, limit=limit)[0]["runs"])
+    def prune(self, age: timedelta, limit: int, *, failed_age: timedelta | None = None) -> int:
+        """Delete whole trees of final runs older than `age` (failed ones: `failed_age`); return how many."""
+        rows = self._all("prune", age=age, failed_age=age if failed_age is None else failed_age, limit=limit)
+        return int(rows[0]["runs"])
 
-    def prunable(self, age: timedelta) -> int:
+    def prunable(self, age: timedelta, *, failed_age: timedelta | None = None) -> int:
         """Return how many runs `prune` would delete."""
-        return int(self._all("prunable", age=age)[0]["runs"])
+        rows = self._all("prunable", age=age, failed_age=age if failed_age is None else failed_age)
+        return int(rows[0]["runs"])

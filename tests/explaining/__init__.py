@@ -51,8 +51,10 @@ PARAMETERS: dict[str, Any] = {
     "end": "run-2",
     "error": "ValueError: no",
     "eta": None,
+    "every": 0.0,
     "expires": MINUTE,
     "expires_at": None,
+    "failed_age": MINUTE,
     "fence": FENCE,
     "fences": [FENCE, FENCE],
     "fork": 8,
@@ -80,6 +82,7 @@ PARAMETERS: dict[str, Any] = {
     "max_recoveries": 10,
     "message": b"{}",
     "meta": None,
+    "most": 100,
     "operation": str(FENCE),
     "name": "approved",
     "once": "once",
@@ -128,6 +131,7 @@ PARAMETERS: dict[str, Any] = {
     "unreported": False,
     "until": MOMENT,
     "version": None,
+    "within": 0.0,
     "worker": "worker@one",
 }
 IN_PARTICULAR: dict[tuple[str, str], dict[str, Any]] = {

@@ -104,6 +104,22 @@ def patient(self: Task[..., Any], delay: float) -> list[Any]:
     return [first, work.options(name="second")("second")]
 
 
+def napping(seconds: float) -> list[Any]:
+    """Sleep between two steps."""
+    _body("napping")
+    first = work.options(name="first")("first")
+    durable.sleep(seconds=seconds)
+    return [first, work.options(name="second")("second")]
+
+
+def approval(timeout: float | None = None) -> list[Any]:
+    """Wait for a signal between two steps."""
+    _body("approval")
+    first = work.options(name="first")("first")
+    payload = durable.wait_for_signal("approved", timeout=timeout)
+    return [first, payload, work.options(name="second")("second")]
+
+
 def tail(outcome: str) -> int:
     """Do a step; then, outside of any, wait at a gate and end; return the process id."""
     _body("tail")
@@ -198,6 +214,8 @@ def register(app: Celery, ledger: Ledger, gates: Gates) -> None:
     app.task(flaky, name="flaky", bind=True, **soon)
     app.task(persistent, name="persistent", **soon)
     app.task(patient, name="patient", bind=True)
+    app.task(napping, name="napping", **soon)
+    app.task(approval, name="approval", **soon)
     app.task(tail, name="tail", **soon)
     app.task(threaded, name="threaded", **soon)
     app.task(plain, name="plain", **soon)

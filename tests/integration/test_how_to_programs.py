@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
-PAGES = {"fork_orders": "resume-fork-edit.md", "pay_once": "transactions.md"}
+PAGES = {
+    "approvals": "wait.md",
+    "fork_orders": "resume-fork-edit.md",
+    "pay_once": "transactions.md",
+}
 
 
 def printed_on(page: str) -> str:

@@ -1,4 +1,4 @@
--- Chords: how many parts a group has, and which of them have been returned.
+-- Chords: how many parts a group has, and which of them have been returned. And an age of failures of their own.
 
 create table durable.chord (
     id            text collate "C" primary key,
@@ -34,3 +34,7 @@ create table durable.chord_part (
 );
 
 create index chord_part_uncounted on durable.chord_part (chord) where not counted;
+
+create function durable.kept_for(state text, age interval, failed_age interval) returns interval
+    language sql immutable parallel safe
+    as $$ select case when state = 'failed' then failed_age else age end $$;

@@ -217,21 +217,23 @@ delete from durable.outbox where key = any(%(keys)s)
 
 -- name: prune
 -- Whole final trees only, with everything that belongs to them, in one transaction. Every run of a tree is judged
--- again under its lock: where one was resumed meanwhile, or is locked by who resumes it, the tree stays.
+-- again under its lock: where one was resumed meanwhile, or is locked by who resumes it, the tree stays. Failed runs
+-- may have an age of their own.
 with old as materialized (
     select distinct coalesce(picked.root, picked.id) as tree
     from (
         select r.id, r.root from durable.run r
         where r.state in ('succeeded', 'failed', 'cancelled')
-          and r.finished_at < durable.clock() - %(age)s::interval
+          and r.finished_at < durable.clock() - least(%(age)s::interval, %(failed_age)s::interval)
+          and r.finished_at < durable.clock() - durable.kept_for(r.state, %(age)s, %(failed_age)s)
           and not exists (
               select from durable.run t
               where t.root = coalesce(r.root, r.id) and t.root <> t.id
-                and (t.finished_at is null or t.finished_at >= durable.clock() - %(age)s::interval))
+                and (t.finished_at is null or t.finished_at >= durable.clock() - durable.kept_for(t.state, %(age)s, %(failed_age)s)))
           and not exists (
               select from durable.run t
               where t.id = r.root
-                and (t.finished_at is null or t.finished_at >= durable.clock() - %(age)s::interval))
+                and (t.finished_at is null or t.finished_at >= durable.clock() - durable.kept_for(t.state, %(age)s, %(failed_age)s)))
         order by r.finished_at limit %(limit)s) as picked
 ), member as materialized (
     select r.root as tree, r.key from durable.run r where r.root = any(array(select tree from old)) and r.root <> r.id
@@ -240,7 +242,7 @@ with old as materialized (
 ), locked as (
     select r.key from durable.run r
     where r.key = any(array(select key from member))
-      and r.state in ('succeeded', 'failed', 'cancelled') and r.finished_at < durable.clock() - %(age)s::interval
+      and r.state in ('succeeded', 'failed', 'cancelled') and r.finished_at < durable.clock() - durable.kept_for(r.state, %(age)s, %(failed_age)s)
     order by r.key for update of r skip locked
 ), whole as (
     select member.tree from member left join locked on locked.key = member.key
@@ -264,12 +266,12 @@ select count(*) as runs from gone
 -- How many runs a prune would delete: each run of a tree that is old as a whole.
 select count(*) as runs from durable.run r
 where r.state in ('succeeded', 'failed', 'cancelled')
-  and r.finished_at < durable.clock() - %(age)s::interval
+  and r.finished_at < durable.clock() - durable.kept_for(r.state, %(age)s, %(failed_age)s)
   and not exists (
       select from durable.run t
       where t.root = coalesce(r.root, r.id) and t.root <> t.id
-        and (t.finished_at is null or t.finished_at >= durable.clock() - %(age)s::interval))
+        and (t.finished_at is null or t.finished_at >= durable.clock() - durable.kept_for(t.state, %(age)s, %(failed_age)s)))
   and not exists (
       select from durable.run t
       where t.id = r.root
-        and (t.finished_at is null or t.finished_at >= durable.clock() - %(age)s::interval))
+        and (t.finished_at is null or t.finished_at >= durable.clock() - durable.kept_for(t.state, %(age)s, %(failed_age)s)))

@@ -34,6 +34,10 @@ union all
 select task_id, null, null, status, result, result_type, traceback, meta, date_done, null, null
 from durable.result where task_id = any(%(ids)s)
 
+-- name: finished
+-- Those of these ids that are over, as soon as there is one or the time is up.
+select * from durable.finished(%(ids)s, %(within)s, %(every)s, %(most)s)
+
 -- name: forget_run
 -- A final run goes with all that belongs to it; one that is not over stays.
 with gone as (
@@ -60,10 +64,13 @@ select result, result_type, date_done from durable.result_group where id = %(id)
 delete from durable.result_group where id = %(id)s
 
 -- name: expire
--- Plain results and groups past result_expires.
+-- Plain results and groups past result_expires; failures may have an age of their own.
 with results as (
     delete from durable.result where task_id = any(array(
-        select task_id from durable.result where date_done < durable.clock() - %(age)s::interval
+        select task_id from durable.result
+        where date_done < durable.clock() - least(%(age)s::interval, %(failed_age)s::interval)
+          and date_done < durable.clock()
+                          - case when status = 'FAILURE' then %(failed_age)s::interval else %(age)s::interval end
         order by date_done limit %(limit)s for update skip locked))
     returning task_id
 ), groups as (
