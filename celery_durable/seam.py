@@ -6,8 +6,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from celery_durable.serialization import ValueCodec
     from celery_durable.store.transactions import TransactionStore
+    from celery_durable.store.waits import Waited
 
 
 class Suspended(BaseException):
@@ -18,16 +21,24 @@ class Suspended(BaseException):
         delay: seconds until the run is due.
         reason: what it waits for.
         stored: the store knows already: the run has left.
+        later: the write that lets it leave, put off until its steps in flight are finished.
     """
 
     def __init__(
-        self, outcome: str, delay: float = 0.0, reason: str | None = None, *, stored: bool = False
+        self,
+        outcome: str,
+        delay: float = 0.0,
+        reason: str | None = None,
+        *,
+        stored: bool = False,
+        later: Callable[[], Waited] | None = None,
     ) -> None:
         super().__init__(outcome)
         self.outcome = outcome
         self.delay = timedelta(seconds=delay)
         self.reason = reason
         self.stored = stored
+        self.later = later
 
 
 class Seam(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery_durable import checkpoint as outcomes
@@ -59,7 +60,6 @@ class Waiter:
         self._chance = chance
         self._settings = settings
         self._seam = seam
-        self._thread = threading.get_ident()
 
     def sleep(self, frame: context.Frame, length: timedelta | None, until: datetime | None) -> None:
         """Return after `length`, or at `until`; the run leaves its worker meanwhile if that is long."""
@@ -113,7 +113,7 @@ class Waiter:
     @contextmanager
     def _call(self, frame: context.Frame, name: str) -> Iterator[str]:
         """Give a wait its key; it belongs to the body itself, which has one order."""
-        if frame.step is not None or threading.get_ident() != self._thread:
+        if frame.step is not None or threading.get_ident() != self._journal.thread:
             where = f"the step {frame.step!r}" if frame.step is not None else "a thread of the body's own"
             message = f"{name} is called in {where}: a run waits in its body, between its steps"
             raise StepUsageError(message, step=name)
@@ -160,6 +160,9 @@ class Waiter:
 
     def _leave(self, wait: Wait) -> Waited:
         self._may_wait()
+        if self._journal.in_flight():  # steps on an event loop: they are finished before the run leaves
+            later = partial(self._journal.wait, wait, leave=True)
+            raise self._journal.leave(Suspended("suspended", reason=wait.kind, later=later))
         waited = self._journal.wait(wait, leave=True)
         if waited.left:
             raise self._journal.leave(Suspended("suspended", reason=wait.kind, stored=True))

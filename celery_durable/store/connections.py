@@ -183,7 +183,7 @@ class Connections:
         try:
             return self.once(work)
         except PASSING as error:
-            raise unavailable(error, repr(redact(self.url)), self._drain) from error
+            raise unavailable(error, repr(redact(self.url)), self.drain) from error
 
     def patiently(
         self,
