@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
-from celery_durable import context, envelope, hooks, outgoing
+from celery_durable import chains, context, envelope, hooks, outgoing
 from celery_durable.backend import durable_backend, tell_revoked
 from celery_durable.exceptions import (
     DurableError,
@@ -108,6 +108,7 @@ class Attempt:
         request.eta, request.expires = (
             request.get(told) or getattr(request, name) for name, told in envelope.TIMES.items()
         )
+        request.chain = chains.rest(task.app, request.chain)
         request.durable = True  # from here on the run's own writes are the only ones
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -163,6 +164,8 @@ class Attempt:
         while True:
             outcome = self._try_claim(fence)
             if not isinstance(outcome, Refusal):
+                if isinstance(self.request.chain, chains.Rest):
+                    self.request.chain.found(outcome[0].link)
                 return outcome
             if outcome is Refusal.UNKNOWN and self.request.get(envelope.HEADER) is None:
                 self._store_run(args, kwargs)
@@ -182,6 +185,7 @@ class Attempt:
                 token=hooks.worker_token(),
                 pid=os.getpid(),
                 revision=int(self.request.get(envelope.HEADER) or 0),
+                link=self.request.chain.wanted if isinstance(self.request.chain, chains.Rest) else None,
                 give_up=hooks.draining,
             )
         except StoreUnavailableError:
@@ -221,4 +225,5 @@ class Attempt:
         stored_args, stored_kwargs, embed = envelope.body_of(claim.message, bytes(claim.body), accept)
         self.request.args, self.request.kwargs = stored_args, stored_kwargs
         self.request.update(embed)
+        self.request.chain = chains.rest(self.task.app, self.request.chain)
         return tuple(stored_args), stored_kwargs

@@ -15,10 +15,10 @@ from celery.utils.saferepr import saferepr
 from kombu import serialization
 from kombu.utils import json
 
-from celery_durable import config, context, hooks, outgoing, texts
+from celery_durable import chains, config, context, hooks, outgoing, texts
 from celery_durable.chords import ChordMixin
 from celery_durable.envelope import HEADER, as_bytes
-from celery_durable.exceptions import ConfigurationError, StoreUnavailableError, TransactionUsageError
+from celery_durable.exceptions import ConfigurationError, StoreUnavailableError
 from celery_durable.run import celery_state
 from celery_durable.serialization import ValueCodec
 from celery_durable.store.url import redact
@@ -99,7 +99,10 @@ class DurableBackend(ChordMixin, WaitingMixin, Backend):
         if self._store is None:
             from celery_durable.store import Store  # with the database driver, so not before it is needed
 
-            self._store = Store(self.url, config.load(durable_settings(self.app)))
+            settings = config.load(durable_settings(self.app))
+            # Threads that ask for the app's backend at the same time are given one each: it must not matter.
+            stores: dict[Any, Store] = vars(self.app).setdefault("durable_stores", {})
+            self._store = stores.setdefault((self.url, settings), Store(self.url, settings))
         return self._store
 
     def codec(self, serializer: str | None) -> tuple[str, ValueCodec]:
@@ -192,17 +195,22 @@ class DurableBackend(ChordMixin, WaitingMixin, Backend):
         A failure in front of the claim, such as a `before_start` that raises, ends a run that is pending; met
         with the duplicate of a message it says nothing about the run.
         """
-        request = kwargs.get("request") or (args[1] if len(args) > 1 else None)
+        request: Any = kwargs.get("request") or (args[1] if len(args) > 1 else None)
         if not _is_run(request):
             return super().mark_as_failure(task_id, exc, *args, **kwargs)
         claimed = getattr(request, "durable", False)
         traceback = kwargs.get("traceback") or (args[0] if args else None)
         if not claimed and not self._fail_unclaimed(task_id, exc, traceback):
             return None
+        request.chain = chains.all_of(self.app, request.chain)
         outcome = super().mark_as_failure(task_id, exc, *args, **kwargs)
         if has_dependents(request):
             self.store.runs.reported(task_id)
         return outcome
+
+    def _fail_chain(self, chain: Any, *args: Any, **kwargs: Any) -> None:
+        fail: Any = getattr(super(), "_fail_chain")  # noqa: B009  (only Celery 5.7 has it, and calls it)
+        fail(chains.all_of(self.app, chain), *args, **kwargs)
 
     def mark_as_revoked(
         self,
@@ -314,13 +322,6 @@ class DurableBackend(ChordMixin, WaitingMixin, Backend):
     def on_task_call(self, producer: Any, task_id: str) -> None:  # noqa: ARG002
         """Watch what the app sends; a result needs no preparation."""
         outgoing.watch(self.app)
-
-    def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> Any:
-        """Refuse a chord that is to be part of a transaction: who counts its parts is no part of it."""
-        if "transaction" in body.options:
-            message = "A chord takes no transaction=: start it from a durable task that does"
-            raise TransactionUsageError(message)
-        return super().apply_chord(header_result_args, body, **kwargs)
 
     def as_uri(self, include_password: bool = False) -> str:  # noqa: FBT001, FBT002  (Celery's signature)
         """Return the URL as configured, without the password unless asked for."""

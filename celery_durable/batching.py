@@ -38,13 +38,19 @@ class Outgoing:
 
 
 def store_and_send(store: Store, producer: Producer, outgoing: Sequence[Outgoing]) -> None:
-    """Store runs, then publish their messages; what the broker does not take is the keeper's.
+    """Store runs, then publish their messages."""
+    send(store, producer, outgoing, store.runs.enqueue_bulk([one.run for one in outgoing]))
+
+
+def send(
+    store: Store, producer: Producer, outgoing: Sequence[Outgoing], states: Sequence[str | None]
+) -> None:
+    """Publish the messages of runs just stored; what the broker does not take is the keeper's.
 
     With `durable_publish_errors = "raise"` the runs whose messages were not taken are forgotten and the error
     is raised.
     """
-    runs = [one.run for one in outgoing]
-    stored = dict(zip((run.id for run in runs), store.runs.enqueue_bulk(runs), strict=True))
+    stored = dict(zip((one.run.id for one in outgoing), states, strict=True))
     # A row that was there already may be this very call's, if its first answer was lost.
     known = [run_id for run_id, state in stored.items() if state is None]
     pending = {run_id for run_id, state in stored.items() if state == "pending"}

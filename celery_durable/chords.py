@@ -11,7 +11,7 @@ from celery.canvas import maybe_signature
 from celery.exceptions import ChordError
 from celery.result import GroupResult, allow_join_result, result_from_tuple
 
-from celery_durable import outgoing
+from celery_durable import chains, outgoing
 from celery_durable.exceptions import StoreUnavailableError
 from celery_durable.store.writes import Part
 
@@ -64,7 +64,7 @@ class ChordMixin:
 
     def _storable(self, body: Any) -> bytes | None:
         try:
-            return self.encoded(dict(body))  # type: ignore[no-any-return]
+            return self.encoded(chains.storable(body))  # type: ignore[no-any-return]
         except Exception:  # arguments that only another serializer can carry
             logger.exception("The body of a chord cannot be stored; a crash at its end would lose it")
             return None

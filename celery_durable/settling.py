@@ -62,6 +62,8 @@ class Settlement:
             result = self._result(value)
             messages = links.of_success(self.task, self.request, self.execution, value)
             part = self.backend.part_of(self.request, states.SUCCESS, value)
+        except StoreUnavailableError as error:  # a link of its chain had to be read
+            raise self.dropped(error) from None
         except Exception as error:
             self._fail(error)
             raise

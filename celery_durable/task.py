@@ -9,11 +9,22 @@ from typing import TYPE_CHECKING, Any
 from celery import Task, current_app
 from celery._state import get_current_task, get_current_worker_task
 
-from celery_durable import batching, config, context, driving, envelope, outgoing, transactions, transport
+from celery_durable import (
+    batching,
+    config,
+    context,
+    driving,
+    envelope,
+    once,
+    outgoing,
+    transactions,
+    transport,
+)
 from celery_durable.attempt import TERMINAL, Attempt
 from celery_durable.backend import durable_backend, durable_settings
-from celery_durable.enlisting import Enlistment
+from celery_durable.enlisting import Enlistment, refuse_chords
 from celery_durable.exceptions import ConfigurationError, TransactionUsageError
+from celery_durable.steps import Step, StepOptions
 from celery_durable.store.writes import Stored
 
 if TYPE_CHECKING:
@@ -51,6 +62,10 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
     retry_backoff_max = 600
     retry_jitter = True
     _retries_by_default = True
+
+    singleton: bool | str | Callable[..., str] = False
+    """Whether a call returns the run of an earlier equal call as long as that is not over. What makes calls
+    equal: all arguments (True), a format string of them (`"customer-{customer}"`), or a function of them."""
 
     @classmethod
     def on_bound(cls, app: Celery) -> None:
@@ -135,28 +150,44 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         when that is committed, its message is sent after that, and when it is rolled back there is nothing.
         It may be a SQLAlchemy `Session` or `Connection`, Django's `connection`, a psycopg connection or
         another DBAPI connection, of the same database. Raises `TransactionUsageError` for anything else.
+
+        `idempotency_key` and `ttl` return the run of an earlier call with this key, if there is one, for as
+        long as `ttl` says, or as the run is kept; `throttle_key` and `throttle` do so for one run in each
+        `throttle`. `debounce_key`, `debounce` and `debounce_max` start one run, with the arguments of the
+        last call, `debounce` after it and at most `debounce_max` after the first. Lengths of time are seconds
+        or a `timedelta`. Raises `ConfigurationError` for options that do not go together.
         """
         app: Celery = self.app
+        key = once.taken_from(self, args, kwargs, options)
         if app.conf.task_always_eager:
             return super().apply_async(args, kwargs, task_id, producer, link, link_error, shadow, **options)
         durable_backend(app)
+        if key is not None and transaction is not None:
+            message = (
+                f"{self.name}: a key has a transaction of its own, so there can be no transaction= with one"
+            )
+            raise ConfigurationError(message)
+        if key is not None and key.delay is not None:
+            options["countdown"] = key.delay.total_seconds()
         enlistment = None if transaction is None else self._enlist(transaction)
         schedule = outgoing.Schedule.taken_from(app, options, self.expires)
 
         def send(chosen_id: str | None) -> AsyncResult[Any]:
             celerys: Any = super(DurableTask, self).apply_async
             with app.producer_or_acquire(producer) as real:
-                return celerys(  # type: ignore[no-any-return]
+                storing = outgoing.StoringProducer(app, real, schedule, enlistment=enlistment, key=key)
+                result: AsyncResult[Any] = celerys(
                     args,
                     kwargs,
                     task_id=chosen_id,
-                    producer=outgoing.StoringProducer(app, real, schedule, enlistment),
+                    producer=storing,
                     link=link,
                     link_error=link_error,
                     shadow=shadow,
                     expires=None,
                     **options,
                 )
+            return result if storing.instead is None else self.AsyncResult(storing.instead)
 
         frame = context.current()
         with driving.known_to_celery():
@@ -164,7 +195,19 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
                 return send(task_id)
             if frame.step is not None:
                 return send(frame.execution.child_of_step(frame, self.name))
+            if key is not None:
+                return self.AsyncResult(self._started_once(send))
             return self._start_child(frame, send)
+
+    def _started_once(self, send: Callable[[str | None], AsyncResult[Any]]) -> str:
+        """Send within a step of its own, which remembers whose run the key stood for."""
+
+        def start() -> str:
+            frame = context.current()
+            chosen = frame and frame.execution.child_of_step(frame, self.name)
+            return str(send(chosen).id)
+
+        return Step(start, StepOptions(name=f"once:{self.name}"))()
 
     def _enlist(self, transaction: Any) -> Enlistment:
         from celery_durable.store.callers import recognised  # with the database driver
@@ -257,6 +300,7 @@ def _store_here() -> Store:
 
 
 batching.batch_groups()
+refuse_chords()
 context.runs_elsewhere(_another_task_here)
 transactions.outside_of_runs(_store_here)
 transport.register()  # an app with durable tasks may have durable+embedded:// as its broker

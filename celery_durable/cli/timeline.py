@@ -70,6 +70,9 @@ def _facts(run: RunView) -> Iterator[str]:
         yield f"fork of {run.forked_from}"
     if run.forks:
         yield f"forked as {', '.join(run.forks)}"
+    for key in run.keys:
+        until = "" if key.expires_at is None else f" until {clock(key.expires_at, run.now)}"
+        yield f"{key.kind} key {key.key!r}{until}"
     if run.result_bytes is not None:
         yield f"result {run.result_bytes:,} bytes"
     if run.tags:

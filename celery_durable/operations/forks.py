@@ -11,7 +11,7 @@ from celery.utils.saferepr import saferepr
 from kombu import serialization
 from kombu.utils import json
 
-from celery_durable import envelope
+from celery_durable import chains, envelope
 from celery_durable.checkpoint import CHILDREN, ERROR, OK, STARTED, WAITING
 from celery_durable.exceptions import SerializationError, StepNotFoundError
 from celery_durable.store.forking import NewFork
@@ -122,9 +122,7 @@ def new_fork(
         return codec.encode(value, where=where), name
 
     new_id = str(uuid.uuid4())
-    message, body = message_of_fork(
-        source, new_id, args=args, kwargs=kwargs, accept=list(app.conf.accept_content)
-    )
+    message, body = message_of_fork(app, source, new_id, args=args, kwargs=kwargs)
     return NewFork(
         id=new_id,
         message=message,
@@ -138,12 +136,12 @@ def new_fork(
 
 
 def message_of_fork(
+    app: Celery,
     source: Source,
     new_id: str,
     *,
     args: Sequence[Any] | None,
     kwargs: Mapping[str, Any] | None,
-    accept: Sequence[str],
 ) -> tuple[bytes, bytes]:
     """Return message and body of a fork: its own id and tree, links of its own, no part in a chord.
 
@@ -151,8 +149,9 @@ def message_of_fork(
     the fork would start nothing that its source has started.
     """
     sent = json.loads(source.message)
+    accept = list(app.conf.accept_content)
     stored_args, stored_kwargs, embed = envelope.body_of(source.message, bytes(source.body), accept)
-    own = {**embed, "chord": None}
+    own = chains.whole(app, {**embed, "chord": None})
     frozen = {old: str(uuid.uuid5(uuid.NAMESPACE_OID, f"{new_id}/{old}")) for old in _ids(own)}
     content = (
         stored_args if args is None else list(args),

@@ -8,27 +8,28 @@ from celery_durable.store.writes import NewRun, PlainMessage
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import timedelta
 
     from celery_durable.store.connections import Connection
 
-New = TypeVar("New", NewRun, PlainMessage)
+New = TypeVar("New")
 
 ROWS, BYTES = 500, 4 * 1024 * 1024
 """What one statement stores at most: this many rows, and bodies of about this size together."""
 
 
-def batches(new: Iterable[New]) -> Iterator[list[New]]:
+def batches(new: Iterable[New], bytes_of: Callable[[New], int]) -> Iterator[list[New]]:
     """Cut rows into what one statement stores."""
     batch: list[New] = []
     size = 0
     for one in new:
-        if batch and (len(batch) == ROWS or size + len(one.body) > BYTES):
+        more = bytes_of(one)
+        if batch and (len(batch) == ROWS or size + more > BYTES):
             yield batch
             batch, size = [], 0
         batch.append(one)
-        size += len(one.body)
+        size += more
     if batch:
         yield batch
 
@@ -61,6 +62,8 @@ class Insertion:
         self._cursors = [
             connection.execute(sql[name], {**columns, **shared}) for name, columns in _statements(new)
         ]
+        for links in _links(new):  # last: a pipeline that is left by an error commits what is in it already
+            connection.execute(sql["enqueue_chain"], {**links, **shared})
 
     def states(self) -> list[str | None]:
         """Return for each row its state (of a plain message: its key), None where nothing was stored."""
@@ -74,10 +77,24 @@ def _statements(new: Iterable[NewRun | PlainMessage]) -> Iterator[tuple[str, dic
     first: dict[str, NewRun | PlainMessage] = {}
     for one in new:
         first.setdefault(one.id, one)
-    for runs in batches(one for one in first.values() if isinstance(one, NewRun)):
+    for runs in batches((one for one in first.values() if isinstance(one, NewRun)), _size):
         yield ("enqueue", vars(runs[0])) if len(runs) == 1 else ("enqueue_bulk", _columns(runs))
-    for messages in batches(one for one in first.values() if isinstance(one, PlainMessage)):
+    for messages in batches((one for one in first.values() if isinstance(one, PlainMessage)), _size):
         yield "enqueue_outbox", _columns(messages)
+
+
+def _size(row: NewRun | PlainMessage) -> int:
+    return len(row.body)
+
+
+def _links(new: Iterable[NewRun | PlainMessage]) -> Iterator[dict[str, Any]]:
+    """Yield the columns of links, those of each chain once."""
+    chains = {chain.id: chain for one in new if isinstance(one, NewRun) for chain in one.chains}
+    for chain in chains.values():
+        described = {name: value for name, value in vars(chain).items() if name not in ("id", "links")}
+        for numbered in batches(enumerate(chain.links, 1), lambda link: len(link[1])):
+            numbers, signatures = zip(*numbered, strict=True)
+            yield {"chain": chain.id, "numbers": list(numbers), "signatures": list(signatures), **described}
 
 
 def _columns(rows: Sequence[NewRun | PlainMessage]) -> dict[str, list[Any]]:

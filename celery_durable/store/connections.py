@@ -15,8 +15,9 @@ from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
 from celery_durable.exceptions import ConfigurationError
+from celery_durable.store import django_databases
 from celery_durable.store.patience import PASSING, persist, unavailable
-from celery_durable.store.url import conninfo, redact
+from celery_durable.store.url import conninfo, django_alias, redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -75,6 +76,7 @@ class Connections:
         self._pool: ConnectionPool[Connection] | None = None
         self._first = self._no_connection()
         self._checked = False
+        self._keeps = True
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._inherited: list[object] = []
@@ -101,6 +103,8 @@ class Connections:
             self._inherited += [self._pool, self._first]
             self._pool, self._first, self._checked = None, self._no_connection(), False
             self._pid, self._lock = os.getpid(), threading.Lock()
+        if django_alias(self.url) is not None:
+            self._keeps = not django_databases.may_be_dropped()
         if self._on_open is not None:  # not under the lock: threads must not queue for a server that is away
             with self.dedicated() as connection:
                 self._on_open(connection)
@@ -165,12 +169,16 @@ class Connections:
             connection = connection or self.connect()
             return work(connection)
         finally:
-            if first is not self._first or not _usable(connection):  # closed meanwhile, or left at work
+            # closed meanwhile, left at work, or in the way of a test runner that drops its database
+            if first is not self._first or not _usable(connection) or not self._keeps:
                 _close(connection)
                 connection = None
             first.append(connection)
 
     def _pooled(self, work: Callable[[Connection], T]) -> T:
+        if not self._keeps:
+            with self.dedicated() as connection:
+                return work(connection)
         pool = self.pool
         connection = pool.getconn()
         try:

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
     from celery_durable.config import Settings
     from celery_durable.store.callers import CallersStore
+    from celery_durable.store.chains import ChainStore
     from celery_durable.store.connections import Connection
     from celery_durable.store.forking import ForkStore
     from celery_durable.store.inspection import InspectionStore
+    from celery_durable.store.once import OnceStore
     from celery_durable.store.transactions import TransactionStore
 
 _PRUNED_AT_ONCE = 500
@@ -96,11 +98,25 @@ class Store:
         return InspectionStore(self.connections, schema=self.settings.schema)
 
     @cached_property
+    def chains(self) -> ChainStore:
+        """The statements that read the links of long chains."""
+        from celery_durable.store.chains import ChainStore
+
+        return ChainStore(self.connections, schema=self.settings.schema)
+
+    @cached_property
     def forks(self) -> ForkStore:
         """The statements that fork a run."""
         from celery_durable.store.forking import ForkStore
 
         return ForkStore(self.connections, schema=self.settings.schema, check=self.settings.check)
+
+    @cached_property
+    def once(self) -> OnceStore:
+        """The statements that store a run unless its key has one."""
+        from celery_durable.store.once import OnceStore
+
+        return OnceStore(self.connections, schema=self.settings.schema, check=self.settings.check)
 
     @cached_property
     def callers(self) -> CallersStore:

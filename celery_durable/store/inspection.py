@@ -15,6 +15,7 @@ from celery_durable.store.views import (
     Change,
     Count,
     EventView,
+    KeyView,
     Match,
     Page,
     Payloads,
@@ -142,11 +143,11 @@ class InspectionStore:
 
         def work(connection: Connection) -> list[Sequence[Row]]:
             with connection.pipeline():
-                names = ("run", "attempts", "steps", "events", "signals", "forks")
+                names = ("run", "attempts", "steps", "events", "signals", "forks", "keys")
                 cursors = [connection.execute(self._sql[name], parameters) for name in names]
             return [cursor.fetchall() for cursor in cursors]
 
-        run, attempts, steps, events, signals, forks = self._patiently(work, _READ_BUDGET)
+        run, attempts, steps, events, signals, forks, keys = self._patiently(work, _READ_BUDGET)
         if not run:
             return None
         return RunView(
@@ -156,6 +157,7 @@ class InspectionStore:
             events=tuple(EventView(**{**row, "detail": row["detail"] or {}}) for row in events),
             signals=tuple(SignalView(**row) for row in signals),
             forks=tuple(row["id"] for row in forks),
+            keys=tuple(KeyView(**row) for row in keys),
         )
 
     def payloads(self, run_id: str) -> Payloads | None:

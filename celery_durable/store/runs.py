@@ -52,7 +52,7 @@ class RunStore:
     ) -> None:
         self._connections = connections
         self._lease = lease
-        self._sql = queries.load("runs", schema)
+        self._sql = {**queries.load("chains", schema), **queries.load("runs", schema)}
         self._chords = queries.load("chords", schema)
         self._check = check
         self.waits = WaitStore(connections, schema=schema)
@@ -65,7 +65,7 @@ class RunStore:
         """Store runs in one round trip and one transaction; return each one's state, None for known ids."""
 
         def work(connection: Connection) -> list[str | None]:
-            if len(runs) == 1:
+            if len(runs) == 1 and not runs[0].chains:
                 return self._insert(connection, runs).states()
             with connection.pipeline():
                 inserted = self._insert(connection, runs)
@@ -95,9 +95,12 @@ class RunStore:
         pid: int,
         revision: int,
         task: str | None = None,
+        link: tuple[str, int] | None = None,
         give_up: Callable[[], bool] | None = None,
     ) -> tuple[Claim, list[Checkpoint]] | Refusal:
         """Lease a pending run and read its whole history in one round trip; or say why not.
+
+        `link` names a stored link of a chain, by chain and number, that is read on the way.
 
         Waits for Postgres as long as it takes, or until `give_up()`: the message stays unacknowledged
         meanwhile.
@@ -111,16 +114,20 @@ class RunStore:
             "revision": revision,
         }
 
-        def work(connection: Connection) -> tuple[Any, list[Any]]:
+        def work(connection: Connection) -> tuple[Any, list[Any], Any]:
             with connection.pipeline():
                 claimed = connection.execute(self._sql["claim"], parameters)
                 history = connection.execute(self._sql["history"], parameters)
-            return claimed.fetchone(), history.fetchall()
+                if link is not None:
+                    wanted = connection.execute(self._sql["link"], {"chain": link[0], "number": link[1]})
+            return claimed.fetchone(), history.fetchall(), wanted.fetchone() if link is not None else None
 
-        row, history = self._connections.patiently(work, budget=float("inf"), give_up=give_up)
+        row, history, following = self._connections.patiently(work, budget=float("inf"), give_up=give_up)
         if row is None:
             return self._refusal(parameters)
-        return Claim(**row), [Checkpoint(**{**step, "clock": tuple(step["clock"] or ())}) for step in history]
+        return Claim(**row, link=following), [
+            Checkpoint(**{**step, "clock": tuple(step["clock"] or ())}) for step in history
+        ]
 
     def _refusal(self, parameters: dict[str, Any]) -> Refusal:
         row = self._one("standing", parameters)

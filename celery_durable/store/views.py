@@ -127,6 +127,15 @@ class EventView:
     detail: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class KeyView:
+    """A key that stands for a run: an idempotency key, a singleton's, a throttle's or a debounce's."""
+
+    kind: str
+    key: str
+    expires_at: datetime | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunView(RunSummary):
     """The whole story of a run. Payloads are only measured: values are for whoever may read them.
@@ -134,6 +143,7 @@ class RunView(RunSummary):
     Attributes:
         forked_from: the run this one began as a fork of.
         forks: runs that began as forks of this one.
+        keys: keys that a call would be given this run for.
     """
 
     traceback: str | None
@@ -142,6 +152,7 @@ class RunView(RunSummary):
     body_bytes: int
     forked_from: str | None = None
     forks: tuple[str, ...] = ()
+    keys: tuple[KeyView, ...] = ()
     attempts: tuple[AttemptView, ...] = ()
     steps: tuple[StepView, ...] = ()
     events: tuple[EventView, ...] = ()

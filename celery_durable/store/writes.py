@@ -22,6 +22,22 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class NewChain:
+    """The links of a long chain, as Celery keeps them: the last one first.
+
+    Attributes:
+        root: the tree of runs that it belongs to, and is deleted with.
+        links: their signatures, in this content type.
+    """
+
+    id: str
+    root: str
+    content_type: str
+    content_encoding: str
+    links: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
 class NewRun:
     """A run as `enqueue` stores it: what the keeper needs to publish its message again, and when."""
 
@@ -40,6 +56,26 @@ class NewRun:
     expires: timedelta | None = None
     expires_at: datetime | None = None
     publish: bool = True
+    chains: tuple[NewChain, ...] = ()
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of one task.
+
+    Attributes:
+        kind: when it is to be had again: `idempotency` and `throttle` after `ttl` or when the run is deleted,
+            `singleton` when the run is over, `debounce` when the run has started.
+        ttl: for how long it stands for its run, None for as long as the run is there.
+        delay: how long a debounced run waits for another call.
+        longest: how long it waits at most after the first one.
+    """
+
+    kind: str
+    key: str
+    ttl: timedelta | None = None
+    delay: timedelta | None = None
+    longest: timedelta | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from inspecting import Worker, execute
 from metering import Meter, metered
 
 import celery_durable as durable
-from celery_durable import hooks
+from celery_durable import batching, hooks
 from celery_durable.run import RunState
 from celery_durable.store.runs import Finish, Release
 
@@ -137,8 +137,9 @@ def messages(world: World) -> int:
 
 @pytest.mark.parametrize("losing", [False, True])
 def test_a_group_takes_one_round_trip_and_one_commit_for_each_five_hundred_members(
-    world: World, meter: Meter, *, losing: bool
+    world: World, meter: Meter, monkeypatch: pytest.MonkeyPatch, *, losing: bool
 ) -> None:
+    monkeypatch.setattr(batching, "_LINGER", 60.0)  # however slow the machine
     task = world.task(nothing)
     members = group(task.s(number) for number in range(1200))
     members.apply_async()
@@ -303,6 +304,26 @@ def test_a_finish_that_starts_the_next_of_its_chain_takes_no_more(world: World, 
         return chain(task.si(), following.s()).apply_async().parent
 
     assert finished(world, meter, send) == ONE
+
+
+def test_a_run_in_a_long_chain_takes_no_more_than_another(world: World, meter: Meter) -> None:
+    task = world.task(nothing)
+    links = chain(*[task.si()] * 30)
+    links.apply_async()
+    started: list[Any] = []
+
+    assert meter.cost(lambda: started.append(links.apply_async())) == ONE
+
+    above = started[0]
+    while above.parent is not None:
+        above = above.parent
+    tree = run_id = above.id
+    for _ in range(4):  # the first two prepare the statements
+        request = {**headers_of(meter, run_id), "root_id": tree}
+        costs = meter.cost(lambda run_id=run_id, request=request: world.deliver(task, run_id, **request))  # type: ignore[misc]
+        (row,) = execute(meter.store, "select id from durable.run where parent = %s", run_id)
+        run_id = row["id"]
+    assert costs == 2
 
 
 def test_a_finish_with_a_link_that_is_a_run_takes_no_more(world: World, meter: Meter) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from celery import Celery, Task, chord, group
+from celery import Task, chord, group
 from celery.canvas import group as celerys_group
 from inspecting import Worker, execute
 from kombu.exceptions import EncodeError, OperationalError
+from linking import World
 
-import celery_durable as durable
 from celery_durable import batching, envelope
 from celery_durable.store import bulk
 
@@ -26,59 +26,37 @@ def nothing(*_: Any) -> None:
     """Do nothing, with whatever is given."""
 
 
-class World:
-    """An app with a durable and a plain task, whose messages stay in its broker."""
+class Groups(World):
+    """A world with a durable and a plain task."""
 
-    def __init__(self, store: Store, broker: str, **settings: Any) -> None:
-        self.store = store
-        self.app = Celery("groups", broker=broker, backend=f"durable+{store.url}")
-        self.app.conf.update(task_publish_retry=False, durable_check_interval=3600, **settings)
-        self.add: Any = self.app.task(nothing, base=durable.DurableTask, name="add", shared=False)
-        self.plain: Any = self.app.task(nothing, base=Task, name="plain", shared=False)
-
-    def sent(self, queue: str = "celery") -> list[str]:
-        """Take all messages out of a queue; return their ids."""
-        ids = []
-        with self.app.connection_for_read() as connection, connection.channel() as channel:
-            while (message := channel.basic_get(queue, no_ack=True)) is not None:
-                ids.append(message.headers["id"])
-        return ids
-
-    def runs(self) -> list[str]:
-        return [row["id"] for row in execute(self.store, "select id from durable.run order by key")]
+    def __init__(self, store: Store, broker: str = "memory://", **settings: Any) -> None:
+        super().__init__(store, broker, **settings)
+        self.add = self.task(nothing, name="add")
+        self.plain = self.task(nothing, name="plain", base=Task)
 
 
 @pytest.fixture
-def new_world(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., World]]:
+def new_world(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Groups]]:
     """Return a function that makes an app; what it knows of its broker is forgotten at the end."""
     monkeypatch.setattr(envelope, "breaker", envelope.Breaker(first=60.0))
-    made: list[World] = []
+    made: list[Groups] = []
 
-    def make(broker: str = "memory://", **settings: Any) -> World:
-        made.append(World(store, broker, **settings))
+    def make(*options: Any, **settings: Any) -> Groups:
+        made.append(Groups(store, *options, **settings))
         return made[-1]
 
     yield make
     for world in made:
-        if world.app.conf.broker_url == "memory://":
-            for queue in ("celery", "other"):
-                world.sent(queue)
-        backend: Any = world.app.backend
-        backend.store.connections.close()
-        world.app.close()
+        world.leave()
 
 
 @pytest.fixture
-def world(new_world: Callable[..., World]) -> World:
+def world(new_world: Callable[..., Groups]) -> Groups:
     """Return an app on a broker in memory."""
-    made = new_world()
-    with made.app.connection_for_write() as connection:
-        for queue in ("celery", "other"):
-            connection.channel().queue_declare(queue)
-    return made
+    return new_world()
 
 
-def test_members_keep_their_options_and_their_order(world: World) -> None:
+def test_members_keep_their_options_and_their_order(world: Groups) -> None:
     add = world.add
     members = group(
         add.s(1),
@@ -110,7 +88,7 @@ def test_members_keep_their_options_and_their_order(world: World) -> None:
     ]
 
 
-def test_members_in_front_of_one_that_cannot_be_sent_are_stored_and_sent(world: World) -> None:
+def test_members_in_front_of_one_that_cannot_be_sent_are_stored_and_sent(world: Groups) -> None:
     add = world.add
 
     with pytest.raises(EncodeError):
@@ -120,7 +98,7 @@ def test_members_in_front_of_one_that_cannot_be_sent_are_stored_and_sent(world: 
     assert world.sent() == world.runs()
 
 
-def test_nobody_but_the_group_waits_for_its_batch(world: World) -> None:
+def test_nobody_but_the_group_waits_for_its_batch(world: Groups) -> None:
     seen: list[list[str]] = []
 
     def members() -> Iterator[Any]:
@@ -136,7 +114,7 @@ def test_nobody_but_the_group_waits_for_its_batch(world: World) -> None:
     assert len(world.runs()) == len(world.sent()) == 6
 
 
-def test_a_loop_that_is_left_early_leaves_nothing_unsent(world: World) -> None:
+def test_a_loop_that_is_left_early_leaves_nothing_unsent(world: Groups) -> None:
     tasks: Any = group(world.add.s(number) for number in range(5))
     prepared = tasks._prepared(tasks.tasks, [], "group", "root", world.app)
     loop = tasks._apply_tasks(prepared)
@@ -150,7 +128,7 @@ def test_a_loop_that_is_left_early_leaves_nothing_unsent(world: World) -> None:
     assert world.sent() == [own, *taken]
 
 
-def test_two_members_with_one_id_are_one_run(world: World) -> None:
+def test_two_members_with_one_id_are_one_run(world: Groups) -> None:
     same = [world.add.s(number).set(task_id="same") for number in range(2)]
 
     group(*same, world.add.s(3)).apply_async()
@@ -159,7 +137,7 @@ def test_two_members_with_one_id_are_one_run(world: World) -> None:
     assert world.sent() == world.runs()
 
 
-def test_a_member_that_runs_already_is_not_sent(world: World) -> None:
+def test_a_member_that_runs_already_is_not_sent(world: Groups) -> None:
     started = Worker(world.store).start("started")
 
     result = group(world.add.s(1), world.add.s(2).set(task_id=started.id)).apply_async()
@@ -167,7 +145,7 @@ def test_a_member_that_runs_already_is_not_sent(world: World) -> None:
     assert world.sent() == [result[0].id]
 
 
-def test_a_group_is_stored_while_the_broker_is_away(new_world: Callable[..., World]) -> None:
+def test_a_group_is_stored_while_the_broker_is_away(new_world: Callable[..., Groups]) -> None:
     world = new_world(AWAY)
 
     result = group(world.add.s(number) for number in range(bulk.ROWS + 10)).apply_async()
@@ -182,7 +160,7 @@ def test_a_group_is_stored_while_the_broker_is_away(new_world: Callable[..., Wor
 
 
 def test_whoever_wants_to_hear_of_a_broker_that_is_away_hears_it_and_no_member_stays(
-    new_world: Callable[..., World],
+    new_world: Callable[..., Groups],
 ) -> None:
     world = new_world(AWAY, durable_publish_errors="raise")
 
@@ -192,7 +170,7 @@ def test_whoever_wants_to_hear_of_a_broker_that_is_away_hears_it_and_no_member_s
     assert world.runs() == []
 
 
-def test_the_header_of_a_chord_is_a_group(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_header_of_a_chord_is_a_group(world: Groups, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
 
     def at_most(_: Any, size: int) -> None:
@@ -217,7 +195,7 @@ def test_a_celery_with_another_loop_is_left_alone(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_group_is_stored_one_by_one_where_celery_has_another_loop(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: Groups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     celerys: Any = celerys_group._apply_tasks
     monkeypatch.setattr(celerys_group, "_apply_tasks", celerys.__wrapped__)

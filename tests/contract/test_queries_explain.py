@@ -63,6 +63,12 @@ insert into durable.event (run_key, kind) select key, 'recovered' from durable.r
 insert into durable.signal (run_key, name, payload, codec, idempotency_key, taken_by)
     select key, 'approved', '1', 'json', n, case when n > 1 then 'wait_for_signal:approved' end
     from durable.run, generate_series(1, 2) n where key % 3 = 0;
+insert into durable.chain (id, root, content_type, content_encoding)
+    select gen_random_uuid(), id, 'application/json', 'utf-8' from durable.run where key % 5 = 0;
+insert into durable.chain_link (chain, number, signature)
+    select id, n, '{}' from durable.chain, generate_series(1, 5) n;
+insert into durable.once (task, kind, key, run)
+    select 'task-' || n % 20, 'idempotency', 'key-' || n, 'run-' || n from generate_series(1, 20000) n;
 insert into durable.result (task_id, status, date_done)
     select 'plain-' || n, 'SUCCESS', now() - n * interval '1 minute' from generate_series(1, 20000) n;
 insert into durable.transaction_step (run_id, step_key, attempt, fence)

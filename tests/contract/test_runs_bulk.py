@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from contending import background, in_transaction, wait_until_blocked
 from inspecting import Worker, execute
+from psycopg import DataError
 
 from celery_durable.exceptions import LeaseLostError
 from celery_durable.run import RunState
 from celery_durable.store import bulk
 from celery_durable.store.runs import Finish, NewRun, PlainMessage, Release
+from celery_durable.store.writes import NewChain
 
 if TYPE_CHECKING:
     from celery_durable.store import Store
@@ -152,8 +154,53 @@ def test_a_superseded_attempt_starts_none_of_its_links(store: Store) -> None:
     assert execute(store, "select id from durable.outbox") == []
 
 
+def links_of(store: Store, chain: str) -> list[bytes]:
+    rows = store.chains.links(chain, 10_000)
+    assert [row["number"] for row in rows] == list(range(1, len(rows) + 1))
+    return [bytes(row["signature"]) for row in rows]
+
+
+def test_links_of_a_chain_are_stored_with_the_runs_that_name_it_and_once(store: Store) -> None:
+    links = tuple(b"%d" % number for number in range(bulk.ROWS + 1))
+    chain = NewChain(str(uuid.uuid4()), "root", "application/json", "utf-8", links)
+    other = NewChain(str(uuid.uuid4()), "other", "application/json", "utf-8", (b"1",))
+
+    store.runs.enqueue(new(chains=(chain,)))
+    store.runs.enqueue_bulk([new(chains=(chain,)), new(), new(chains=(other, chain))])
+
+    assert links_of(store, chain.id) == list(links)
+    assert links_of(store, other.id) == [b"1"]
+    assert [bytes(row["signature"]) for row in store.chains.link(chain.id, 7)] == [b"6"]
+    assert execute(store, "select root from durable.chain order by root") == [
+        {"root": "other"},
+        {"root": "root"},
+    ]
+
+
+def test_a_superseded_attempt_stores_no_links_of_a_chain(store: Store) -> None:
+    worker = Worker(store)
+    claim = worker.start()
+    store.runs.release(claim.key, claim.fence, Release("released", NOW))
+    chain = NewChain(str(uuid.uuid4()), claim.id, "application/json", "utf-8", (b"1", b"2"))
+
+    with pytest.raises(LeaseLostError):
+        store.runs.finish(claim.key, claim.fence, SUCCESS, [new(chains=(chain,))])
+
+    assert execute(store, "select id from durable.chain") == []
+    assert execute(store, "select chain from durable.chain_link") == []
+
+
+def test_a_run_that_cannot_be_stored_leaves_no_links_of_a_chain(store: Store) -> None:
+    chain = NewChain(str(uuid.uuid4()), "root", "application/json", "utf-8", (b"1",))
+
+    with pytest.raises(DataError):
+        store.runs.enqueue(new(task="no\x00text", chains=(chain,)))
+
+    assert execute(store, "select chain from durable.chain_link") == []
+
+
 def test_a_statement_stores_no_more_than_some_megabytes() -> None:
     body = bytes(bulk.BYTES // 2)
     runs = [new(body=body), new(body=body), new(body=body), new(body=3 * body), new(), *[new()] * bulk.ROWS]
 
-    assert [len(batch) for batch in bulk.batches(runs)] == [2, 1, 1, bulk.ROWS, 1]
+    assert [len(batch) for batch in bulk.batches(runs, lambda run: len(run.body))] == [2, 1, 1, bulk.ROWS, 1]

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
 PAGES = {
     "approvals": "wait.md",
+    "call_once": "call-once.md",
     "fork_orders": "resume-fork-edit.md",
     "pay_once": "transactions.md",
+    "place_orders": "sqlalchemy.md",
 }
 
 

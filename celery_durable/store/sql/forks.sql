@@ -29,14 +29,13 @@ returning key
 -- Its first checkpoints: copies, some with another value. One of them carries every time that the source has read
 -- from the clock up to there, in the order in which they were read.
 insert into durable.checkpoint
-    (run_key, key, seq, outcome, output, codec, digest, arguments, fence, attempt, tries, spent, error, clock,
-     seconds, stored_at, kind, due)
-select %(fork)s, c.key, c.seq, case when o.key is null then c.outcome else 'ok' end,
+    (run_key, key, seq, kind, due, outcome, output, codec, digest, arguments, fence, attempt, tries, spent, error,
+     clock, seconds, stored_at)
+select %(fork)s, c.key, c.seq, c.kind, c.due, case when o.key is null then c.outcome else 'ok' end,
        case when o.key is null then c.output else o.output end,
        case when o.key is null then c.codec else o.codec end,
        c.digest, c.arguments, c.fence, 0, c.tries, c.spent, case when o.key is null then c.error end,
-       case when c.key = %(carrier)s then %(clock)s::timestamptz[] end, c.seconds, c.stored_at,
-       c.kind, c.due
+       case when c.key = %(carrier)s then %(clock)s::timestamptz[] end, c.seconds, c.stored_at
 from durable.checkpoint c
 left join unnest(%(keys)s::text[], %(outputs)s::bytea[], %(codecs)s::text[]) as o (key, output, codec) on o.key = c.key
 where c.run_key = %(run)s and c.key = any(%(kept)s)

@@ -217,6 +217,10 @@ from durable.worker w order by w.hostname, w.id
 -- Runs that were forked from this one, oldest first.
 select id from durable.run where forked_from = %(id)s order by key
 
+-- name: keys
+-- Keys that stand for this run.
+select kind, key, expires_at from durable.once where run = %(id)s order by kind, key
+
 -- name: payloads
 -- What a run was called with and what it ended with, for an export.
 select message, body, result, result_type from durable.run where id = %(id)s

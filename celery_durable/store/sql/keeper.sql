@@ -250,7 +250,7 @@ with old as materialized (
 ), gone as (
     delete from durable.run r
     where r.key = any(array(select member.key from member join whole on whole.tree = member.tree))
-    returning r.key
+    returning r.key, r.id
 ), checkpoints as (
     delete from durable.checkpoint c using gone where c.run_key = gone.key
 ), attempts as (
@@ -259,6 +259,12 @@ with old as materialized (
     delete from durable.event e using gone where e.run_key = gone.key
 ), signals as (
     delete from durable.signal s using gone where s.run_key = gone.key
+), chains as (
+    delete from durable.chain c where c.root = any(array(select tree from whole)) returning c.id
+), links as (
+    delete from durable.chain_link l using chains where l.chain = chains.id
+), keys as (
+    delete from durable.once o using gone where o.run = gone.id
 )
 select count(*) as runs from gone
 

@@ -39,9 +39,10 @@ from durable.result where task_id = any(%(ids)s)
 select * from durable.finished(%(ids)s, %(within)s, %(every)s, %(most)s)
 
 -- name: forget_run
--- A final run goes with all that belongs to it; one that is not over stays.
+-- A final run goes with all that belongs to it, with the last one of a tree its chains; one that is not over stays.
 with gone as (
-    delete from durable.run where id = %(task_id)s and finished_at is not null returning key
+    delete from durable.run where id = %(task_id)s and finished_at is not null
+    returning key, id, coalesce(root, id) as tree
 ), checkpoints as (
     delete from durable.checkpoint c using gone where c.run_key = gone.key
 ), attempts as (
@@ -50,6 +51,16 @@ with gone as (
     delete from durable.event e using gone where e.run_key = gone.key
 ), signals as (
     delete from durable.signal s using gone where s.run_key = gone.key
+), chains as (
+    delete from durable.chain c using gone
+    where c.root = gone.tree
+      and not exists (select from durable.run r where r.root = gone.tree and r.root <> r.id and r.key <> gone.key)
+      and not exists (select from durable.run r where r.id = gone.tree and r.key <> gone.key)
+    returning c.id
+), links as (
+    delete from durable.chain_link l using chains where l.chain = chains.id
+), keys as (
+    delete from durable.once o using gone where o.run = gone.id
 )
 delete from durable.result where task_id = %(task_id)s
 

@@ -335,7 +335,19 @@ select key from revoked
 
 -- name: withdraw
 -- The caller was told that the messages could not be sent: the runs never were.
-delete from durable.run where id = any(%(ids)s) and state in ('pending', 'waiting') and attempt = 0
+with gone as (
+    delete from durable.run
+    where id = any(%(ids)s) and state in ('pending', 'waiting') and attempt = 0
+    returning key, coalesce(root, id) as tree
+), chains as (
+    delete from durable.chain c
+    where c.root = any(array(select tree from gone))
+      and not exists (select from durable.run r
+                      where r.root = c.root and r.root <> r.id and r.key <> all(array(select key from gone)))
+      and not exists (select from durable.run r where r.id = c.root and r.key <> all(array(select key from gone)))
+    returning c.id
+)
+delete from durable.chain_link l using chains where l.chain = chains.id
 
 -- name: outbox_done
 delete from durable.outbox where key = any(%(keys)s)
