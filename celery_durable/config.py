@@ -47,6 +47,7 @@ class Settings:
         prepare_statements: off for PgBouncer in transaction mode.
         keeper: whether workers run the keeper services themselves.
         version: the code's version, recorded with every run.
+        redact: dotted path of a function that is given everything before the Flower pages show it.
         databases: URLs of further databases by name, for transaction steps.
     """
 
@@ -67,6 +68,7 @@ class Settings:
     prepare_statements: bool = True
     keeper: bool = True
     version: str | None = None
+    redact: str | None = None
     databases: Mapping[str, str] | None = None
 
     @property
@@ -79,6 +81,7 @@ _CHOICES = {"publish_errors": get_args(PublishErrors), "nondeterminism": get_arg
 _KINDS: dict[str, tuple[type, ...]] = {
     "schema": (str,),
     "version": (str,),
+    "redact": (str,),
     "auto_migrate": (bool,),
     "autoretry": (bool,),
     "prepare_statements": (bool,),
@@ -87,7 +90,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "max_payload": (int,),
     "pool_size": (int,),
 }
-_OPTIONAL = frozenset({"auto_migrate", "databases", "retention", "version"})
+_OPTIONAL = frozenset({"auto_migrate", "databases", "redact", "retention", "version"})
 
 
 def load(values: Mapping[str, Any]) -> Settings:

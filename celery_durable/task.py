@@ -17,6 +17,7 @@ from celery_durable import (
     envelope,
     once,
     outgoing,
+    slots,
     transactions,
     transport,
 )
@@ -63,6 +64,14 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
     retry_jitter = True
     _retries_by_default = True
 
+    concurrency_key: str | Callable[..., str] | None = None
+    """Runs with the same key share `concurrency_limit` and `start_rate`, also those of other tasks: a format
+    string of the arguments, or a function of them. Default: the task's name."""
+    concurrency_limit: int | None = None
+    """How many runs of the key are executed at a time, by all workers together."""
+    start_rate: str | int | None = None
+    """How many runs of the key start in each second, minute or hour, by all workers together: `"100/m"`."""
+
     singleton: bool | str | Callable[..., str] = False
     """Whether a call returns the run of an earlier equal call as long as that is not over. What makes calls
     equal: all arguments (True), a format string of them (`"customer-{customer}"`), or a function of them."""
@@ -100,6 +109,12 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
     def body(self) -> Callable[..., Any]:
         """The function with the retry policy that an attempt runs it under."""
         run = self._run(retries_by_default=self._retries_by_default)
+        return self._waiting(run) if self._is_async else run
+
+    @property
+    def unretried(self) -> Callable[..., Any]:
+        """The function without any retry policy; an `async def` one is waited for."""
+        run: Callable[..., Any] = getattr(self, "_orig_run", self.run)
         return self._waiting(run) if self._is_async else run
 
     @functools.cached_property
@@ -159,6 +174,7 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         """
         app: Celery = self.app
         key = once.taken_from(self, args, kwargs, options)
+        slot = slots.taken_from(self, args, kwargs, options)
         if app.conf.task_always_eager:
             return super().apply_async(args, kwargs, task_id, producer, link, link_error, shadow, **options)
         durable_backend(app)
@@ -175,7 +191,9 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         def send(chosen_id: str | None) -> AsyncResult[Any]:
             celerys: Any = super(DurableTask, self).apply_async
             with app.producer_or_acquire(producer) as real:
-                storing = outgoing.StoringProducer(app, real, schedule, enlistment=enlistment, key=key)
+                storing = outgoing.StoringProducer(
+                    app, real, schedule, enlistment=enlistment, key=key, slot=slot
+                )
                 result: AsyncResult[Any] = celerys(
                     args,
                     kwargs,

@@ -24,6 +24,7 @@ PAGES = {
     "call_once": "call-once.md",
     "fetch_all": "async.md",
     "fork_orders": "resume-fork-edit.md",
+    "limit_exports": "limit-concurrency.md",
     "pay_once": "transactions.md",
     "place_orders": "sqlalchemy.md",
 }
