@@ -172,7 +172,7 @@ class Attempt:
             raise
         except BaseException:
             if execution.leaving is not None:
-                raise execution.leaving from None
+                raise execution.departed(execution.leaving) from None
             raise
         execution.conclude()
         return value

@@ -98,14 +98,14 @@ class History:
 
     def outcome(self, step: Step[Any, Any], known: Checkpoint, arguments: tuple[bytes, str]) -> Any:
         """Return the value of a finished step, or raise its error."""
-        self.meet(known)
         self.compare(known, arguments)
         if known.outcome == outcomes.ERROR:
             raise self._seam.load_error(known.codec, known.output or b"")
         return self._seam.codec(known.codec)[1].decode(known.output or b"", step.returns)
 
     def compare(self, known: Checkpoint, arguments: tuple[bytes, str]) -> None:
-        """Compare what a step is called with to what is stored."""
+        """Note that the body came by a finished step, and check that it calls it as before."""
+        self.meet(known)
         if known.digest != arguments[0] and self._settings.nondeterminism != "ignore":
             self.deviates(
                 f"Step {known.key!r} of {self._task} was stored with other arguments than it is called with\n"
