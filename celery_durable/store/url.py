@@ -51,6 +51,13 @@ def _embedded(netloc: str, path: str) -> str:
     return ensure_server(Path(unquote(path)) if path.strip("/") else None)
 
 
+def driver() -> str:
+    """Return name and version of the database driver."""
+    from psycopg import __version__
+
+    return f"psycopg {__version__}"
+
+
 def redact(url: str) -> str:
     """Return `url` without its password."""
     parts = urlsplit(url)

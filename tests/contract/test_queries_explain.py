@@ -28,9 +28,12 @@ LOOKS_AT_EVERYTHING = {
     ("health", "server"),
     ("health", "held"),
     ("health", "tables"),
+    ("messages", "queues"),
 }
-# Small by nature: one row per worker process, one leader, messages on their way.
-SMALL_TABLES = {"worker", "leader", "outbox", "migration"}
+# Small by nature: one row per worker process, queue or consumer, one leader, links on their way.
+SMALL_TABLES = {"worker", "leader", "outbox", "migration", "queue", "binding", "consumer"} | {
+    "message_id_seq"
+}
 FILTERS = ["states", "task", "reason", "has_error", "has_no_error", "worker", "since", "until"]
 
 FILL = """
@@ -60,6 +63,15 @@ insert into durable.attempt (run_key, number, fence, worker, hostname, pid)
 insert into durable.event (run_key, kind) select key, 'recovered' from durable.run where key % 5 = 0;
 insert into durable.result (task_id, status, date_done)
     select 'plain-' || n, 'SUCCESS', now() - n * interval '1 minute' from generate_series(1, 20000) n;
+insert into durable.queue (name) select 'queue-' || n from generate_series(1, 10) n;
+insert into durable.binding (exchange, kind, routing_key, queue)
+    select 'exchange-' || n % 3, 'direct', n, 'queue-' || n from generate_series(1, 10) n;
+insert into durable.consumer (hostname, pid, queues)
+    select 'host', n, array['queue-' || n % 10] from generate_series(1, 20) n;
+insert into durable.message (queue, priority, payload, holder, expires_at)
+    select 'queue-' || n % 10, n % 3, repeat('x', 800)::bytea, case when n % 50 = 0 then n % 25 end,
+           case when n % 20 = 1 then now() - (n % 9 - 4) * interval '1 hour' end
+    from generate_series(1, 20000) n;
 insert into durable.result_group (id, result, result_type, date_done)
     select 'group-' || n, '[]', 'json', now() - n * interval '1 minute' from generate_series(1, 5000) n;
 """
