@@ -207,7 +207,10 @@ class ConsumerSession:
         with self._connection.pipeline():
             expired = self._execute("expire", {})
             pruned = self._execute("prune_queues", {"grace": grace})
-        return expired.rowcount, [row["name"] for row in pruned.fetchall()]
+        names = [row["name"] for row in pruned.fetchall()]
+        for name in names:
+            self._execute("empty", {"queue": name})
+        return expired.rowcount, names
 
     # -- waiting ------------------------------------------------------------------------------------------
 

@@ -144,11 +144,14 @@ with gone as (
       and not exists (select from durable.consumer c where c.queues @> array[q.name])
     returning q.name
 ), unbound as (
-    delete from durable.binding where queue = any(array(select name from gone))
-), dropped as (
-    delete from durable.message where queue = any(array(select name from gone)) and holder is null
+    delete from durable.binding b using gone where b.queue = gone.name
 )
 select name from gone
+
+-- name: empty
+-- What was left in a queue that is gone, unless it was declared again.
+delete from durable.message
+where queue = %(queue)s and holder is null and not exists (select from durable.queue where name = %(queue)s)
 
 -- name: used
 -- Somebody has just stopped consuming these queues.
