@@ -80,6 +80,8 @@ class ConsumerSession:
         self._sql = queries.load("consumers", schema)
         self._listens = listens
         self._max_returns = max_returns
+        if listens:
+            self._execute("plan_by_index", {})
         self._heard: list[str] = []
         self._connection.add_notify_handler(lambda notify: self._heard.append(notify.payload))
         self._selector = selectors.DefaultSelector()

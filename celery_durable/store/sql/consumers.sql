@@ -1,5 +1,11 @@
 -- A consuming process: its lease, its claims, and the cleaning up after those that are gone.
 
+-- name: plan_by_index
+-- A queue's table is empty in one moment and large in the next, so that its statistics are always wrong: whatever
+-- they say, every statement of a consumer is a few short index scans.
+select set_config('enable_' || way, 'off', false) as off
+from unnest('{seqscan,bitmapscan,hashjoin,mergejoin,sort}'::text[]) as w (way)
+
 -- name: register
 -- A new consumer; its id is used once, so that the claims of one that was declared dead are nobody's.
 insert into durable.consumer (hostname, pid, backend, queues)
@@ -28,34 +34,42 @@ returning queue
 -- name: claim
 -- Lease the first messages of some queues: highest priority first, oldest first. Each queue and priority is an
 -- ordered scan of its own, which begins where this consumer knows that nothing is left: with a transaction held
--- open, what is dead cannot be cleaned away, and every claim would read all of it again.
+-- open, what is dead cannot be cleaned away, and every claim would read all of it again. The bounds are compared as
+-- rows, for with `queue = …` the planner would take the order by id from the primary key, and read all queues.
 with chosen as (
     select m.id
     from unnest(%(queues)s::text[], %(priorities)s::smallint[], %(floors)s::bigint[]) as w (queue, priority, floor)
     cross join lateral (
         select id from durable.message m
-        where m.queue = w.queue and m.priority = w.priority and m.id > w.floor and m.holder is null
-          and (m.expires_at is null or m.expires_at > durable.clock())
-        order by m.id
+        where (m.queue, m.priority, m.id) > (w.queue, w.priority, w.floor)
+          and (m.queue, m.priority) <= (w.queue, w.priority)
+          and m.holder is null and (m.expires_at is null or m.expires_at > durable.clock())
+        order by m.queue, m.priority, m.id
         limit %(limit)s
         for update skip locked
     ) as m
     limit %(limit)s
 )
 update durable.message m set holder = %(consumer)s, claims = m.claims + 1
-from chosen
-where m.id = chosen.id and exists (select from durable.consumer where id = %(consumer)s)
+where m.id = any(array(select id from chosen))
+  and exists (select from durable.consumer where id = %(consumer)s)
 returning m.id, m.queue, m.priority, m.claims, m.payload
 
 -- name: ready
 -- Which of these queues have something to claim, and how far message numbers have come.
 select w.queue, head.last_value as head
 from (select last_value from durable.message_id_seq) as head
-left join unnest(%(queues)s::text[], %(priorities)s::smallint[], %(floors)s::bigint[]) as w (queue, priority, floor)
-    on exists (
+left join (
+    unnest(%(queues)s::text[], %(priorities)s::smallint[], %(floors)s::bigint[]) as w (queue, priority, floor)
+    cross join lateral (
         select from durable.message m
-        where m.queue = w.queue and m.priority = w.priority and m.id > w.floor and m.holder is null
-          and (m.expires_at is null or m.expires_at > durable.clock()))
+        where (m.queue, m.priority, m.id) > (w.queue, w.priority, w.floor)
+          and (m.queue, m.priority) <= (w.queue, w.priority)
+          and m.holder is null and (m.expires_at is null or m.expires_at > durable.clock())
+        order by m.queue, m.priority, m.id
+        limit 1
+    ) as m
+) on true
 
 -- name: settle
 -- Acknowledge: these claims, and no later ones of the same messages.
