@@ -23,14 +23,20 @@ if TYPE_CHECKING:
         RunNotFoundError,
         RunStateError,
         SerializationError,
+        SignalTimeout,
         StepInterruptedError,
+        StepNotFoundError,
         StepTimeLimitError,
         StepUsageError,
         StoreUnavailableError,
+        TransactionUsageError,
     )
     from celery_durable.operations import Runs
+    from celery_durable.operations.sending import send_signal
     from celery_durable.steps import step
     from celery_durable.task import DurableTask
+    from celery_durable.transactions import transaction
+    from celery_durable.waits import sleep, sleep_until, wait_for_signal
 
 _WHERE = {
     "ConfigurationError": "exceptions",
@@ -47,16 +53,24 @@ _WHERE = {
     "RunStateError": "exceptions",
     "Runs": "operations",
     "SerializationError": "exceptions",
+    "SignalTimeout": "exceptions",
     "StepInterruptedError": "exceptions",
+    "StepNotFoundError": "exceptions",
     "StepTimeLimitError": "exceptions",
     "StepUsageError": "exceptions",
     "StoreUnavailableError": "exceptions",
+    "TransactionUsageError": "exceptions",
     "current_run": "context",
     "idempotency_key": "context",
     "now": "clock",
     "random": "clock",
+    "send_signal": "operations.sending",
+    "sleep": "waits",
+    "sleep_until": "waits",
     "step": "steps",
+    "transaction": "transactions",
     "uuid4": "clock",
+    "wait_for_signal": "waits",
 }
 
 __all__ = [
@@ -74,16 +88,24 @@ __all__ = [
     "RunStateError",
     "Runs",
     "SerializationError",
+    "SignalTimeout",
     "StepInterruptedError",
+    "StepNotFoundError",
     "StepTimeLimitError",
     "StepUsageError",
     "StoreUnavailableError",
+    "TransactionUsageError",
     "current_run",
     "idempotency_key",
     "now",
     "random",
+    "send_signal",
+    "sleep",
+    "sleep_until",
     "step",
+    "transaction",
     "uuid4",
+    "wait_for_signal",
 ]
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
-from celery_durable import context, envelope, hooks, outgoing
-from celery_durable.backend import durable_backend
+from celery_durable import chains, context, envelope, hooks, outgoing
+from celery_durable.backend import durable_backend, tell_revoked
 from celery_durable.exceptions import (
     DurableError,
     Fatal,
@@ -20,6 +20,7 @@ from celery_durable.exceptions import (
     NondeterminismError,
     RunCancelled,
     SerializationError,
+    SignalTimeout,
     StepInterruptedError,
     StepUsageError,
     StoreError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from celery_durable.checkpoint import Checkpoint
     from celery_durable.run import Claim
     from celery_durable.serialization import ValueCodec
+    from celery_durable.store.transactions import TransactionStore
     from celery_durable.task import DurableTask
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ TERMINAL = (
     NondeterminismError,
     LeaseLostError,
     SerializationError,
+    SignalTimeout,
     StepUsageError,
     StepInterruptedError,
     StoreUnavailableError,
@@ -76,6 +79,10 @@ class WorkerSeam:
         error: BaseException | None = self._backend.exception_to_python(decoded)
         return error or DurableError("The step failed with an error that cannot be read")
 
+    def transactions(self, database: str | None) -> TransactionStore:
+        """Return the transactions of steps in the store's database, or in another one."""
+        return self._backend.store.transactions(database)
+
     def draining(self) -> bool:
         """Say whether this worker is shutting down."""
         return hooks.draining()
@@ -101,6 +108,7 @@ class Attempt:
         request.eta, request.expires = (
             request.get(told) or getattr(request, name) for name, told in envelope.TIMES.items()
         )
+        request.chain = chains.rest(task.app, request.chain)
         request.durable = True  # from here on the run's own writes are the only ones
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -118,8 +126,7 @@ class Attempt:
             args, kwargs = self._as_stored(claim, args, kwargs)
             self.request.retries = claim.retries
             with context.activate(execution):
-                value = self.task.body(*args, **kwargs)
-                execution.conclude()
+                value = self._value(execution, args, kwargs)
         except (SystemExit, KeyboardInterrupt, GeneratorExit):
             raise
         except Suspended as suspended:
@@ -138,12 +145,27 @@ class Attempt:
         settlement.succeeded(value)
         return value
 
+    def _value(self, execution: Execution, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what the body returns; one that has left its worker ends so, whatever it does about it."""
+        try:
+            value = self.task.body(*args, **kwargs)
+        except (SystemExit, KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException:
+            if execution.leaving is not None:
+                raise execution.leaving from None
+            raise
+        execution.conclude()
+        return value
+
     def _claim(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Claim, list[Checkpoint]]:
         fence = uuid.uuid4()
         waited_until = time.monotonic() + self.backend.store.settings.lease
         while True:
             outcome = self._try_claim(fence)
             if not isinstance(outcome, Refusal):
+                if isinstance(self.request.chain, chains.Rest):
+                    self.request.chain.found(outcome[0].link)
                 return outcome
             if outcome is Refusal.UNKNOWN and self.request.get(envelope.HEADER) is None:
                 self._store_run(args, kwargs)
@@ -163,6 +185,7 @@ class Attempt:
                 token=hooks.worker_token(),
                 pid=os.getpid(),
                 revision=int(self.request.get(envelope.HEADER) or 0),
+                link=self.request.chain.wanted if isinstance(self.request.chain, chains.Rest) else None,
                 give_up=hooks.draining,
             )
         except StoreUnavailableError:
@@ -177,6 +200,8 @@ class Attempt:
         if refusal is Refusal.NO_WORKER:
             logger.warning("%s: this worker has no live row in the store; the message goes back", where)
             return Reject("no live worker row", requeue=True)
+        if refusal is Refusal.EXPIRED:
+            tell_revoked(self.backend, self.request, "expired")
         logger.info("%s: nothing to do, the run is %s", where, refusal.value)
         return Ignore(f"run is {refusal.value}")
 
@@ -200,4 +225,5 @@ class Attempt:
         stored_args, stored_kwargs, embed = envelope.body_of(claim.message, bytes(claim.body), accept)
         self.request.args, self.request.kwargs = stored_args, stored_kwargs
         self.request.update(embed)
+        self.request.chain = chains.rest(self.task.app, self.request.chain)
         return tuple(stored_args), stored_kwargs

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from datetime import timedelta
 from json import JSONDecoder, JSONEncoder
 from typing import TYPE_CHECKING, Any
 
 from celery import states
 from celery.backends import base
-from celery.backends.base import BaseBackend
+from celery.backends.base import Backend
 from celery.exceptions import TaskRevokedError
-from celery.exceptions import TimeoutError as ResultTimeoutError
 from celery.result import GroupResult, result_from_tuple
 from celery.utils.saferepr import saferepr
 from kombu import serialization
 from kombu.utils import json
 
-from celery_durable import config, context, hooks, texts
+from celery_durable import chains, config, context, hooks, outgoing, texts
+from celery_durable.chords import ChordMixin
 from celery_durable.envelope import HEADER, as_bytes
 from celery_durable.exceptions import ConfigurationError, StoreUnavailableError
 from celery_durable.run import celery_state
 from celery_durable.serialization import ValueCodec
 from celery_durable.store.url import redact
+from celery_durable.waiting import WaitingMixin
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from celery_durable.store.connections import Row
 
 _HIDDEN = "durable_result_ignored"
-_SHORTEST_POLL, _LONGEST_POLL = 0.005, 0.25
 
 
 class KombuSerializer:
@@ -59,7 +57,7 @@ class KombuSerializer:
         return serialization.loads(data, self._content_type, self._encoding, accept=self._accept)
 
 
-class DurableBackend(BaseBackend):
+class DurableBackend(ChordMixin, WaitingMixin, Backend):
     """Results in Postgres; for durable tasks, a view on their runs.
 
     Arguments:
@@ -75,13 +73,13 @@ class DurableBackend(BaseBackend):
     expires: float | None
     if TYPE_CHECKING:
         _get_result_meta: Any
-        _ensure_not_eager: Any
         prepare_exception: Any
+        prepare_expires: Any
 
     supports_autoexpire = False
     persistent = True
-    supports_native_join = False
     supports_result_compression = True
+    supports_failure_expires = True
 
     def __init__(self, app: Celery, url: str | None = None, **kwargs: Any) -> None:
         super().__init__(app, url=url, **kwargs)
@@ -101,7 +99,10 @@ class DurableBackend(BaseBackend):
         if self._store is None:
             from celery_durable.store import Store  # with the database driver, so not before it is needed
 
-            self._store = Store(self.url, config.load(durable_settings(self.app)))
+            settings = config.load(durable_settings(self.app))
+            # Threads that ask for the app's backend at the same time are given one each: it must not matter.
+            stores: dict[Any, Store] = vars(self.app).setdefault("durable_stores", {})
+            self._store = stores.setdefault((self.url, settings), Store(self.url, settings))
         return self._store
 
     def codec(self, serializer: str | None) -> tuple[str, ValueCodec]:
@@ -194,15 +195,34 @@ class DurableBackend(BaseBackend):
         A failure in front of the claim, such as a `before_start` that raises, ends a run that is pending; met
         with the duplicate of a message it says nothing about the run.
         """
-        request = kwargs.get("request") or (args[1] if len(args) > 1 else None)
+        request: Any = kwargs.get("request") or (args[1] if len(args) > 1 else None)
         if not _is_run(request):
             return super().mark_as_failure(task_id, exc, *args, **kwargs)
         claimed = getattr(request, "durable", False)
         traceback = kwargs.get("traceback") or (args[0] if args else None)
         if not claimed and not self._fail_unclaimed(task_id, exc, traceback):
             return None
+        request.chain = chains.all_of(self.app, request.chain)
         outcome = super().mark_as_failure(task_id, exc, *args, **kwargs)
         if has_dependents(request):
+            self.store.runs.reported(task_id)
+        return outcome
+
+    def _fail_chain(self, chain: Any, *args: Any, **kwargs: Any) -> None:
+        fail: Any = getattr(super(), "_fail_chain")  # noqa: B009  (only Celery 5.7 has it, and calls it)
+        fail(chains.all_of(self.app, chain), *args, **kwargs)
+
+    def mark_as_revoked(
+        self,
+        task_id: str,
+        reason: str = "",
+        request: Any = None,
+        store_result: bool = True,  # noqa: FBT001, FBT002  (Celery's signature)
+        state: str = states.REVOKED,
+    ) -> Any:
+        """Store that a task was revoked and count it in its chord; note of a run that it was told."""
+        outcome: Any = super().mark_as_revoked(task_id, reason, request, store_result, state)
+        if _is_run(request) and has_dependents(request):
             self.store.runs.reported(task_id)
         return outcome
 
@@ -214,9 +234,10 @@ class DurableBackend(BaseBackend):
         rows = self.store.results.get([task_id])
         if not rows:
             return {"status": states.PENDING, "result": None, "task_id": task_id}
-        return self._meta(rows[0])
+        return self.meta_of(rows[0])
 
-    def _meta(self, row: Row) -> dict[str, Any]:
+    def meta_of(self, row: Row) -> dict[str, Any]:
+        """Return what Celery's result API shows of a stored row."""
         status = row["custom_state"]
         if row["state"] is not None and (status is None or row["state"] != "running"):
             ignored = row["state"] == "cancelled" and row["reason"] == "ignored"
@@ -279,9 +300,17 @@ class DurableBackend(BaseBackend):
         """Delete what is past `result_expires`, and final runs past `durable_retention`."""
         from celery_durable.keeper.retention import prune
 
+        failures = self._seconds("result_failure_expires")
         if self.expires:
-            self.store.results.expire(timedelta(seconds=self.expires))
-        prune(self.store, result_expires=self.expires)
+            self.store.results.expire(timedelta(seconds=self.expires), failed_age=timedelta(seconds=failures))
+        if chords := self._seconds("result_chord_expires"):
+            self.store.chords.expire(timedelta(seconds=chords))
+        prune(self.store, result_expires=self.expires, failure_expires=failures)
+
+    def _seconds(self, setting: str) -> float:
+        """Return a setting that is `result_expires` where it is not set, 0 for never."""
+        chosen = self.app.conf.get(setting)  # not in every Celery release
+        return (self.expires if chosen is None else self.prepare_expires(chosen, type=int)) or 0
 
     def exception_safe_to_retry(self, exc: Exception) -> bool:
         """Whether `result_backend_always_retry` may try again: Postgres was away."""
@@ -290,8 +319,9 @@ class DurableBackend(BaseBackend):
     def process_cleanup(self) -> None:
         """Nothing: connections stay open between tasks."""
 
-    def on_task_call(self, producer: Any, task_id: str) -> None:
-        """Nothing: a result needs no preparation."""
+    def on_task_call(self, producer: Any, task_id: str) -> None:  # noqa: ARG002
+        """Watch what the app sends; a result needs no preparation."""
+        outgoing.watch(self.app)
 
     def as_uri(self, include_password: bool = False) -> str:  # noqa: FBT001, FBT002  (Celery's signature)
         """Return the URL as configured, without the password unless asked for."""
@@ -300,32 +330,6 @@ class DurableBackend(BaseBackend):
     def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:
         reduce: Any = super().__reduce__
         return reduce(args, {**(kwargs or {}), "url": self.url})
-
-    def wait_for(
-        self,
-        task_id: str,
-        timeout: float | None = None,
-        interval: float | None = None,
-        no_ack: bool = True,  # noqa: ARG002, FBT001, FBT002
-        on_interval: Any = None,
-    ) -> dict[str, Any]:
-        """Return a task's meta when it is final: asks often at first, and ever more rarely."""
-        self._ensure_not_eager()
-        deadline = None if timeout is None else time.monotonic() + timeout
-        pause = _SHORTEST_POLL
-        while True:
-            meta = self.get_task_meta(task_id)
-            if meta["status"] in states.READY_STATES:
-                return meta
-            if on_interval:
-                on_interval()
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                message = "The operation timed out."
-                raise ResultTimeoutError(message)
-            threading.Event().wait(pause if left is None else min(pause, left))
-            longest = _LONGEST_POLL if interval is None or interval == 0.5 else interval  # noqa: PLR2004
-            pause = min(pause * 1.5, longest)
 
 
 def _decompressed(data: bytes) -> bytes:
@@ -337,6 +341,12 @@ def _decompressed(data: bytes) -> bytes:
 def has_dependents(request: Any) -> bool:
     """Whether somebody is to be told when this request fails."""
     return bool(request.errbacks or request.chain or request.chord)
+
+
+def tell_revoked(backend: DurableBackend, request: Any, reason: str) -> None:
+    """Count a run that is cancelled already in its chord."""
+    if has_dependents(request):
+        backend.mark_as_revoked(request.id, reason, request=request, store_result=False)
 
 
 def durable_backend(app: Celery) -> DurableBackend:

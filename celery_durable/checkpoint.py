@@ -13,6 +13,11 @@ ERROR = "error"
 TRYING = "trying"
 STARTED = "started"
 DISCARDED = "discarded"
+WAITING = "waiting"
+
+SLEEP = "sleep"
+SIGNAL = "signal"
+CHILDREN = "children"
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,8 @@ class Checkpoint:
     `outcome` is `ok` or `error` when the step is finished, `trying` after a failed try that will be
     retried, `started` for the marker of an at-most-once step, and `discarded` for an error that a retry
     of the whole run has put aside. `tries` counts every time the body failed or finished, and `spent`
-    says how many of them belong to a policy that was already used up.
+    says how many of them belong to a policy that was already used up. A wait has a `kind`, and a `due` time
+    if it ends by itself; its outcome is `waiting` until what it waits for has come.
     """
 
     key: str
@@ -35,6 +41,8 @@ class Checkpoint:
     tries: int
     spent: int
     clock: tuple[datetime, ...] = ()
+    kind: str | None = None
+    due: datetime | None = None
 
     @property
     def finished(self) -> bool:

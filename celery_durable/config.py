@@ -38,7 +38,7 @@ class Settings:
         outage_budget: seconds a write waits for Postgres to come back before the attempt gives up.
         check_interval: seconds after a publish at which the keeper first looks for a lost message.
         lost_after: seconds after which an unclaimed message counts as lost whatever the broker says.
-        step_sleep: the longest retry delay of a step, in seconds, that is waited for on the worker.
+        step_sleep: the longest sleep or retry delay of a step, in seconds, that is waited for on the worker.
         publish_errors: `store` keeps a run whose message could not be sent, `raise` tells the caller.
         nondeterminism: what a body that leaves its history causes: `error`, `warn` or `ignore`.
         max_payload: the largest stored value, in bytes.
@@ -47,6 +47,7 @@ class Settings:
         prepare_statements: off for PgBouncer in transaction mode.
         keeper: whether workers run the keeper services themselves.
         version: the code's version, recorded with every run.
+        databases: URLs of further databases by name, for transaction steps.
     """
 
     schema: str = "durable"
@@ -66,6 +67,7 @@ class Settings:
     prepare_statements: bool = True
     keeper: bool = True
     version: str | None = None
+    databases: Mapping[str, str] | None = None
 
     @property
     def check(self) -> timedelta:
@@ -85,7 +87,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "max_payload": (int,),
     "pool_size": (int,),
 }
-_OPTIONAL = frozenset({"auto_migrate", "retention", "version"})
+_OPTIONAL = frozenset({"auto_migrate", "databases", "retention", "version"})
 
 
 def load(values: Mapping[str, Any]) -> Settings:
@@ -118,6 +120,10 @@ def _checked(name: str, value: Any) -> Any:
     if name in _CHOICES:
         if value not in _CHOICES[name]:
             raise _invalid(name, value, "one of " + ", ".join(map(repr, _CHOICES[name])))
+        return value
+    if name == "databases":
+        if not isinstance(value, dict) or not all(isinstance(one, str) for one in (*value, *value.values())):
+            raise _invalid(name, "…", "a dict of URLs by name")  # they hold passwords
         return value
     if isinstance(value, timedelta) and name not in _KINDS:
         value = value.total_seconds()

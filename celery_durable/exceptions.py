@@ -59,6 +59,10 @@ class RunNotFoundError(DurableError):
     """No run has this id."""
 
 
+class StepNotFoundError(DurableError):
+    """The run has no stored step with this key."""
+
+
 class RunStateError(DurableError):
     """The run's state does not allow this operation."""
 
@@ -83,6 +87,10 @@ class StepUsageError(DurableError):
     """A step was called in a way that cannot be replayed."""
 
 
+class TransactionUsageError(DurableError):
+    """`transaction=` was given something in which a run cannot be stored."""
+
+
 class StepInterruptedError(DurableError):
     """An at-most-once step was started and its outcome is unknown, so it is not run again."""
 
@@ -103,6 +111,10 @@ class ExhaustedError(DurableError):
             f"Once the cause is mended: celery -A <app> durable resume {run}",
             run=run,
         )
+
+
+class SignalTimeout(DurableError):  # noqa: N818  (says what happened, as Celery's SoftTimeLimitExceeded does)
+    """No signal of this name came in time."""
 
 
 class Fatal(DurableError):  # noqa: N818  (a verdict that users raise, as in `raise durable.Fatal(...)`)

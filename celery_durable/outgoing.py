@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from celery.utils.time import maybe_make_aware
 
-from celery_durable import envelope
-from celery_durable.exceptions import PayloadTooLargeError
+from celery_durable import batching, chains, envelope
+from celery_durable.exceptions import PayloadTooLargeError, TransactionUsageError
 from celery_durable.store.writes import NewRun, PlainMessage, Stored
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from celery import Celery
     from kombu import Producer
 
+    from celery_durable.enlisting import Enlistment
     from celery_durable.store import Store
+    from celery_durable.store.writes import Key, NewChain
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ _collecting: ContextVar[Collected | None] = ContextVar("celery_durable_collectin
 def collecting(run_id: str, everything_of: Celery | None = None) -> Iterator[Collected]:
     """Catch the message that goes out under `run_id` (a retry), or every message that an app sends."""
     if everything_of is not None:
-        _watch(everything_of)
+        watch(everything_of)
     collected = Collected(run_id, everything=everything_of is not None)
     token = _collecting.set(collected)
     try:
@@ -86,14 +88,23 @@ def collecting(run_id: str, everything_of: Celery | None = None) -> Iterator[Col
         _collecting.reset(token)
 
 
-def _watch(app: Celery) -> None:
-    """Let no message of the app get past a collection: canvas does not hand a producer on everywhere."""
+def watch(app: Celery) -> None:
+    """Let no message of the app get past a collection: canvas does not hand a producer on everywhere.
+
+    Nor a message of a plain task that was to be part of a transaction, as a member of a group.
+    """
     amqp: Any = app.amqp
     send = amqp.send_task_message
     if getattr(send, "watched", False):
         return
 
     def send_task_message(producer: Any, *args: Any, **options: Any) -> Any:
+        if "transaction" in options:
+            message = (
+                f"{args[0]} is no durable task, so its message cannot wait for a transaction: give it the "
+                f"base DurableTask, or send it after the commit"
+            )
+            raise TransactionUsageError(message)
         collected = _collecting.get()
         if collected is not None and collected.everything and not isinstance(producer, StoringProducer):
             producer = StoringProducer(app, producer, None)
@@ -110,12 +121,28 @@ class StoringProducer:
         app: the Celery app.
         producer: the producer that talks to the broker; everything but `publish` is its own.
         schedule: when the run is due, or None for a task that has no run.
+        enlistment: the caller's transaction that is to store the run, which then sends the message, too.
+        key: a key that may stand for another run already.
+
+    Attributes:
+        instead: the id of that other run.
     """
 
-    def __init__(self, app: Celery, producer: Producer, schedule: Schedule | None) -> None:
+    def __init__(
+        self,
+        app: Celery,
+        producer: Producer,
+        schedule: Schedule | None,
+        *,
+        enlistment: Enlistment | None = None,
+        key: Key | None = None,
+    ) -> None:
+        self.instead: str | None = None
         self._app = app
         self._producer = producer
         self._schedule = schedule
+        self._enlistment = enlistment
+        self._key = key
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._producer, name)
@@ -124,38 +151,91 @@ class StoringProducer:
         """Store and publish a task message; pass anything else (events) on."""
         headers = publish.get("headers") or {}
         if "task" not in headers or "id" not in headers:
+            if self._enlistment is not None:
+                return self._enlistment.send_later(body, publish)
             return self._producer.publish(body, **publish)
-        collected = _collecting.get()
         if self._schedule is None:
-            if collected is None or not collected.everything:
-                return self._producer.publish(body, **publish)
-            message, data, _ = envelope.pack(body, publish)
-            collected.messages.append(PlainMessage(headers["id"], message, data))
-            return None
+            return self._publish_plain(body, publish)
         headers.setdefault(envelope.HEADER, 0)
         headers.update(self._schedule.told(self._app))
+        collected = _collecting.get()
+        again = collected is not None and headers["id"] == collected.run_id
+        body, new_chains = self._with_references(body, publish, keep=self._enlistment is None and not again)
         message, data, now = envelope.pack(body, publish)
-        self._check_size(headers["task"], data)
-        run = self._new_run(headers, publish, message, data)
-        if collected is not None and run.id == collected.run_id:
+        self._check_size(f"The arguments of {headers['task']}", data)
+        run = self._new_run(headers, publish, message, data, new_chains)
+        if self._enlistment is not None:
+            self._enlistment.store_run(run)
+        elif collected is not None and again:
             collected.successor = run
-            return None
-        if collected is not None and collected.everything:
+        elif collected is not None and collected.everything:
             collected.messages.append(run)
-            return None
-        return self._store_and_send(run, data, now)
+        else:
+            self._store_and_send(batching.Outgoing(run, {"body": data, **now}))
+        return None
 
-    def _check_size(self, task: str, body: bytes) -> None:
+    def _with_references(
+        self, body: Any, publish: dict[str, Any], *, keep: bool
+    ) -> tuple[Any, tuple[NewChain, ...]]:
+        """Return a message's body with long chains taken out of it, and these."""
+        if not isinstance(body, tuple):  # Celery's old message protocol knows no chain
+            return body, ()
+        args, kwargs, embed = body
+        headers = publish["headers"]
+        embed, new = chains.referring(
+            self._app,
+            embed,
+            root=headers.get("root_id") or headers["id"],
+            serializer=publish.get("serializer"),
+            keep=keep,
+        )
+        for link in (link for chain in new for link in chain.links):
+            self._check_size(f"The arguments of a task in the chain behind {headers['task']}", link)
+        return (args, kwargs, embed), new
+
+    def _store_and_send(self, one: batching.Outgoing) -> None:
+        if self._key is not None:
+            self._store_once(one, self._key)
+        elif (batch := batching.current(self._app)) is not None:
+            batch.add(self._store, one)
+        else:
+            batching.store_and_send(self._store, self._producer, [one])
+
+    def _store_once(self, one: batching.Outgoing, key: Key) -> None:
+        run = one.run
+        holder, state = self._store.once.enqueue(run, key, lambda other: envelope.with_id(run.message, other))
+        if holder == run.id:
+            batching.send(self._store, self._producer, [one], [state])
+        else:
+            self.instead = holder
+
+    def _publish_plain(self, body: Any, publish: dict[str, Any]) -> Any:
+        collected = _collecting.get()
+        if collected is None or not collected.everything:
+            return self._producer.publish(body, **publish)
+        if isinstance(body, tuple):
+            args, kwargs, embed = body
+            body = (args, kwargs, chains.whole(self._app, embed))
+        message, data, _ = envelope.pack(body, publish)
+        collected.messages.append(PlainMessage(publish["headers"]["id"], message, data))
+        return None
+
+    def _check_size(self, what: str, body: bytes) -> None:
         limit = self._store.settings.max_payload
         if len(body) > limit:
             message = (
-                f"The arguments of {task} are {len(body):,} bytes; durable_max_payload is {limit:,}. "
+                f"{what} are {len(body):,} bytes; durable_max_payload is {limit:,}. "
                 f"Pass a path, a URL or an id instead"
             )
             raise PayloadTooLargeError(message, size=len(body), limit=limit)
 
     def _new_run(
-        self, headers: dict[str, Any], publish: dict[str, Any], message: bytes, body: bytes
+        self,
+        headers: dict[str, Any],
+        publish: dict[str, Any],
+        message: bytes,
+        body: bytes,
+        new_chains: tuple[NewChain, ...],
     ) -> NewRun:
         schedule = self._schedule or Schedule()
         return NewRun(
@@ -175,6 +255,7 @@ class StoringProducer:
             expires_at=schedule.expires_at,
             # Whoever wants to hear of a broker that is away has to wait for it to answer, every time.
             publish=not envelope.breaker.open or self._store.settings.publish_errors == "raise",
+            chains=new_chains,
         )
 
     @property
@@ -182,22 +263,6 @@ class StoringProducer:
         backend: Any = self._app.backend
         store: Store = backend.store
         return store
-
-    def _store_and_send(self, run: NewRun, data: bytes, now: dict[str, Any]) -> None:
-        stored = self._store.runs.enqueue(run)
-        # A row that was there already may be this very call's, if its first answer was lost.
-        state = stored or self._store.runs.unclaimed(run.id)
-        if state == "pending" and run.publish:
-            error = envelope.attempt_publish(self._producer, lambda: self._producer.publish(data, **now))
-            if error is not None:
-                self._not_taken(run, error, new=stored is not None)
-
-    def _not_taken(self, run: NewRun, error: BaseException, *, new: bool) -> None:
-        if self._store.settings.publish_errors == "raise":
-            if new:
-                self._store.runs.withdraw(run.id)
-            raise error
-        self._store.runs.unpublish([run.id], timedelta(0))
 
 
 def send_collected(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
     from uuid import UUID
 
@@ -69,6 +70,7 @@ class Claim:
     replacements: int
     body: bytes | None
     message: bytes | None
+    link: Mapping[str, Any] | None = None
 
 
 class Refusal(str, Enum):

@@ -7,16 +7,27 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from celery_durable.serialization import ValueCodec
+    from celery_durable.store.transactions import TransactionStore
 
 
 class Suspended(BaseException):
-    """The run leaves its worker."""
+    """The run leaves its worker.
 
-    def __init__(self, outcome: str, delay: float = 0.0, reason: str | None = None) -> None:
+    Arguments:
+        outcome: what becomes of the attempt.
+        delay: seconds until the run is due.
+        reason: what it waits for.
+        stored: the store knows already: the run has left.
+    """
+
+    def __init__(
+        self, outcome: str, delay: float = 0.0, reason: str | None = None, *, stored: bool = False
+    ) -> None:
         super().__init__(outcome)
         self.outcome = outcome
         self.delay = timedelta(seconds=delay)
         self.reason = reason
+        self.stored = stored
 
 
 class Seam(Protocol):
@@ -32,6 +43,10 @@ class Seam(Protocol):
 
     def load_error(self, codec: str | None, data: bytes) -> BaseException:
         """Return the exception that a stored form stands for."""
+        ...
+
+    def transactions(self, database: str | None) -> TransactionStore:
+        """Return the transactions of steps in the store's database, or in another one."""
         ...
 
     def draining(self) -> bool:

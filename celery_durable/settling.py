@@ -10,7 +10,7 @@ from celery import states
 from celery.exceptions import Ignore, Reject, Retry
 
 from celery_durable import envelope, hooks, links, outgoing, texts
-from celery_durable.backend import durable_backend, has_dependents
+from celery_durable.backend import durable_backend, has_dependents, tell_revoked
 from celery_durable.exceptions import (
     DurableError,
     ExhaustedError,
@@ -19,7 +19,7 @@ from celery_durable.exceptions import (
     StoreUnavailableError,
 )
 from celery_durable.run import RunState
-from celery_durable.store.writes import Finish, Release, Stored
+from celery_durable.store.writes import Finish, Finished, Release, Stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,10 +57,13 @@ class Settlement:
     # -- the body returned ------------------------------------------------------------------------------
 
     def succeeded(self, value: Any) -> None:
-        """Finish the run, with the runs that its links start; raise what kept its result from the store."""
+        """Finish the run with its part of a chord and the runs it starts; raise what kept its result back."""
         try:
             result = self._result(value)
             messages = links.of_success(self.task, self.request, self.execution, value)
+            part = self.backend.part_of(self.request, states.SUCCESS, value)
+        except StoreUnavailableError as error:  # a link of its chain had to be read
+            raise self.dropped(error) from None
         except Exception as error:
             self._fail(error)
             raise
@@ -70,11 +73,17 @@ class Settlement:
             result_type=self.backend.content_type,
             meta=self.backend.extra_meta(self.request, hidden=self._result_is_ignored),  # now with the links
         )
-        stored = self._written(lambda: self.runs.finish(self.claim.key, self.claim.fence, finish, messages))
+        finished: Finished = self._written(
+            lambda: self.runs.finish(self.claim.key, self.claim.fence, finish, messages, part)
+        )
+        body, self.request.chord = self.request.chord, _NOTHING_LEFT_TO_DISPATCH
         self.request.callbacks = self.request.chain = _NOTHING_LEFT_TO_DISPATCH
         self._after_commit(
-            lambda: outgoing.send_collected(self.task.app, self.backend.store, messages, stored)
+            lambda: outgoing.send_collected(self.task.app, self.backend.store, messages, finished.links)
         )
+        if part is not None and finished.chord is not None:
+            look = finished.chord
+            self._after_commit(lambda: self.backend.part_stored(part, look, self.claim.fence, body))
 
     def _result(self, value: Any) -> bytes | None:
         if self._result_is_ignored:
@@ -184,7 +193,10 @@ class Settlement:
     # -- the body was left ------------------------------------------------------------------------------
 
     def suspended(self, suspended: Suspended) -> Exception:
-        """Leave the worker: for a step's retry, or because the worker shuts down."""
+        """Leave the worker: for a wait, for a step's retry, or because the worker shuts down."""
+        if suspended.stored:
+            logger.info("%s leaves this worker and waits (%s)", self._where, suspended.reason)
+            return Ignore(f"run {suspended.outcome}")
         release = Release(
             outcome=suspended.outcome,
             delay=suspended.delay,
@@ -197,7 +209,10 @@ class Settlement:
 
     def cancelled(self) -> Exception:
         """End a run that was asked to stop."""
-        self._finish(Finish(state=RunState.CANCELLED, reason="cancelled"))
+        self._finish(
+            Finish(state=RunState.CANCELLED, reason="cancelled", unreported=has_dependents(self.request))
+        )
+        self._after_commit(lambda: tell_revoked(self.backend, self.request, "cancelled"))
         logger.info("%s was cancelled", self._where)
         return Ignore("run cancelled")
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from celery import Task
-from celery._state import get_current_worker_task
+from celery import Task, current_app
+from celery._state import get_current_task, get_current_worker_task
 
-from celery_durable import config, context, envelope, outgoing, transport
+from celery_durable import batching, config, context, envelope, once, outgoing, transactions, transport
 from celery_durable.attempt import TERMINAL, Attempt
 from celery_durable.backend import durable_backend, durable_settings
-from celery_durable.exceptions import ConfigurationError
+from celery_durable.enlisting import Enlistment, refuse_chords
+from celery_durable.exceptions import ConfigurationError, TransactionUsageError
+from celery_durable.steps import Step, StepOptions
 from celery_durable.store.writes import Stored
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from celery.result import AsyncResult
 
     from celery_durable.executor import Execution
+    from celery_durable.store import Store
     from celery_durable.store.writes import NewRun
 
 _WORKER_STEP = "celery_durable.bootstep:DurableStep"
@@ -49,6 +52,10 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
     retry_backoff_max = 600
     retry_jitter = True
     _retries_by_default = True
+
+    singleton: bool | str | Callable[..., str] = False
+    """Whether a call returns the run of an earlier equal call as long as that is not over. What makes calls
+    equal: all arguments (True), a format string of them (`"customer-{customer}"`), or a function of them."""
 
     @classmethod
     def on_bound(cls, app: Celery) -> None:
@@ -91,6 +98,8 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         link: Any = None,
         link_error: Any = None,
         shadow: str | None = None,
+        *,
+        transaction: Any = None,
         **options: Any,
     ) -> AsyncResult[Any]:
         """Store the run, then send its message; with the broker away the keeper sends it later.
@@ -98,34 +107,80 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         Arguments are Celery's. `countdown`, `eta` and `expires` are kept with the run and are no part of the
         message. Inside a run the new run's id is derived from the current one's, so that a replay does not
         start it again.
+
+        `transaction` is a session or connection in whose open transaction the run is stored: the run is there
+        when that is committed, its message is sent after that, and when it is rolled back there is nothing.
+        It may be a SQLAlchemy `Session` or `Connection`, Django's `connection`, a psycopg connection or
+        another DBAPI connection, of the same database. Raises `TransactionUsageError` for anything else.
+
+        `idempotency_key` and `ttl` return the run of an earlier call with this key, if there is one, for as
+        long as `ttl` says, or as the run is kept; `throttle_key` and `throttle` do so for one run in each
+        `throttle`. `debounce_key`, `debounce` and `debounce_max` start one run, with the arguments of the
+        last call, `debounce` after it and at most `debounce_max` after the first. Lengths of time are seconds
+        or a `timedelta`. Raises `ConfigurationError` for options that do not go together.
         """
         app: Celery = self.app
+        key = once.taken_from(self, args, kwargs, options)
         if app.conf.task_always_eager:
             return super().apply_async(args, kwargs, task_id, producer, link, link_error, shadow, **options)
         durable_backend(app)
+        if key is not None and transaction is not None:
+            message = (
+                f"{self.name}: a key has a transaction of its own, so there can be no transaction= with one"
+            )
+            raise ConfigurationError(message)
+        if key is not None and key.delay is not None:
+            options["countdown"] = key.delay.total_seconds()
+        enlistment = None if transaction is None else self._enlist(transaction)
         schedule = outgoing.Schedule.taken_from(app, options, self.expires)
 
         def send(chosen_id: str | None) -> AsyncResult[Any]:
             celerys: Any = super(DurableTask, self).apply_async
             with app.producer_or_acquire(producer) as real:
-                return celerys(  # type: ignore[no-any-return]
+                storing = outgoing.StoringProducer(app, real, schedule, enlistment=enlistment, key=key)
+                result: AsyncResult[Any] = celerys(
                     args,
                     kwargs,
                     task_id=chosen_id,
-                    producer=outgoing.StoringProducer(app, real, schedule),
+                    producer=storing,
                     link=link,
                     link_error=link_error,
                     shadow=shadow,
                     expires=None,
                     **options,
                 )
+            return result if storing.instead is None else self.AsyncResult(storing.instead)
 
         frame = context.current()
         if frame is None or task_id is not None:
             return send(task_id)
         if frame.step is not None:
             return send(frame.execution.child_of_step(frame, self.name))
+        if key is not None:
+            return self.AsyncResult(self._started_once(send))
         return self._start_child(frame.execution, send)
+
+    def _started_once(self, send: Callable[[str | None], AsyncResult[Any]]) -> str:
+        """Send within a step of its own, which remembers whose run the key stood for."""
+
+        def start() -> str:
+            frame = context.current()
+            chosen = frame and frame.execution.child_of_step(frame, self.name)
+            return str(send(chosen).id)
+
+        return Step(start, StepOptions(name=f"once:{self.name}"))()
+
+    def _enlist(self, transaction: Any) -> Enlistment:
+        from celery_durable.store.callers import recognised  # with the database driver
+
+        frame = context.current()
+        if frame is not None and frame.step is None:
+            message = (
+                "transaction= belongs into a step, for a body is replayed without its transactions. Move "
+                "this apply_async, and what it is to be committed with, into a @durable.step function"
+            )
+            raise TransactionUsageError(message)
+        return Enlistment(self.app, durable_backend(self.app).store, recognised(transaction))
 
     def _start_child(
         self, execution: Execution, send: Callable[[str | None], AsyncResult[Any]]
@@ -198,5 +253,14 @@ def _another_task_here() -> bool:
     return get_current_worker_task() is not None
 
 
+def _store_here() -> Store:
+    """Return the store of the app at hand, for transactions outside of any run."""
+    task: Task[..., Any] | None = get_current_task()
+    return durable_backend(current_app if task is None else task.app).store
+
+
+batching.batch_groups()
+refuse_chords()
 context.runs_elsewhere(_another_task_here)
+transactions.outside_of_runs(_store_here)
 transport.register()  # an app with durable tasks may have durable+embedded:// as its broker

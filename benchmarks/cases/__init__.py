@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmarks.cases import imports, latency, plain, runs, scale, throughput
+from benchmarks.cases import chords, imports, latency, plain, runs, scale, throughput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -19,6 +19,7 @@ CASES: dict[str, Callable[[Setting], Iterable[Row]]] = {
     "runs": runs.fresh,
     "resume": runs.resumed,
     "plain": plain.run,
+    "chords": chords.run,
     "scale": scale.run,
     "imports": imports.run,
 }

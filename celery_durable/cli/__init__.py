@@ -7,12 +7,19 @@ from typing import Any
 
 import click
 
+from celery_durable import transport
+
 _COMMANDS = {
     "init": "setup:init",
     "runs": "listing:runs",
     "show": "show:show",
     "resume": "change:resume",
     "cancel": "change:cancel",
+    "signal": "signal:signal",
+    "fork": "fork:fork",
+    "export": "export:export",
+    "stats": "stats:stats",
+    "prune": "prune:prune",
     "keeper": "keeper:keeper",
     "doctor": "doctor:doctor",
 }
@@ -41,5 +48,7 @@ class Commands(click.Group):
 def durable(**_preload: Any) -> None:
     """Set up, look at and operate durable runs."""
 
+
+transport.register()  # a command may meet the broker's URL before the task class of the app is imported
 
 __all__ = ["durable"]

@@ -29,7 +29,6 @@ _WIDTH_OF_FILES = 160  # columns where there is no terminal to ask
 _UUID_LENGTH, _SHORT = 36, 8
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
-run_arguments = click.argument("ids", metavar="RUN...", nargs=-1, required=True)
 
 
 def app_of(ctx: click.Context) -> Celery:

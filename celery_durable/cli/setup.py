@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,12 +11,16 @@ from celery_durable.operations.stores import store_of
 from celery_durable.store.health import HealthStore
 from celery_durable.store.url import redact
 
+if TYPE_CHECKING:
+    from celery_durable.store import Store
+
 _EPILOG = """\b
 Examples:
   celery -A proj durable init                 before the first worker, and after an upgrade
   celery -A proj durable init --dry-run       what would be done
   celery -A proj durable init --phase pre     before a rolling deploy …
   celery -A proj durable init                 … and after it, when no old worker is left
+  celery -A proj durable init --database billing   a user's database, for transaction steps
 """
 
 
@@ -29,18 +33,26 @@ Examples:
     help="pre: only what old workers can live with; post: everything.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, do nothing.")
+@click.option(
+    "--database",
+    metavar="NAME|URL",
+    help="Create the table of transaction steps in another database: a name in durable_databases, or a URL.",
+)
 @as_json_option
 @click.pass_context
 @reporting
-def init(ctx: click.Context, *, phase: str, dry_run: bool, as_json: bool) -> None:
+def init(ctx: click.Context, *, phase: str, dry_run: bool, database: str | None, as_json: bool) -> None:
     """Create the schema in the result backend's database, or bring it up to date.
 
     Running it again, or from several machines at once, does no harm.
     """
     store = store_of(app_of(ctx))
+    if database is not None:
+        _elsewhere(ctx, store, database, dry_run=dry_run, as_json=as_json)
+        return
     schema = store.settings.schema
-    database = HealthStore(store.connections, schema=schema)
-    have, missing = database.plan()
+    health = HealthStore(store.connections, schema=schema)
+    have, missing = health.plan()
     if not as_json:
         console = console_of(ctx)
         console.print(f"Schema {schema!r} in {redact(store.url)}: version {have}", soft_wrap=True)
@@ -48,7 +60,7 @@ def init(ctx: click.Context, *, phase: str, dry_run: bool, as_json: bool) -> Non
         first_post = next((m.number for m in missing if m.phase == "post"), None)
         todo = [m for m in missing if phase == "post" or first_post is None or m.number < first_post]
     else:
-        todo = database.migrate(phase=phase)
+        todo = health.migrate(phase=phase)
     names = [{"number": m.number, "name": m.name, "phase": m.phase} for m in todo]
     now = have if dry_run else max([have, *(m.number for m in todo)])
     if as_json:
@@ -62,3 +74,17 @@ def init(ctx: click.Context, *, phase: str, dry_run: bool, as_json: bool) -> Non
         console.print("Nothing to do.")
     elif not dry_run:
         console.print(f"Now at version {now}.")
+
+
+def _elsewhere(ctx: click.Context, store: Store, database: str, *, dry_run: bool, as_json: bool) -> None:
+    """Set up a user's database for transaction steps."""
+    url = redact(store.url_of(database))
+    if not dry_run:
+        store.transactions(database).install()
+    if as_json:
+        print_json(
+            {"database": url, "table": f"{store.settings.schema}.transaction_step", "dry_run": dry_run}
+        )
+        return
+    verb = "Would create" if dry_run else "There is now"
+    console_of(ctx).print(f"{verb} {store.settings.schema}.transaction_step in {url}", soft_wrap=True)

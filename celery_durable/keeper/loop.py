@@ -78,7 +78,9 @@ class Services(KeeperThread):
             counts["expired"] = services.expire(keeper)
             counts["lost"] = self._find_lost(keeper)
         if look.unreported:
-            counts["reported"] = services.report_failures(self._app, keeper)
+            counts["reported"] = services.report_endings(self._app, keeper)
+        if look.chords:
+            counts["chords"] = services.look_at_chords(self._app, keeper)
         if look.outbox:
             counts["outbox"] = services.publish_outbox(self._app, keeper)
         return counts

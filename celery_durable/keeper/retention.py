@@ -8,19 +8,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from celery_durable.store import Store
 
-_BATCH = 500
 
+def prune(store: Store, *, result_expires: float | None, failure_expires: float | None = None) -> int:
+    """Delete final runs past `durable_retention`, else `result_expires`; return how many.
 
-def prune(store: Store, *, result_expires: float | None) -> int:
-    """Delete final runs past `durable_retention` (or `result_expires`); return how many."""
+    Failed ones go by `result_failure_expires`, where that is set and `durable_retention` is not.
+    """
     age = store.settings.retention if store.settings.retention is not None else result_expires
     if not age:
         return 0
-    total = 0
-    while True:
-        pruned = store.connections.patiently(
-            lambda connection: store.keeper(connection).prune(timedelta(seconds=age), _BATCH)
-        )
-        total += pruned
-        if pruned < _BATCH:
-            return total
+    failed_age = failure_expires if store.settings.retention is None else None
+    return store.prune(
+        timedelta(seconds=age), failed_age=timedelta(seconds=failed_age) if failed_age else None
+    )

@@ -1,4 +1,4 @@
-"""The services, each run once: wake, publish, expire, report failures, empty the outbox."""
+"""The services, each run once: wake, publish, expire, tell endings, look at chords, empty the outbox."""
 
 from __future__ import annotations
 
@@ -54,31 +54,39 @@ def expire(store: KeeperStore) -> int:
     return len(store.expire(BATCH))
 
 
-def report_failures(app: Celery, store: KeeperStore) -> int:
-    """Tell error callbacks of failed runs whose worker died before it could; return how many."""
-    backend: Any = app.backend
+def report_endings(app: Celery, store: KeeperStore) -> int:
+    """Tell whom failed and cancelled runs concern, where their worker could not; return how many."""
     unreported = store.unreported(BATCH)
     for run in unreported:
-        error = backend.exception_to_python(backend.decoded(run.result, run.result_type))
-        tell_failure(app, run, error or ExhaustedError())
+        tell_ending(app, run)
     return len(unreported)
 
 
-def tell_failure(app: Celery, run: Recovered, error: Exception) -> None:
-    """Do for a run that failed without a worker what its worker would have done: errbacks, chain, chord."""
+def tell_ending(app: Celery, run: Recovered) -> None:
+    """Do for a run that ended without a worker what its worker would have done: errbacks, chain, chord."""
     backend: Any = app.backend
     problem = None
     try:
         args, kwargs, embed = envelope.body_of(run.message, run.body, app.conf.accept_content)
         request = Context(envelope.headers_of(run.message), args=args, kwargs=kwargs, **embed)
         request.durable = True  # type: ignore[attr-defined]
-        backend.mark_as_failure(run.id, error, request=request)
+        if run.state == "cancelled":
+            backend.mark_as_revoked(run.id, run.reason or "", request=request, store_result=False)
+        else:
+            error = backend.exception_to_python(backend.decoded(run.result, run.result_type))
+            backend.mark_as_failure(run.id, error or ExhaustedError(), request=request)
     except StoreUnavailableError:
         raise
     except Exception as failed:  # it would fail again: noted with the run, for an operator
-        logger.exception("Run %s failed; its error callbacks could not be called", run.id)
+        logger.exception("Run %s ended; whom it concerns could not be told", run.id)
         problem = texts.line(failed)
     backend.store.runs.reported(run.id, problem)
+
+
+def look_at_chords(app: Celery, store: KeeperStore) -> int:
+    """Start the bodies of complete chords whose last part was followed up by nobody; return how many."""
+    backend: Any = app.backend
+    return sum(backend.look_at_chord(chord) for chord in store.open_chords(BATCH))
 
 
 def publish_outbox(app: Celery, store: KeeperStore, age: timedelta = timedelta(seconds=10)) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from celery_durable.operations.runs import Outcome, Runs
+from celery_durable.operations.forks import Fork
+from celery_durable.operations.outcomes import Outcome
+from celery_durable.operations.runs import Runs
+from celery_durable.store.inspection import Filter
 from celery_durable.store.views import (
     AttemptView,
     Count,
@@ -11,6 +14,7 @@ from celery_durable.store.views import (
     Page,
     RunSummary,
     RunView,
+    Stats,
     StepView,
 )
 
@@ -18,11 +22,14 @@ __all__ = [
     "AttemptView",
     "Count",
     "EventView",
+    "Filter",
+    "Fork",
     "Match",
     "Outcome",
     "Page",
     "RunSummary",
     "RunView",
     "Runs",
+    "Stats",
     "StepView",
 ]

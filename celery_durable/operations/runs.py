@@ -1,53 +1,41 @@
-"""`Runs`: look at runs, cancel them, resume them."""
+"""`Runs`: look at runs, cancel them, resume them, fork them, delete them."""
 
 from __future__ import annotations
 
-import getpass
-import os
 import uuid
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from celery_durable.envelope import publish_stored
-from celery_durable.exceptions import RunNotFoundError, RunStateError
+from celery_durable.exceptions import ConfigurationError, RunStateError
+from celery_durable.operations import forks, selection
+from celery_durable.operations.exports import exported
+from celery_durable.operations.forks import Fork
+from celery_durable.operations.outcomes import (
+    Outcome,
+    not_cancelled,
+    not_resumed,
+    only,
+    outcomes_of,
+    this_user,
+    unknown,
+)
+from celery_durable.operations.sending import deliver
 from celery_durable.operations.stores import store_of
 from celery_durable.run import RunState
 from celery_durable.store.inspection import Filter
 from celery_durable.store.writes import Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from celery import Celery
 
-    from celery_durable.exceptions import DurableError
+    from celery_durable.operations.exports import Redact
     from celery_durable.store import Store
-    from celery_durable.store.views import Change, Count, Match, Page, RunView
-
-_AT_ONCE = 500
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What an operation made of one run.
-
-    Attributes:
-        before: the state in which it was found, None for an unknown id.
-        state: the state it is in now. After a cancel `running` means: asked to stop, at its next step.
-        changed: whether this operation changed anything; a cancel asked for before changes nothing again.
-        published: False when the broker did not take the message of a resumed run; the keeper sends it later.
-        error: why the run was left alone, or None.
-    """
-
-    id: str
-    before: RunState | None
-    state: RunState | None
-    changed: bool
-    published: bool = True
-    error: DurableError | None = None
+    from celery_durable.store.views import Change, Count, Match, Page, RunView, Stats
 
 
 class Runs:
@@ -79,7 +67,7 @@ class Runs:
         """
         run = self._store.inspection.get(run_id)
         if run is None:
-            raise _unknown(run_id)
+            raise unknown(run_id)
         return run
 
     def list(
@@ -143,7 +131,7 @@ class Runs:
 
         Raises `RunNotFoundError`, and `RunStateError` for a run that is over.
         """
-        return _only(self.cancel_many([run_id], reason=reason, actor=actor))
+        return only(self.cancel_many([run_id], reason=reason, actor=actor))
 
     def resume(self, run_id: str, *, reason: str | None = None, actor: str | None = None) -> Outcome:
         """Execute a failed or cancelled run again: finished steps are kept, retries count from zero.
@@ -157,23 +145,77 @@ class Runs:
 
         Raises `RunNotFoundError`, and `RunStateError` for a run that succeeded or is not over.
         """
-        return _only(self.resume_many([run_id], reason=reason, actor=actor))
+        return only(self.resume_many([run_id], reason=reason, actor=actor))
+
+    def signal(
+        self,
+        run_id: str,
+        name: str,
+        payload: Any = None,
+        *,
+        idempotency_key: str | None = None,
+        actor: str | None = None,
+    ) -> bool:
+        """Send a signal to a run, as `send_signal` does; return False if one with this key was there already.
+
+        Arguments:
+            run_id: the run's id, which is its Celery task id.
+            name: the name that the run waits for.
+            payload: any value that a step could return.
+            idempotency_key: at most one signal of this name and key is delivered to the run.
+            actor: who sends it; the user of this process by default.
+
+        Raises `RunNotFoundError`, and `RunStateError` for a run that is over.
+        """
+        return deliver(self._app, run_id, name, payload, once=idempotency_key, actor=actor or this_user())
 
     def cancel_many(
-        self, ids: Sequence[str], *, reason: str | None = None, actor: str | None = None
+        self,
+        runs: Sequence[str] | Filter,
+        *,
+        reason: str | None = None,
+        actor: str | None = None,
+        dry_run: bool = False,
+        progress: Callable[[int], None] | None = None,
     ) -> Sequence[Outcome]:
-        """Cancel runs, each as far as its state allows; return an outcome for each id, in their order."""
+        """Cancel runs, each as far as its state allows; return an outcome for each.
+
+        Arguments are those of `resume_many`.
+        """
         inspection = self._store.inspection
 
         def cancel(batch: Sequence[str]) -> Sequence[Change]:
             return inspection.cancel(batch, operation=uuid.uuid4(), actor=actor or this_user(), reason=reason)
 
-        return _outcomes(ids, cancel, _not_cancelled)
+        return self._each(
+            runs,
+            selection.CANCELLABLE,
+            lambda ids: outcomes_of(ids, cancel, not_cancelled),
+            dry_run=dry_run,
+            progress=progress,
+        )
 
     def resume_many(
-        self, ids: Sequence[str], *, reason: str | None = None, actor: str | None = None
+        self,
+        runs: Sequence[str] | Filter,
+        *,
+        reason: str | None = None,
+        actor: str | None = None,
+        dry_run: bool = False,
+        progress: Callable[[int], None] | None = None,
     ) -> Sequence[Outcome]:
-        """Resume runs, each as far as its state allows; return an outcome for each id, in their order."""
+        """Resume runs, each as far as its state allows; return an outcome for each.
+
+        Arguments:
+            runs: ids, whose outcomes come in their order; or a `Filter`, which means all failed and cancelled
+                runs that match it, the newest first.
+            reason: kept with each run, for those who will ask.
+            actor: who wants it; the user of this process by default.
+            dry_run: change nothing, only return which runs a filter means.
+            progress: called with the number of runs done so far, after each batch of 500.
+
+        Raises `ValueError` for a filter that is empty.
+        """
         store = self._store
         late: set[str] = set()
 
@@ -185,88 +227,135 @@ class Runs:
                 reason=reason,
                 check=store.settings.check,
             )
-            late.update(self._publish(changes))
+            late.update(self._publish(_messages(changes)))
             return changes
 
-        return _outcomes(ids, resume, _not_resumed, late)
+        return self._each(
+            runs,
+            selection.RESUMABLE,
+            lambda ids: outcomes_of(ids, resume, not_resumed, late),
+            dry_run=dry_run,
+            progress=progress,
+        )
 
-    def _publish(self, changes: Sequence[Change]) -> Sequence[str]:
-        stored = [
-            Stored(change.id, change.message, change.body)
-            for change in changes
-            if change.changed and change.message is not None and change.body is not None
-        ]
+    def _each(
+        self,
+        runs: Sequence[str] | Filter,
+        possible: frozenset[RunState],
+        change: Callable[[Sequence[str]], Sequence[Outcome]],
+        *,
+        dry_run: bool,
+        progress: Callable[[int], None] | None,
+    ) -> Sequence[Outcome]:
+        if isinstance(runs, Filter):
+            return selection.in_bulk(
+                self._store.inspection, runs, possible, change, dry_run=dry_run, progress=progress
+            )
+        if dry_run:
+            message = "A dry run says which runs a filter means: give it a Filter instead of ids"
+            raise ValueError(message)
+        return change(runs)
+
+    def _publish(self, stored: Sequence[Stored]) -> Sequence[str]:
         failed = publish_stored(self._app, stored)
         if failed:
             self._store.runs.unpublish(failed, timedelta(0))
         return failed
 
+    def fork(
+        self,
+        run_id: str,
+        *,
+        from_step: str | None = None,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        dry_run: bool = False,
+        reason: str | None = None,
+        actor: str | None = None,
+    ) -> Fork:
+        """Start a new run with the checkpoints that another one stored before a step.
 
-def _outcomes(
-    ids: Sequence[str],
-    operation: Callable[[Sequence[str]], Sequence[Change]],
-    refusal: Callable[[Change], RunStateError | None],
-    late: set[str] | frozenset[str] = frozenset(),
-) -> Sequence[Outcome]:
-    distinct = tuple(dict.fromkeys(ids))
-    known: dict[str, Outcome] = {}
-    for start in range(0, len(distinct), _AT_ONCE):
-        for change in operation(distinct[start : start + _AT_ONCE]):
-            known[change.id] = Outcome(
-                change.id,
-                change.before,
-                change.state,
-                change.changed,
-                published=change.id not in late,
-                error=None if change.changed else refusal(change),
-            )
+        The source is left as it is, whatever its state. The fork has its random numbers and, as far as steps
+        are kept, its times; its id, its children and its links are its own. It has no parent and takes no
+        part in the source's group or chord.
+
+        Arguments:
+            run_id: the source's id.
+            from_step: key of the first step to run again. Default: the first one in `overrides`, else the
+                very first.
+            args: other positional arguments than the source's.
+            kwargs: other keyword arguments than the source's.
+            overrides: values for stored steps, by key. These steps do not run.
+            dry_run: store nothing, only return what would be kept and what would run again.
+            reason: kept with both runs, for those who will ask.
+            actor: who wants it; the user of this process by default.
+
+        Raises `RunNotFoundError`, `StepNotFoundError` for a step that the source has not stored, and
+        `SerializationError` for a value that cannot be stored.
+        """
+        store, values = self._store, dict(overrides or {})
+        found = store.forks.read(run_id)
+        if found is None:
+            raise unknown(run_id)
+        source, steps = found
+        plan = forks.plan(source, steps, from_step, values)
+        if dry_run:
+            return Fork(None, source.id, plan.kept, plan.overridden, plan.again)
+        new = forks.new_fork(self._app, source, steps, plan, values, args=args, kwargs=kwargs)
+        detail = {"from_step": from_step, "overridden": plan.overridden, "reason": reason}
+        if not store.forks.fork(source, new, actor=actor or this_user(), detail=detail):
+            message = f"The run {run_id} changed while it was being forked, or was deleted: try again"
+            raise RunStateError(message, run_id=run_id, state=source.state)
+        late = self._publish([Stored(new.id, new.message, new.body)])
+        return Fork(new.id, source.id, plan.kept, plan.overridden, plan.again, published=not late)
+
+    def prune(
+        self,
+        *,
+        older_than: timedelta | None = None,
+        dry_run: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Delete runs that ended long ago, whole trees of them, with all that belongs to them.
+
+        Arguments:
+            older_than: how long ago; `durable_retention` by default, else `result_expires`.
+            dry_run: delete nothing, only count.
+            progress: called with the number of runs deleted so far, after each batch.
+
+        Returns the number of runs. Raises `ConfigurationError` when nothing says how long runs are kept.
+        """
+        store = self._store
+        kept: float | None = store.settings.retention
+        seconds = self._app.backend.expires if kept is None else kept  # type: ignore[attr-defined]
+        if older_than is None and not seconds:
+            message = "Neither durable_retention nor result_expires says how long runs are kept: name an age"
+            raise ConfigurationError(message, setting="durable_retention")
+        age = older_than if older_than is not None else timedelta(seconds=seconds)
+        return store.prunable(age) if dry_run else store.prune(age, progress=progress)
+
+    def stats(self, *, window: timedelta = timedelta(hours=1)) -> Stats:
+        """Return how the system is doing: runs by state, queues, workers, and each task's last `window`."""
+        return self._store.inspection.stats(window)
+
+    def export(self, run_id: str, *, payloads: bool = True, redact: Redact | None = None) -> dict[str, Any]:
+        """Return a run with its whole history as plain JSON values.
+
+        Arguments:
+            run_id: the run's id.
+            payloads: whether to include arguments, results and the values of steps.
+            redact: called with a path such as `("steps", "charge", "output")` and the value there, for every
+                payload; what it returns is exported in its place.
+
+        Raises `RunNotFoundError` for an id that no run has.
+        """
+        return exported(self._app, self._store, self.get(run_id), payloads=payloads, redact=redact)
+
+
+def _messages(changes: Sequence[Change]) -> Sequence[Stored]:
     return [
-        known.get(run_id) or Outcome(run_id, None, None, changed=False, error=_unknown(run_id))
-        for run_id in distinct
+        Stored(change.id, change.message, change.body)
+        for change in changes
+        if change.changed and change.message is not None and change.body is not None
     ]
-
-
-def _only(outcomes: Sequence[Outcome]) -> Outcome:
-    if outcomes[0].error is not None:
-        raise outcomes[0].error
-    return outcomes[0]
-
-
-def _unknown(run_id: str) -> RunNotFoundError:
-    message = (
-        f"No run has the id {run_id!r}: it was never a durable task's, or it was deleted after "
-        f"`durable_retention`. `celery -A <app> durable runs` lists those there are"
-    )
-    return RunNotFoundError(message, run_id=run_id)
-
-
-def _not_cancelled(change: Change) -> RunStateError | None:
-    if change.state in (RunState.RUNNING, RunState.CANCELLING):
-        return None  # asked for before
-    message = f"The run {change.id} is over, it has {change.state}: there is nothing left to cancel"
-    if change.state is RunState.CANCELLED:
-        message = f"The run {change.id} is cancelled already"
-    return RunStateError(message, run_id=change.id, state=str(change.state))
-
-
-_WHY_NOT_RESUMED = {
-    RunState.SUCCEEDED: "call the task again for another run",
-    RunState.PENDING: "it waits for a worker to take it",
-    RunState.RUNNING: "it is being executed; cancel it first if it hangs",
-    RunState.WAITING: "it comes back by itself; `durable show` says when",
-    RunState.CANCELLING: "it is being cancelled; resume it when that is over",
-}
-
-
-def _not_resumed(change: Change) -> RunStateError:
-    hint = _WHY_NOT_RESUMED.get(change.state or RunState.PENDING, "look again")
-    message = f"Only failed and cancelled runs can be resumed. The run {change.id} is {change.state}: {hint}"
-    return RunStateError(message, run_id=change.id, state=str(change.state))
-
-
-def this_user() -> str:
-    """Return the name of the operating system's user this process runs as."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user often has a number only
-        return f"uid {os.getuid()}"

@@ -70,7 +70,7 @@ def _pending(run: RunSummary) -> str:
 
 _WAITS_FOR = {
     "timer": "sleeps",
-    "signal": "waits for a signal",
+    "sleep": "sleeps",
     "children": "waits for its children",
     "slot": "waits for a slot",
     "replaced": "was replaced: it ends as the task in its place does",
@@ -88,6 +88,8 @@ def _waiting(run: RunSummary, zone: tzinfo | None) -> str:
         return f"waits for a retry{until}, retry {run.retries}{after}"
     if run.reason == "timer" and run.attempt == 0:
         return f"is not due yet: waits{until}"
+    if run.reason == "signal":
+        return f"waits for the signal {run.awaits!r}{until}" if run.awaits else f"waits for a signal{until}"
     return _WAITS_FOR.get(run.reason or "", f"waits ({run.reason})") + until
 
 

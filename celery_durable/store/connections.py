@@ -15,11 +15,12 @@ from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
 from celery_durable.exceptions import ConfigurationError
-from celery_durable.store.patience import PASSING, persist
-from celery_durable.store.url import conninfo, redact
+from celery_durable.store import django_databases
+from celery_durable.store.patience import PASSING, persist, unavailable
+from celery_durable.store.url import conninfo, django_alias, redact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -56,6 +57,8 @@ class Connections:
         on_open: called once per process with the first connection; checks the schema.
     """
 
+    kind: type[Connection] = Connection
+
     def __init__(
         self,
         url: str,
@@ -67,12 +70,13 @@ class Connections:
     ) -> None:
         self.url = url
         self.outage_budget = outage_budget
-        self._size = size
-        self._prepare = prepare
+        self.size = size
+        self.prepare = prepare
         self._on_open = on_open
         self._pool: ConnectionPool[Connection] | None = None
         self._first = self._no_connection()
         self._checked = False
+        self._keeps = True
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._inherited: list[object] = []
@@ -82,15 +86,15 @@ class Connections:
 
         Most processes write from one thread; asking the pool costs them a tenth of a step.
         """
-        return [None] if self._size > 1 else []
+        return [None] if self.size > 1 else []
 
     @property
     def pool(self) -> ConnectionPool[Connection]:
         """The pool of this process, for what runs beside its first connection."""
-        self._begin()
+        self.begin()
         return self._pool if self._pool is not None else self._open()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         """Check the schema once; a child forgets what it inherited without touching its sockets."""
         if self._checked and self._pid == os.getpid():
             return
@@ -99,6 +103,8 @@ class Connections:
             self._inherited += [self._pool, self._first]
             self._pool, self._first, self._checked = None, self._no_connection(), False
             self._pid, self._lock = os.getpid(), threading.Lock()
+        if django_alias(self.url) is not None:
+            self._keeps = not django_databases.may_be_dropped()
         if self._on_open is not None:  # not under the lock: threads must not queue for a server that is away
             with self.dedicated() as connection:
                 self._on_open(connection)
@@ -109,10 +115,10 @@ class Connections:
             if self._pool is None:
                 self._pool = ConnectionPool(
                     self._conninfo,
-                    connection_class=Connection,
+                    connection_class=self.kind,
                     kwargs=self._options(),
                     min_size=0,
-                    max_size=max(1, self._size - 1),
+                    max_size=max(1, self.size - 1),
                     max_idle=300,
                     timeout=5,
                     reconnect_timeout=5,
@@ -129,7 +135,7 @@ class Connections:
         return {
             **_KEEPALIVE,
             "autocommit": True,
-            "prepare_threshold": 0 if self._prepare else None,
+            "prepare_threshold": 0 if self.prepare else None,
             "row_factory": dict_row,
             "application_name": "celery-durable",
         }
@@ -137,7 +143,7 @@ class Connections:
     def connect(self) -> Connection:
         """Open a connection outside the pool; the caller closes it."""
         try:
-            return Connection.connect(self._conninfo(), **self._options())
+            return self.kind.connect(self._conninfo(), **self._options())
         except psycopg.ProgrammingError as exc:
             message = f"{redact(self.url)!r} is not a URL that libpq understands: {exc}"
             raise ConfigurationError(message) from exc
@@ -153,7 +159,7 @@ class Connections:
 
     def once(self, work: Callable[[Connection], T]) -> T:
         """Do `work` with a connection of this process, without a second try."""
-        self._begin()
+        self.begin()
         first = self._first
         try:
             connection = first.pop()
@@ -163,18 +169,29 @@ class Connections:
             connection = connection or self.connect()
             return work(connection)
         finally:
-            if first is not self._first or not _usable(connection):  # closed meanwhile, or left at work
+            # closed meanwhile, left at work, or in the way of a test runner that drops its database
+            if first is not self._first or not _usable(connection) or not self._keeps:
                 _close(connection)
                 connection = None
             first.append(connection)
 
     def _pooled(self, work: Callable[[Connection], T]) -> T:
+        if not self._keeps:
+            with self.dedicated() as connection:
+                return work(connection)
         pool = self.pool
         connection = pool.getconn()
         try:
             return work(connection)
         finally:
             pool.putconn(connection)
+
+    def impatiently(self, work: Callable[[Connection], T]) -> T:
+        """Do `work` once; raise `StoreUnavailableError` when Postgres is away."""
+        try:
+            return self.once(work)
+        except PASSING as error:
+            raise unavailable(error, repr(redact(self.url)), self.drain) from error
 
     def patiently(
         self,
@@ -199,10 +216,11 @@ class Connections:
                 began,
                 self.outage_budget if budget is None else budget,
                 give_up,
-                self._drain,
+                self.drain,
             )
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
+        """Replace the pool's open connections: the server went away."""
         if self._pool is not None and self._pid == os.getpid():
             self._pool.drain()
 
@@ -214,6 +232,39 @@ class Connections:
             for connection in self._first:
                 _close(connection)
         self._pool, self._first, self._checked = None, self._no_connection(), False
+
+
+@contextmanager
+def bounded(connection: Connection, seconds: float) -> Iterator[None]:
+    """Give up what is asked inside after so many seconds; the connection is of no more use then.
+
+    A network that swallows everything would be noticed much later.
+    """
+    deadline = time.monotonic() + seconds
+
+    def wait(generator: Any, *args: Any, **kwargs: Any) -> Any:
+        return Connection.wait(connection, _until(deadline, generator), *args, **kwargs)
+
+    vars(connection)["wait"] = wait
+    try:
+        yield
+    finally:
+        del vars(connection)["wait"]
+
+
+def _until(deadline: float, generator: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+    """Do what a generator of psycopg does, which is resumed ten times a second, until a deadline."""
+    try:
+        wanted = next(generator)
+        while True:
+            ready = yield wanted
+            if not ready and time.monotonic() >= deadline:
+                message = "no answer in time"
+                raise psycopg.OperationalError(message)
+            wanted = generator.send(ready)
+    except StopIteration as end:
+        value: T = end.value
+        return value
 
 
 def _usable(connection: Connection | None) -> bool:

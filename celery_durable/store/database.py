@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from celery_durable.exceptions import ConfigurationError
 from celery_durable.store import migrate
+from celery_durable.store.chords import ChordStore
 from celery_durable.store.connections import Connections
 from celery_durable.store.keeping import KeeperStore
 from celery_durable.store.results import ResultStore
 from celery_durable.store.runs import RunStore
+from celery_durable.store.signals import SignalStore
 from celery_durable.store.url import strip_prefix
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from celery_durable.config import Settings
+    from celery_durable.store.callers import CallersStore
+    from celery_durable.store.chains import ChainStore
     from celery_durable.store.connections import Connection
+    from celery_durable.store.forking import ForkStore
     from celery_durable.store.inspection import InspectionStore
+    from celery_durable.store.once import OnceStore
+    from celery_durable.store.transactions import TransactionStore
+
+_PRUNED_AT_ONCE = 500
 
 
 class Store:
@@ -36,8 +49,46 @@ class Store:
             outage_budget=settings.outage_budget,
             on_open=self._check,
         )
-        self.runs = RunStore(self.connections, schema=settings.schema, check=settings.check)
+        self._transactions: dict[str | None, TransactionStore] = {}
+        lease = timedelta(seconds=settings.lease)
+        self.runs = RunStore(self.connections, schema=settings.schema, check=settings.check, lease=lease)
+        self.chords = ChordStore(self.connections, self.runs, schema=settings.schema, lease=lease)
         self.results = ResultStore(self.connections, schema=settings.schema)
+
+    def transactions(self, database: str | None = None) -> TransactionStore:
+        """Return the transactions of steps: in this database, or in one that the settings or a URL name.
+
+        Raises `ConfigurationError` for a name that `durable_databases` does not have.
+        """
+        if database not in self._transactions:
+            from celery_durable.store import transactions
+
+            elsewhere = database is not None
+            kind = transactions.ElsewhereTransactions if elsewhere else transactions.TransactionStore
+            self._transactions[database] = kind(
+                self.url if database is None else self.url_of(database),
+                schema=self.settings.schema,
+                size=self.settings.pool_size,
+                prepare=self.settings.prepare_statements,
+                outage_budget=self.settings.outage_budget,
+            )
+        return self._transactions[database]
+
+    def url_of(self, database: str) -> str:
+        """Return the URL of a user's database, given by its name in `durable_databases` or as a URL."""
+        databases = self.settings.databases or {}
+        if database in databases:
+            return databases[database]
+        if "://" in database:
+            return database
+        known = ", ".join(map(repr, sorted(databases))) or "none"
+        message = f"durable_databases has no {database!r}; it has {known}. A URL does as well"
+        raise ConfigurationError(message)
+
+    @cached_property
+    def signals(self) -> SignalStore:
+        """The statement that delivers signals."""
+        return SignalStore(self.connections, schema=self.settings.schema, check=self.settings.check)
 
     @cached_property
     def inspection(self) -> InspectionStore:
@@ -46,9 +97,63 @@ class Store:
 
         return InspectionStore(self.connections, schema=self.settings.schema)
 
+    @cached_property
+    def chains(self) -> ChainStore:
+        """The statements that read the links of long chains."""
+        from celery_durable.store.chains import ChainStore
+
+        return ChainStore(self.connections, schema=self.settings.schema)
+
+    @cached_property
+    def forks(self) -> ForkStore:
+        """The statements that fork a run."""
+        from celery_durable.store.forking import ForkStore
+
+        return ForkStore(self.connections, schema=self.settings.schema, check=self.settings.check)
+
+    @cached_property
+    def once(self) -> OnceStore:
+        """The statements that store a run unless its key has one."""
+        from celery_durable.store.once import OnceStore
+
+        return OnceStore(self.connections, schema=self.settings.schema, check=self.settings.check)
+
+    @cached_property
+    def callers(self) -> CallersStore:
+        """The statements that run in transactions of the caller's."""
+        from celery_durable.store.callers import CallersStore
+
+        return CallersStore(self.connections, schema=self.settings.schema, check=self.settings.check)
+
     def keeper(self, connection: Connection) -> KeeperStore:
         """Return the keeper's statements on a connection of its own."""
         return KeeperStore(connection, schema=self.settings.schema, check=self.settings.check)
+
+    def prune(
+        self,
+        age: timedelta,
+        *,
+        failed_age: timedelta | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Delete final runs older than `age`, whole trees of them, in batches; return how many.
+
+        Failed runs are kept for `failed_age`, if there is one.
+        """
+        total = 0
+        while True:
+            pruned = self.connections.patiently(
+                lambda connection: self.keeper(connection).prune(age, _PRUNED_AT_ONCE, failed_age=failed_age)
+            )
+            total += pruned
+            if progress is not None:
+                progress(total)
+            if pruned < _PRUNED_AT_ONCE:
+                return total
+
+    def prunable(self, age: timedelta) -> int:
+        """Return how many runs `prune` would delete."""
+        return self.connections.patiently(lambda connection: self.keeper(connection).prunable(age))
 
     @property
     def embedded(self) -> bool:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from celery_durable.store import migrate, queries
-from celery_durable.store.inspection import plainly
+from celery_durable.store.refusing import plainly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

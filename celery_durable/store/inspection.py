@@ -3,38 +3,42 @@
 from __future__ import annotations
 
 import re
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import psycopg
-
-from celery_durable.exceptions import StoreError
 from celery_durable.run import RunState
 from celery_durable.store import queries
+from celery_durable.store.refusing import plainly
 from celery_durable.store.views import (
     AttemptView,
     Change,
     Count,
     EventView,
+    KeyView,
     Match,
     Page,
+    Payloads,
+    QueueStats,
     RunSummary,
     RunView,
+    SignalView,
+    Stats,
     StepView,
+    TaskStats,
+    WorkerStats,
 )
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from celery_durable.store.connections import Connection, Connections, Row
 
 T = TypeVar("T")
 
 # A person waits for the answer: say soon that Postgres is away.
-_READ_BUDGET, _WRITE_BUDGET = 3.0, 15.0
+_READ_BUDGET, _STATS_BUDGET, _WRITE_BUDGET = 3.0, 15.0, 15.0
 # How long a transaction may have stayed open after it stored a run, for the run to be found by its time.
 _SLACK = timedelta(hours=1)
 _LAST_KEY = 2**63 - 1
@@ -45,6 +49,7 @@ _STATES_OF_REASON = {
     "exhausted": RunState.FAILED,
     "retry": RunState.WAITING,
     "timer": RunState.WAITING,
+    "sleep": RunState.WAITING,
     "signal": RunState.WAITING,
     "children": RunState.WAITING,
     "slot": RunState.WAITING,
@@ -96,16 +101,6 @@ def with_filters(sql: str, given: Iterable[str]) -> str:
     return _OPTIONAL_LINE.sub(lambda line: line[0] if line[1] in wanted else "", sql)
 
 
-@contextmanager
-def plainly() -> Iterator[None]:
-    """Turn what Postgres refuses into a `StoreError` that says it in one line."""
-    try:
-        yield
-    except psycopg.Error as exc:
-        line = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
-        raise StoreError(f"Postgres refused: {line}") from exc
-
-
 class InspectionStore:
     """What people read, and the two things they do to a run.
 
@@ -148,11 +143,11 @@ class InspectionStore:
 
         def work(connection: Connection) -> list[Sequence[Row]]:
             with connection.pipeline():
-                names = ("run", "attempts", "steps", "events")
+                names = ("run", "attempts", "steps", "events", "signals", "forks", "keys")
                 cursors = [connection.execute(self._sql[name], parameters) for name in names]
             return [cursor.fetchall() for cursor in cursors]
 
-        run, attempts, steps, events = self._patiently(work, _READ_BUDGET)
+        run, attempts, steps, events, signals, forks, keys = self._patiently(work, _READ_BUDGET)
         if not run:
             return None
         return RunView(
@@ -160,6 +155,35 @@ class InspectionStore:
             attempts=tuple(AttemptView(**row) for row in attempts),
             steps=tuple(StepView(**row) for row in steps),
             events=tuple(EventView(**{**row, "detail": row["detail"] or {}}) for row in events),
+            signals=tuple(SignalView(**row) for row in signals),
+            forks=tuple(row["id"] for row in forks),
+            keys=tuple(KeyView(**row) for row in keys),
+        )
+
+    def payloads(self, run_id: str) -> Payloads | None:
+        """Return what a run was called with, what its steps stored and what it ended with."""
+        rows = self._read(self._sql["payloads"], {"id": run_id})
+        if not rows:
+            return None
+        outputs = self._read(self._sql["outputs"], {"id": run_id})
+        return Payloads(**rows[0], outputs=tuple(tuple(row.values()) for row in outputs))
+
+    def stats(self, window: timedelta) -> Stats:
+        """Return runs by state, queues, workers, and what ended within `window`, by task."""
+
+        def work(connection: Connection) -> list[Sequence[Row]]:
+            with connection.pipeline():
+                names = ("counts", "stats_queues", "stats_tasks", "stats_workers")
+                cursors = [connection.execute(self._sql[name], {"age": window}) for name in names]
+            return [cursor.fetchall() for cursor in cursors]
+
+        states, queues, tasks, workers = self._patiently(work, _STATS_BUDGET)
+        return Stats(
+            window.total_seconds(),
+            tuple(Count(**row) for row in states),
+            tuple(QueueStats(**row) for row in queues),
+            tuple(TaskStats(**row) for row in tasks),
+            tuple(WorkerStats(**row) for row in workers),
         )
 
     def resolve(self, prefix: str, *, limit: int = 6) -> Sequence[Match]:

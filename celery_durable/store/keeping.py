@@ -27,6 +27,7 @@ class Recovered:
     body: bytes
     result: bytes | None = None
     result_type: str | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Look:
     unclaimed: bool
     outbox: bool
     unreported: bool
+    chords: bool
     leading: bool
 
 
@@ -66,6 +68,7 @@ class KeeperStore:
         self.connection = connection
         self._sql = queries.load("keeper", schema)
         self._unpublish = queries.load("runs", schema)["unpublish"]
+        self._open_chords = queries.load("chords", schema)["overdue"]
         self._check = check
 
     def _all(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
@@ -154,8 +157,12 @@ class KeeperStore:
         return [Stored(row["id"], row["message"], row["body"]) for row in rows if row["lost"]]
 
     def unreported(self, limit: int) -> list[Recovered]:
-        """Return failed runs whose error callbacks nobody has called."""
+        """Return failed and cancelled runs whose callbacks, chain and chord nobody has told."""
         return [Recovered(**row) for row in self._all("unreported", limit=limit)]
+
+    def open_chords(self, limit: int) -> list[str]:
+        """Return chords that have been open for a while, each of them ever more rarely."""
+        return [row["id"] for row in self.connection.execute(self._open_chords, {"limit": limit}).fetchall()]
 
     def outbox(self, *, age: timedelta, limit: int) -> list[tuple[int, Stored]]:
         """Return messages to plain tasks that nobody has published yet."""
@@ -166,6 +173,12 @@ class KeeperStore:
         """Forget published messages of the outbox."""
         self.connection.execute(self._sql["outbox_done"], {"keys": list(keys)})
 
-    def prune(self, age: timedelta, limit: int) -> int:
-        """Delete final runs older than `age`, whole trees only; return how many."""
-        return int(self._all("prune", age=age, limit=limit)[0]["runs"])
+    def prune(self, age: timedelta, limit: int, *, failed_age: timedelta | None = None) -> int:
+        """Delete whole trees of final runs older than `age` (failed ones: `failed_age`); return how many."""
+        rows = self._all("prune", age=age, failed_age=age if failed_age is None else failed_age, limit=limit)
+        return int(rows[0]["runs"])
+
+    def prunable(self, age: timedelta, *, failed_age: timedelta | None = None) -> int:
+        """Return how many runs `prune` would delete."""
+        rows = self._all("prunable", age=age, failed_age=age if failed_age is None else failed_age)
+        return int(rows[0]["runs"])

@@ -74,6 +74,14 @@ def persist(  # noqa: PLR0917  (one try and what it may take)
             return result
 
 
+def unavailable(error: Exception, where: str, broken: Callable[[], None]) -> StoreUnavailableError:
+    """Return what to raise after one try; raise at once what another try cannot mend."""
+    _raise_lasting(error, where)
+    if _connection_lost(error):
+        broken()
+    return StoreUnavailableError(f"Postgres did not answer ({first_line(error)}); nothing committed is lost")
+
+
 def _raise_lasting(error: Exception, where: str) -> None:
     """Raise what another try cannot mend."""
     interrupt = error.__context__

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from celery_durable.store import queries
+from celery_durable.store.connections import bounded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import timedelta
 
-    from celery_durable.store.connections import Connections, Row
+    from celery_durable.store.connections import Connection, Connections, Row
 
 
 # Seconds to wait for Postgres: a caller waits meanwhile, or the main process of a worker stands still.
@@ -56,6 +57,42 @@ class ResultStore:
             lambda connection: connection.execute(sql, parameters).fetchall(), budget=_READ_BUDGET
         )
 
+    def finished(
+        self,
+        ids: Sequence[str],
+        *,
+        within: float = 0.0,
+        every: float = 0.0,
+        most: int = 100,
+        patience: float = 30.0,
+    ) -> list[Row]:
+        """Return the rows of those of these ids that have finished.
+
+        Arguments:
+            ids: of runs and of plain tasks.
+            within: seconds in which the server looks again before it answers that none has.
+            every: seconds between two of its looks.
+            most: how many rows to return at most.
+            patience: seconds to wait for the answer.
+
+        Raises `StoreUnavailableError` at the first failure.
+        """
+        values = {"ids": list(ids), "within": within, "every": every, "most": most}
+        return self._ask("finished", values, patience + within)
+
+    def states(self, ids: Sequence[str], *, patience: float = 30.0) -> list[Row]:
+        """Return the rows of these ids as `get` does; raise `StoreUnavailableError` at the first failure."""
+        return self._ask("get", {"ids": list(ids)}, patience)
+
+    def _ask(self, name: str, values: dict[str, Any], patience: float) -> list[Row]:
+        sql = self._sql[name]
+
+        def ask(connection: Connection) -> list[Row]:
+            with bounded(connection, patience):
+                return connection.execute(sql, values).fetchall()
+
+        return self._connections.impatiently(ask)
+
     def forget(self, task_id: str) -> None:
         """Delete a result, or a final run with all that belongs to it."""
         self._execute("forget_run", task_id=task_id)
@@ -75,13 +112,14 @@ class ResultStore:
         """Delete a stored group."""
         self._execute("delete_group", id=group_id)
 
-    def expire(self, age: timedelta, *, batch: int = 1000) -> dict[str, int]:
-        """Delete plain results and groups older than `age`, in batches; return how many."""
+    def expire(
+        self, age: timedelta, *, failed_age: timedelta | None = None, batch: int = 1000
+    ) -> dict[str, int]:
+        """Delete plain results (failures: `failed_age`) and groups older than `age`; return how many."""
         sql, total = self._sql["expire"], {"results": 0, "groups": 0}
+        ages = {"age": age, "failed_age": age if failed_age is None else failed_age, "limit": batch}
         while True:
-            row = self._connections.patiently(
-                lambda connection: connection.execute(sql, {"age": age, "limit": batch}).fetchone()
-            )
+            row = self._connections.patiently(lambda connection: connection.execute(sql, ages).fetchone())
             counts = row or {}
             total = {name: total[name] + int(counts.get(name, 0)) for name in total}
             if max(counts.values(), default=0) < batch:

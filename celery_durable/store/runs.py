@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from psycopg import DataError
@@ -10,21 +11,30 @@ from celery_durable.checkpoint import Checkpoint, StepWrite
 from celery_durable.exceptions import LeaseLostError, NondeterminismError, SerializationError
 from celery_durable.run import Claim, Refusal, RunState
 from celery_durable.store import queries
-from celery_durable.store.writes import Finish, NewRun, PlainMessage, Release, Stored, closed
+from celery_durable.store.bulk import Insertion
+from celery_durable.store.chords import look, store_part
+from celery_durable.store.waits import WaitStore
+from celery_durable.store.writes import (
+    Finish,
+    Finished,
+    Look,
+    NewRun,
+    Part,
+    PlainMessage,
+    Release,
+    Stored,
+    closed,
+)
 
 if TYPE_CHECKING:
     import uuid
     from collections.abc import Callable, Collection, Sequence
-    from datetime import timedelta
 
     from celery_durable.store.connections import Connection, Connections
 
 _ENQUEUE_BUDGET = 15.0
+_LEASE = timedelta(seconds=30)
 _SMALL = 64 * 1024  # bytes of a value that a connection's cursor may hold on to until the next one
-
-
-def _state(link: Any) -> str | None:
-    return link and str(link.get("state") or link.get("key"))
 
 
 class RunStore:
@@ -34,31 +44,40 @@ class RunStore:
         connections: where to write.
         schema: the schema's name.
         check: how long after a publish the keeper looks whether the message was lost.
+        lease: how long who finds a chord complete has for starting its body.
     """
 
-    def __init__(self, connections: Connections, *, schema: str, check: timedelta) -> None:
+    def __init__(
+        self, connections: Connections, *, schema: str, check: timedelta, lease: timedelta = _LEASE
+    ) -> None:
         self._connections = connections
-        self._sql = queries.load("runs", schema)
+        self._lease = lease
+        self._sql = {**queries.load("chains", schema), **queries.load("runs", schema)}
+        self._chords = queries.load("chords", schema)
         self._check = check
+        self.waits = WaitStore(connections, schema=schema)
 
     def enqueue(self, run: NewRun) -> str | None:
         """Store a run; return its state, or None when a run with this id is there already."""
-        row = self._one("enqueue", self._new(run), budget=_ENQUEUE_BUDGET)
-        return row["state"] if row else None
+        return self.enqueue_bulk([run])[0]
 
-    def unclaimed(self, run_id: str) -> str | None:
-        """Return `pending` for a run that waits for its first claim: its message may not have been sent."""
-        row = self._one("unclaimed", {"id": run_id}, budget=_ENQUEUE_BUDGET)
-        return row["state"] if row else None
-
-    def enqueue_many(self, runs: Sequence[NewRun]) -> list[str | None]:
+    def enqueue_bulk(self, runs: Sequence[NewRun]) -> list[str | None]:
         """Store runs in one round trip and one transaction; return each one's state, None for known ids."""
-        parameters = [self._new(run) for run in runs]
 
         def work(connection: Connection) -> list[str | None]:
+            if len(runs) == 1 and not runs[0].chains:
+                return self._insert(connection, runs).states()
             with connection.pipeline():
-                cursors = [connection.execute(self._sql["enqueue"], row) for row in parameters]
-            return [row["state"] if (row := cursor.fetchone()) else None for cursor in cursors]
+                inserted = self._insert(connection, runs)
+            return inserted.states()
+
+        return self._connections.patiently(work, budget=_ENQUEUE_BUDGET)
+
+    def unclaimed(self, ids: Sequence[str]) -> set[str]:
+        """Return those that are pending and wait for their first claim: their messages may not be sent."""
+
+        def work(connection: Connection) -> set[str]:
+            return {row["id"] for row in connection.execute(self._sql["unclaimed"], {"ids": list(ids)})}
 
         return self._connections.patiently(work, budget=_ENQUEUE_BUDGET)
 
@@ -76,9 +95,12 @@ class RunStore:
         pid: int,
         revision: int,
         task: str | None = None,
+        link: tuple[str, int] | None = None,
         give_up: Callable[[], bool] | None = None,
     ) -> tuple[Claim, list[Checkpoint]] | Refusal:
         """Lease a pending run and read its whole history in one round trip; or say why not.
+
+        `link` names a stored link of a chain, by chain and number, that is read on the way.
 
         Waits for Postgres as long as it takes, or until `give_up()`: the message stays unacknowledged
         meanwhile.
@@ -92,16 +114,20 @@ class RunStore:
             "revision": revision,
         }
 
-        def work(connection: Connection) -> tuple[Any, list[Any]]:
+        def work(connection: Connection) -> tuple[Any, list[Any], Any]:
             with connection.pipeline():
                 claimed = connection.execute(self._sql["claim"], parameters)
                 history = connection.execute(self._sql["history"], parameters)
-            return claimed.fetchone(), history.fetchall()
+                if link is not None:
+                    wanted = connection.execute(self._sql["link"], {"chain": link[0], "number": link[1]})
+            return claimed.fetchone(), history.fetchall(), wanted.fetchone() if link is not None else None
 
-        row, history = self._connections.patiently(work, budget=float("inf"), give_up=give_up)
+        row, history, following = self._connections.patiently(work, budget=float("inf"), give_up=give_up)
         if row is None:
             return self._refusal(parameters)
-        return Claim(**row), [Checkpoint(**{**step, "clock": tuple(step["clock"] or ())}) for step in history]
+        return Claim(**row, link=following), [
+            Checkpoint(**{**step, "clock": tuple(step["clock"] or ())}) for step in history
+        ]
 
     def _refusal(self, parameters: dict[str, Any]) -> Refusal:
         row = self._one("standing", parameters)
@@ -163,13 +189,13 @@ class RunStore:
         def work(connection: Connection) -> tuple[Any, Any]:
             with connection.pipeline():
                 stored = connection.execute(self._sql["checkpoint_told"], step_parameters)
-                started = self._link(connection, run, fence, child)
-            return stored.fetchone(), started.fetchone()
+                started = self._insert(connection, [child], run, fence)
+            return stored.fetchone(), started.states()
 
         row, started = self._connections.patiently(work)
         if row is None:
             raise LeaseLostError(step=step.key)
-        return bool(row["cancel_requested"]), _state(started) or self.unclaimed(child.id)
+        return bool(row["cancel_requested"]), self.to_send([child], started)[0]
 
     def finish(
         self,
@@ -177,42 +203,57 @@ class RunStore:
         fence: uuid.UUID,
         outcome: Finish,
         links: Sequence[NewRun | PlainMessage] = (),
-    ) -> list[str | None]:
-        """End a run and store the runs its links start, in one transaction and one round trip.
+        part: Part | None = None,
+    ) -> Finished:
+        """End a run and store the runs its links start and its part of a chord, in one transaction.
 
-        Returns for each link its state, None for one that is known already.
+        The look at the chord is a second transaction in the same round trip, behind the first one's commit.
         Raises `LeaseLostError` when another attempt owns the run.
         """
         parameters = {**outcome.__dict__, "run": run, "fence": fence, "state": outcome.state.value}
 
-        def work(connection: Connection) -> tuple[Any, list[Any]]:
-            if not links:
-                return connection.execute(self._sql["finish"], parameters).fetchone(), []
+        def work(connection: Connection) -> tuple[Any, list[str | None], Any]:
+            if not links and part is None:
+                return connection.execute(self._sql["finish"], parameters).fetchone(), [], None
+            looked = None
             with connection.pipeline():
+                if part is not None:
+                    connection.execute("begin")
                 finished = connection.execute(self._sql["finish"], parameters)
-                linked = [self._link(connection, run, fence, link) for link in links]
-            return finished.fetchone(), [cursor.fetchone() for cursor in linked]
+                linked = self._insert(connection, links, run, fence)
+                if part is not None:
+                    store_part(connection, self._chords, part, run, fence)
+                    connection.execute("commit")
+                    looked = look(connection, self._chords, part.chord, fence, self._lease)
+            return finished.fetchone(), linked.states(), looked and looked.fetchone()
 
-        row, linked = self._connections.patiently(work)
+        row, linked, looked = self._connections.patiently(work)
         if row is None:
             raise LeaseLostError
-        return self._states(links, linked)
+        return Finished(self.to_send(links, linked), looked and Look(**looked))
 
-    def _states(self, new: Sequence[NewRun | PlainMessage], rows: Sequence[Any]) -> list[str | None]:
+    def add(self, connection: Connection, new: Sequence[NewRun | PlainMessage]) -> list[str | None]:
+        """Store runs and messages in the transaction that is open; return their states, for `to_send()`."""
+        with connection.pipeline():
+            added = self._insert(connection, new)
+        return added.states()
+
+    def to_send(self, new: Sequence[NewRun | PlainMessage], states: list[str | None]) -> list[str | None]:
         """Return what is to be sent; a row that was there already may be this very write, answered late."""
-        return [
-            _state(row) or (self.unclaimed(one.id) if isinstance(one, NewRun) else None)
-            for one, row in zip(new, rows, strict=True)
+        known = [
+            one.id for one, state in zip(new, states, strict=True) if not state and isinstance(one, NewRun)
         ]
+        unclaimed = self.unclaimed(known) if known else set()
+        return ["pending" if one.id in unclaimed else state for one, state in zip(new, states, strict=True)]
 
-    def _link(self, connection: Connection, run: int, fence: uuid.UUID, link: NewRun | PlainMessage) -> Any:
-        name = "enqueue" if isinstance(link, NewRun) else "enqueue_outbox"
-        return connection.execute(self._sql[name], self._new(link, run, fence))
-
-    def _new(
-        self, new: NewRun | PlainMessage, holder: int | None = None, fence: uuid.UUID | None = None
-    ) -> dict[str, Any]:
-        return {**new.__dict__, "check": self._check, "holder": holder, "fence": fence}
+    def _insert(
+        self,
+        connection: Connection,
+        new: Sequence[NewRun | PlainMessage],
+        holder: int | None = None,
+        fence: uuid.UUID | None = None,
+    ) -> Insertion:
+        return Insertion(connection, self._sql, new, self._check, holder, fence)
 
     def release(self, run: int, fence: uuid.UUID, release: Release) -> RunState:
         """Leave the worker for a retry, a timer or another worker; return the state the run is left in.
@@ -233,19 +274,19 @@ class RunStore:
         Raises `LeaseLostError` when another attempt owns the run.
         """
 
-        def work(connection: Connection) -> tuple[Any, list[Any]]:
+        def work(connection: Connection) -> tuple[Any, list[str | None]]:
             with connection.transaction():
                 left = connection.execute(self._sql["release"], self._leaving(run, fence, release)).fetchone()
                 if left is None or RunState(left["state"]).final:
                     return left, [None for _ in by]
                 with connection.pipeline():
-                    stored = [self._link(connection, run, closed(fence), one) for one in by]
-                return left, [cursor.fetchone() for cursor in stored]
+                    stored = self._insert(connection, by, run, closed(fence))
+                return left, stored.states()
 
         row, stored = self._connections.patiently(work)
         if row is None:
             raise LeaseLostError
-        return self._states(by, stored)
+        return self.to_send(by, stored)
 
     def _leaving(self, run: int, fence: uuid.UUID, release: Release) -> dict[str, Any]:
         return {**release.__dict__, "run": run, "fence": fence, "closed": closed(fence), "check": self._check}
@@ -320,9 +361,9 @@ class RunStore:
         if row is None:
             raise LeaseLostError
 
-    def withdraw(self, run_id: str) -> None:
-        """Forget a run whose message could not be sent."""
-        self._one("withdraw", {"id": run_id}, fetch=False)
+    def withdraw(self, ids: Sequence[str]) -> None:
+        """Forget runs whose messages could not be sent."""
+        self._one("withdraw", {"ids": list(ids)}, fetch=False)
 
     def outbox_done(self, keys: Sequence[int]) -> None:
         """Forget published messages to tasks without a run."""

@@ -20,6 +20,7 @@ class RunSummary:
         due: when a waiting run wakes, or when a pending run's message is next looked for.
         hostname: the worker of the latest attempt.
         error: what the latest attempt ended with, in one line.
+        awaits: the signal that a waiting run waits for.
         orphaned: whether the run is executing for a worker that is gone.
         now: the database's time of this view.
     """
@@ -54,6 +55,7 @@ class RunSummary:
     error: str | None
     orphaned: bool
     now: datetime
+    awaits: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", RunState(self.state))
@@ -83,7 +85,10 @@ class AttemptView:
 
 @dataclass(frozen=True, kw_only=True)
 class StepView:
-    """One stored step: `attempt` is the one that stored it, `seconds` how long its last try took."""
+    """One stored step: `attempt` is the one that stored it, `seconds` how long its last try took.
+
+    A wait has a `kind`: `sleep`, `signal` or `children`; and a `due` time if it ends by itself.
+    """
 
     key: str
     seq: int
@@ -97,6 +102,19 @@ class StepView:
     stored_at: datetime
     codec: str | None
     output_bytes: int | None
+    kind: str | None = None
+    due: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignalView:
+    """One signal that was sent to a run; `taken_by` is the key of the wait that received it, if one has."""
+
+    name: str
+    sent_at: datetime
+    actor: str | None
+    taken_by: str | None
+    payload_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,17 +127,36 @@ class EventView:
     detail: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class KeyView:
+    """A key that stands for a run: an idempotency key, a singleton's, a throttle's or a debounce's."""
+
+    kind: str
+    key: str
+    expires_at: datetime | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunView(RunSummary):
-    """The whole story of a run. Payloads are only measured: values are for whoever may read them."""
+    """The whole story of a run. Payloads are only measured: values are for whoever may read them.
+
+    Attributes:
+        forked_from: the run this one began as a fork of.
+        forks: runs that began as forks of this one.
+        keys: keys that a call would be given this run for.
+    """
 
     traceback: str | None
     result_type: str | None
     result_bytes: int | None
     body_bytes: int
+    forked_from: str | None = None
+    forks: tuple[str, ...] = ()
+    keys: tuple[KeyView, ...] = ()
     attempts: tuple[AttemptView, ...] = ()
     steps: tuple[StepView, ...] = ()
     events: tuple[EventView, ...] = ()
+    signals: tuple[SignalView, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -147,6 +184,62 @@ class Count:
     state: str
     reason: str | None
     runs: int
+
+
+@dataclass(frozen=True)
+class QueueStats:
+    """Pending runs of one queue; `seconds` is how long the first of them has waited for a worker."""
+
+    queue: str
+    runs: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class TaskStats:
+    """Runs of one task that ended within the window, and the seconds from their start to their end.
+
+    Half of them took at most `median_seconds`, 95 of 100 at most `slow_seconds`.
+    """
+
+    task: str
+    succeeded: int
+    failed: int
+    cancelled: int
+    median_seconds: float | None
+    slow_seconds: float | None
+
+
+@dataclass(frozen=True)
+class WorkerStats:
+    """A worker process: how many runs it executes, and the seconds since its last heartbeat."""
+
+    hostname: str
+    pid: int
+    silent: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class Stats:
+    """How the system is doing; `tasks` covers the last `window_seconds`."""
+
+    window_seconds: float
+    states: tuple[Count, ...]
+    queues: tuple[QueueStats, ...]
+    tasks: tuple[TaskStats, ...]
+    workers: tuple[WorkerStats, ...]
+
+
+@dataclass(frozen=True)
+class Payloads:
+    """The payloads of a run as they are stored: what an export decodes."""
+
+    message: bytes
+    body: bytes
+    result: bytes | None
+    result_type: str | None
+    outputs: tuple[tuple[str, str, bytes | None, str | None], ...]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,22 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class NewChain:
+    """The links of a long chain, as Celery keeps them: the last one first.
+
+    Attributes:
+        root: the tree of runs that it belongs to, and is deleted with.
+        links: their signatures, in this content type.
+    """
+
+    id: str
+    root: str
+    content_type: str
+    content_encoding: str
+    links: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
 class NewRun:
     """A run as `enqueue` stores it: what the keeper needs to publish its message again, and when."""
 
@@ -40,6 +56,26 @@ class NewRun:
     expires: timedelta | None = None
     expires_at: datetime | None = None
     publish: bool = True
+    chains: tuple[NewChain, ...] = ()
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of one task.
+
+    Attributes:
+        kind: when it is to be had again: `idempotency` and `throttle` after `ttl` or when the run is deleted,
+            `singleton` when the run is over, `debounce` when the run has started.
+        ttl: for how long it stands for its run, None for as long as the run is there.
+        delay: how long a debounced run waits for another call.
+        longest: how long it waits at most after the first one.
+    """
+
+    kind: str
+    key: str
+    ttl: timedelta | None = None
+    delay: timedelta | None = None
+    longest: timedelta | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +102,58 @@ class Finish:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One member of a chord's header that is over.
+
+    Attributes:
+        chord: the id of the header's group.
+        task_id: the id of the task.
+        position: its index in the header, -1 when it has none.
+        state: Celery's word for how it ended.
+        result: what the chord's body gets of it, or the error.
+    """
+
+    chord: str
+    task_id: str
+    position: int
+    state: str
+    result: bytes | None
+    result_type: str
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at a chord found, behind the commit of one of its parts.
+
+    Attributes:
+        complete: every part is there, and this look got the claim to start the body.
+        uncounted: parts that were counted one by one.
+        body: the signature of the body of a claimed chord.
+        header: the result ids of a header that is no plain list of tasks.
+        content_type: the format of both.
+    """
+
+    complete: bool
+    uncounted: int
+    body: bytes | None = None
+    header: bytes | None = None
+    content_type: str | None = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a finish has stored.
+
+    Attributes:
+        links: for each run or message that it starts its state, None for one that is not to be sent.
+        chord: the look at the chord that the run is a part of.
+    """
+
+    links: list[str | None]
+    chord: Look | None = None
+
+
+@dataclass(frozen=True)
 class Release:
     """How a run leaves its worker before it is over."""
 
@@ -84,6 +172,33 @@ class Release:
     queue: str | None = None
     priority: int | None = None
     discard: str = "none"
+
+
+@dataclass(frozen=True)
+class Wait:
+    """A wait as it is stored when it is met.
+
+    Attributes:
+        kind: `sleep`, `signal` or `children`.
+        awaits: the signal's name, or the id of a wait of children.
+        delay: how long, or `until` when; both None for a wait that nothing but its event ends.
+        output: what is kept with it until then.
+        late: what is stored as its error when nothing came in time, with its codec and in one line.
+    """
+
+    key: str
+    seq: int
+    kind: str
+    digest: bytes
+    arguments: str
+    awaits: str | None = None
+    delay: timedelta | None = None
+    until: datetime | None = None
+    output: bytes | None = None
+    clock: list[datetime] | None = None
+    late: bytes | None = None
+    late_codec: str | None = None
+    late_error: str | None = None
 
 
 def closed(fence: uuid.UUID) -> uuid.UUID:

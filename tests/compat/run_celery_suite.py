@@ -108,7 +108,7 @@ def run_file(
     report.unlink(missing_ok=True)
     plugins = ("pytest_timeout", "celery.contrib.pytest", "celery_suite_plugin")
     command = [sys.executable, "-m", "pytest", f"t/integration/{file}", "-q", "-rfE", "--tb=short"]
-    command += ["--timeout=120", f"--junit-xml={report}", *(f"-p{plugin}" for plugin in plugins)]
+    command += ["--timeout=300", f"--junit-xml={report}", *(f"-p{plugin}" for plugin in plugins)]
     command += options
     with log.open("wb") as output:
         subprocess.run(

@@ -40,9 +40,11 @@ ATTEMPTS = {
     "an outcome without an end": ("attempt_outcome", "outcome = 'lost'"),
     "an unknown outcome": ("attempt_outcome", "outcome = 'gone', ended_at = now()"),
 }
+CHORDS = {"a claim that never ends": ("chord_claim", "claimed_by = gen_random_uuid()")}
 CASES = {
     **{name: ("run", *case) for name, case in RUNS.items()},
     **{name: ("checkpoint", *case) for name, case in CHECKPOINTS.items()},
+    **{name: ("chord", *case) for name, case in CHORDS.items()},
     **{f"{name} of an attempt": ("attempt", *case) for name, case in ATTEMPTS.items()},
 }
 
@@ -62,6 +64,7 @@ def test_a_row_that_breaks_an_invariant_is_refused(
     worker = Worker(store)
     claim = worker.start()
     store.runs.checkpoint(claim.key, claim.fence, step_write("download", 1))
+    store.chords.extend("group-1")
 
     with pytest.raises(psycopg.errors.CheckViolation) as refused:
         execute(store, f"update durable.{table} set {change}")

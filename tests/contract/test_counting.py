@@ -14,14 +14,15 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
-from celery import Celery, Task, chain
+from celery import Celery, Task, chain, chord, group
 from celery.app.trace import build_tracer
 from contending import step_write
+from harness.wire import on_the_wire
 from inspecting import Worker, execute
 from metering import Meter, metered
 
 import celery_durable as durable
-from celery_durable import hooks
+from celery_durable import batching, hooks
 from celery_durable.run import RunState
 from celery_durable.store.runs import Finish, Release
 
@@ -128,6 +129,39 @@ def test_enqueueing_takes_one_round_trip_and_one_commit(
     assert meter.cost(lambda: task.apply_async(**options)) == ONE
 
 
+def messages(world: World) -> int:
+    """Take all messages out of the broker; return how many there were."""
+    with world.app.connection_for_read() as connection, connection.channel() as channel:
+        return int(channel.queue_purge("metered"))
+
+
+@pytest.mark.parametrize("losing", [False, True])
+def test_a_group_takes_one_round_trip_and_one_commit_for_each_five_hundred_members(
+    world: World, meter: Meter, monkeypatch: pytest.MonkeyPatch, *, losing: bool
+) -> None:
+    monkeypatch.setattr(batching, "_LINGER", 60.0)  # however slow the machine
+    task = world.task(nothing)
+    members = group(task.s(number) for number in range(1200))
+    members.apply_async()
+    messages(world)
+    before = meter.proxy.executions("runs", "enqueue_bulk")
+    results: list[Any] = []
+    fault = meter.proxy.lose_answer("runs", "enqueue_bulk") if losing else None
+
+    cost = meter.cost(lambda: results.append(members.apply_async()))
+
+    assert meter.proxy.executions("runs", "enqueue_bulk") - before == (4 if losing else 3)
+    (row,) = execute(
+        meter.store,
+        'select count(*) as runs, count(published_at) as published from durable.run where "group" = %s',
+        results[0].id,
+    )
+    assert row == {"runs": 1200, "published": 1200}
+    assert messages(world) == 1200
+    if fault is None:
+        assert cost == 3
+
+
 @pytest.mark.parametrize("steps", [0, 10, 1000])
 def test_a_claim_with_its_whole_history_takes_one_round_trip_and_one_commit(meter: Meter, steps: int) -> None:
     worker = Worker(meter.store)
@@ -196,6 +230,30 @@ def test_an_at_most_once_step_takes_two_round_trips_and_two_commits(world: World
     assert inside(world, meter, charge) == [2, FREE, FREE]
 
 
+@pytest.mark.parametrize("statements", [0, 3])
+def test_a_transaction_step_takes_two_round_trips_beside_its_statements_and_one_commit(
+    world: World, meter: Meter, statements: int
+) -> None:
+    @durable.transaction
+    def look(connection: psycopg.Connection[Any]) -> None:
+        for _ in range(statements):
+            connection.execute("select 1", prepare=True)
+
+    trips: list[int] = []
+    commits: list[int] = []
+
+    def body() -> None:
+        for _ in range(2):
+            before, sent = meter.trips, len(meter.proxy.statements)
+            look()
+            trips.append(meter.trips - before)
+            commits.append(meter.proxy.statements[sent:].count("commit"))
+
+    world.run(world.task(body))
+
+    assert (trips[1], commits[1]) == (2 + statements, 1)
+
+
 def test_starting_a_child_takes_one_round_trip_and_one_commit_and_its_replay_nothing(
     world: World, meter: Meter
 ) -> None:
@@ -228,10 +286,11 @@ def finished(world: World, meter: Meter, send: Callable[[Any], Any], **options: 
 
 
 def headers_of(meter: Meter, run_id: str) -> dict[str, Any]:
-    """Return what Celery's message of a run says of its callbacks and its chain."""
+    """Return what Celery's message of a run says of its callbacks, its chain and its chord."""
     (row,) = execute(meter.store, "select message, body from durable.run where id = %s", run_id)
-    embed = json.loads(bytes(row["body"]))[2]
-    return {"callbacks": embed["callbacks"], "chain": embed["chain"], "root_id": run_id}
+    headers, embed = json.loads(bytes(row["message"]))["headers"], json.loads(bytes(row["body"]))[2]
+    of_body = {name: embed[name] for name in ("callbacks", "chain", "chord")}
+    return {**of_body, "group": headers["group"], "group_index": headers["group_index"], "root_id": run_id}
 
 
 def test_a_finish_takes_one_round_trip_and_one_commit(world: World, meter: Meter) -> None:
@@ -247,10 +306,41 @@ def test_a_finish_that_starts_the_next_of_its_chain_takes_no_more(world: World, 
     assert finished(world, meter, send) == ONE
 
 
+def test_a_run_in_a_long_chain_takes_no_more_than_another(world: World, meter: Meter) -> None:
+    task = world.task(nothing)
+    links = chain(*[task.si()] * 30)
+    links.apply_async()
+    started: list[Any] = []
+
+    assert meter.cost(lambda: started.append(links.apply_async())) == ONE
+
+    above = started[0]
+    while above.parent is not None:
+        above = above.parent
+    tree = run_id = above.id
+    for _ in range(4):  # the first two prepare the statements
+        request = {**headers_of(meter, run_id), "root_id": tree}
+        costs = meter.cost(lambda run_id=run_id, request=request: world.deliver(task, run_id, **request))  # type: ignore[misc]
+        (row,) = execute(meter.store, "select id from durable.run where parent = %s", run_id)
+        run_id = row["id"]
+    assert costs == 2
+
+
 def test_a_finish_with_a_link_that_is_a_run_takes_no_more(world: World, meter: Meter) -> None:
     linked = world.task(nothing)
 
     assert finished(world, meter, lambda task: task.apply_async(link=linked.s())) == ONE
+
+
+def test_a_finish_that_starts_a_group_takes_one_statement_for_each_five_hundred_members(
+    world: World, meter: Meter
+) -> None:
+    member = world.task(nothing)
+    many = group(member.s() for _ in range(1200))
+    before = meter.proxy.executions("runs", "enqueue_bulk")
+
+    assert finished(world, meter, lambda task: task.apply_async(link=many)) == ONE
+    assert meter.proxy.executions("runs", "enqueue_bulk") - before == 2 * 3
 
 
 def test_a_finish_with_a_plain_link_takes_one_more_when_the_broker_has_it(world: World, meter: Meter) -> None:
@@ -258,6 +348,33 @@ def test_a_finish_with_a_plain_link_takes_one_more_when_the_broker_has_it(world:
     plain = world.task(nothing, base=Task)
 
     assert finished(world, meter, lambda task: task.apply_async(link=plain.s())) == 2
+
+
+def test_a_finish_that_is_a_part_of_a_chord_takes_no_more_but_two_commits(world: World, meter: Meter) -> None:
+    """The part is stored with the finish; behind their commit, in the same trip, is the look at the chord."""
+    body = world.task(nothing)
+
+    def send(task: Any) -> Any:
+        return chord([task.si(), task.si()], body.s()).apply_async().parent.results[0]
+
+    assert finished(world, meter, send) == ONE
+    *_, begin, finish, part, commit, look = meter.proxy.statements
+    assert (begin, commit) == ("begin", "commit")
+    assert [finish, part, look] == [
+        on_the_wire("runs", "finish"),
+        on_the_wire("chords", "part"),
+        on_the_wire("chords", "look"),
+    ]
+
+
+def test_the_last_part_of_a_chord_starts_the_body_in_five_more(world: World, meter: Meter) -> None:
+    """The results are read; the end of the chord and its body are one transaction of four."""
+    body = world.task(nothing)
+
+    def send(task: Any) -> Any:
+        return chord([task.si()], body.s()).apply_async().parent.results[0]
+
+    assert finished(world, meter, send) == 1 + 1 + 4
 
 
 def test_leaving_a_worker_takes_one_round_trip_and_one_commit(meter: Meter) -> None:

@@ -122,7 +122,7 @@ def test_a_tree_with_a_run_resumed_while_it_was_judged_stays(store: Store, *, na
 
     def judge(slow: Store) -> None:
         with slow.connections.dedicated() as connection:
-            connection.execute(sql.encode(), {"age": WEEK, "limit": 10})
+            connection.execute(sql.encode(), {"age": WEEK, "failed_age": WEEK, "limit": 10})
 
     with stalled(store) as start:
         judging = start(judge)
@@ -145,13 +145,36 @@ def test_a_tree_with_a_run_that_is_being_resumed_stays(store: Store) -> None:
 def test_who_resumes_a_run_that_was_just_pruned_finds_nothing(store: Store) -> None:
     failed_tree(store)
     with open_transaction(store) as pruning:
-        pruning.execute(queries.load("keeper")["prune"].encode(), {"age": WEEK, "limit": 10})
+        pruning.execute(
+            queries.load("keeper")["prune"].encode(), {"age": WEEK, "failed_age": WEEK, "limit": 10}
+        )
         resuming = background(lambda: resume(store, "child"))
         wait_until_blocked(store)
 
     resuming.result(10)
     assert ids(store) == []
     assert orphan_rows(store) == {"checkpoint": 0, "attempt": 0, "event": 0}
+
+
+@pytest.mark.parametrize(
+    ("failed_age", "left"),
+    [(timedelta(days=1), ["root", "child"]), (timedelta(days=30), ["root", "child", "failed"])],
+)
+def test_failed_runs_may_be_kept_for_another_time_and_a_tree_for_the_longest(
+    store: Store, failed_age: timedelta, left: list[str]
+) -> None:
+    worker = Worker(store)
+    over(worker, "root")
+    worker.fail(worker.start("child", root="root"))
+    execute(store, "update durable.run set finished_at = finished_at - interval '3 days'")
+    worker.fail(worker.start("failed"))
+    execute(store, "update durable.run set finished_at = finished_at - interval '3 days' where id = 'failed'")
+    if failed_age > WEEK:
+        over(worker, "old")
+        execute(store, "update durable.run set finished_at = finished_at - interval '8 days'")
+
+    assert store.prune(WEEK, failed_age=failed_age) == 1
+    assert ids(store) == left
 
 
 def test_a_late_message_does_not_bring_a_pruned_run_back(store: Store) -> None:

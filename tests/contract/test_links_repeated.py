@@ -19,9 +19,9 @@ PLAIN = PlainMessage("plain-1", b"{}", b"[]")
 
 def test_links_of_a_finish_whose_answer_was_lost_are_still_to_be_sent_and_are_kept_once(store: Store) -> None:
     claim = Worker(store).start()
-    lost = store.runs.finish(claim.key, claim.fence, SUCCESS, [RUN, PLAIN])
+    lost = store.runs.finish(claim.key, claim.fence, SUCCESS, [RUN, PLAIN]).links
 
-    answer = store.runs.finish(claim.key, claim.fence, SUCCESS, [RUN, PLAIN])
+    answer = store.runs.finish(claim.key, claim.fence, SUCCESS, [RUN, PLAIN]).links
 
     assert answer == lost
     assert answer[0] == "pending"
@@ -35,4 +35,4 @@ def test_a_link_that_a_worker_has_taken_meanwhile_is_not_sent_again(store: Store
     store.runs.finish(claim.key, claim.fence, SUCCESS, [RUN])
     worker.claim(RUN.id)
 
-    assert store.runs.finish(claim.key, claim.fence, SUCCESS, [RUN]) == [None]
+    assert store.runs.finish(claim.key, claim.fence, SUCCESS, [RUN]).links == [None]

@@ -101,7 +101,7 @@ class Interleavings(RuleBasedStateMachine):
         if not run.deleted:
             assert self.store.enqueue(self._new_run(run, 0)) is None
             unclaimed = run.state == "pending" and run.attempts == 0
-            assert self.store.unclaimed(run.id) == ("pending" if unclaimed else None)
+            assert self.store.unclaimed([run.id]) == ({run.id} if unclaimed else set())
 
     @rule(target=attempts, run=runs, worker=workers)
     def claim(self, run: Run, worker: Worker) -> Any:
@@ -212,7 +212,7 @@ class Interleavings(RuleBasedStateMachine):
         if not attempt.holds:
             if attempt.finish is not None and run.closed_by == attempt.fence and not run.deleted:
                 before = Finish(RunState(attempt.finish[0]), attempt.finish[1], "application/json")
-                assert self.store.finish(attempt.key, attempt.fence, before) == []
+                assert self.store.finish(attempt.key, attempt.fence, before).links == []
                 finish = Finish(RunState.CANCELLED, b"another", "application/json")
             with pytest.raises(LeaseLostError):
                 self.store.finish(attempt.key, attempt.fence, finish)

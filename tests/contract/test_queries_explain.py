@@ -23,17 +23,18 @@ if TYPE_CHECKING:
 
 # These look at everything, on purpose, when a person asks.
 LOOKS_AT_EVERYTHING = {
+    ("chords", "expire"),
     ("inspection", "counts"),
+    ("keeper", "prunable"),
     ("health", "ailing"),
     ("health", "server"),
     ("health", "held"),
     ("health", "tables"),
     ("messages", "queues"),
 }
-# Small by nature: one row per worker process, queue or consumer, one leader, links on their way.
-SMALL_TABLES = {"worker", "leader", "outbox", "migration", "queue", "binding", "consumer"} | {
-    "message_id_seq"
-}
+# Small by nature: one row per worker process, one leader, messages on their way, the server's own catalogue.
+SMALL_TABLES = {"worker", "leader", "outbox", "migration", "pg_database", "pg_namespace", "pg_class"}
+SMALL_TABLES |= {"queue", "binding", "consumer", "message_id_seq"}  # of the broker
 FILTERS = ["states", "task", "reason", "has_error", "has_no_error", "worker", "since", "until"]
 
 FILL = """
@@ -61,6 +62,15 @@ insert into durable.checkpoint
 insert into durable.attempt (run_key, number, fence, worker, hostname, pid)
     select key, 1, fence, 1, 'worker@1', 1 from durable.run;
 insert into durable.event (run_key, kind) select key, 'recovered' from durable.run where key % 5 = 0;
+insert into durable.signal (run_key, name, payload, codec, idempotency_key, taken_by)
+    select key, 'approved', '1', 'json', n, case when n > 1 then 'wait_for_signal:approved' end
+    from durable.run, generate_series(1, 2) n where key % 3 = 0;
+insert into durable.chain (id, root, content_type, content_encoding)
+    select gen_random_uuid(), id, 'application/json', 'utf-8' from durable.run where key % 5 = 0;
+insert into durable.chain_link (chain, number, signature)
+    select id, n, '{}' from durable.chain, generate_series(1, 5) n;
+insert into durable.once (task, kind, key, run)
+    select 'task-' || n % 20, 'idempotency', 'key-' || n, 'run-' || n from generate_series(1, 20000) n;
 insert into durable.result (task_id, status, date_done)
     select 'plain-' || n, 'SUCCESS', now() - n * interval '1 minute' from generate_series(1, 20000) n;
 insert into durable.queue (name) select 'queue-' || n from generate_series(1, 10) n;
@@ -72,8 +82,17 @@ insert into durable.message (queue, priority, payload, holder, expires_at)
     select 'queue-' || n % 10, n % 3, repeat('x', 800)::bytea, case when n % 50 = 0 then n % 25 end,
            case when n % 20 = 1 then now() - (n % 9 - 4) * interval '1 hour' end
     from generate_series(1, 20000) n;
+insert into durable.transaction_step (run_id, step_key, attempt, fence)
+    select 'run-' || n, 'step', 1, gen_random_uuid() from generate_series(1, 20000) n;
 insert into durable.result_group (id, result, result_type, date_done)
     select 'group-' || n, '[]', 'json', now() - n * interval '1 minute' from generate_series(1, 5000) n;
+insert into durable.chord (id, size, counted, created_at, check_at, done_at)
+    select 'group-' || n, 9, 5, now() - n * interval '1 minute', now() + (n % 100 - 1) * interval '1 minute',
+           case when n % 10 <> 0 then now() end
+    from generate_series(1, 5000) n;
+insert into durable.chord_part (chord, task_id, position, state, result, counted)
+    select 'group-' || n, 'part-' || part, part, 'SUCCESS', '1', part < 5
+    from generate_series(1, 5000) n, generate_series(0, 7) part;
 """
 _TYPES = (
     "select format_type(oid, null) as name from unnest(%s::oid[]) with ordinality as t (oid, n) order by n"
@@ -89,6 +108,7 @@ def filled(postgres_url: str) -> Iterator[Connection]:
         server.execute(f"create database {name}".encode())
         made = Store(url, Settings())
         made.migrate()
+        made.transactions(url).install()  # as if it were a user's database on another server
         with psycopg.connect(url, autocommit=True, row_factory=dict_row) as connection:
             connection.execute(FILL.encode())
             connection.execute("vacuum analyze")

@@ -30,7 +30,7 @@ def test_the_same_id_sent_from_everywhere_at_once_is_one_run(store: Store) -> No
     states = together(*[lambda: store.runs.enqueue(run)] * 4)
 
     assert sorted(states, key=bool) == [None, None, None, "pending"]
-    assert store.runs.unclaimed(run.id) == "pending"
+    assert store.runs.unclaimed([run.id]) == {run.id}
     assert execute(store, "select count(*) as runs from durable.run") == [{"runs": 1}]
 
 
@@ -50,7 +50,7 @@ def test_an_enqueue_repeated_after_its_answer_was_lost_says_that_the_run_is_to_b
 
     assert first == ("waiting" if delay else "pending")
     assert again is None  # so that the caller does not take it for its own
-    assert store.runs.unclaimed(run.id) == (None if delay else "pending")  # what waits is not sent now
+    assert store.runs.unclaimed([run.id]) == (set() if delay else {run.id})  # what waits is not sent now
     assert execute(store, "select count(*) as runs from durable.run") == [{"runs": 1}]
 
 
@@ -111,8 +111,7 @@ def test_a_caller_who_was_told_that_sending_failed_leaves_no_run(store: Store) -
     worker = Worker(store)
     unsent, claimed = worker.enqueue(), worker.start()
 
-    store.runs.withdraw(unsent)
-    store.runs.withdraw(claimed.id)
+    store.runs.withdraw([unsent, claimed.id])
 
     assert execute(store, "select id from durable.run") == [{"id": claimed.id}]
 
@@ -148,13 +147,6 @@ def test_a_superseded_attempt_starts_no_child(store: Store) -> None:
 
     assert execute(store, "select count(*) as runs from durable.run") == [{"runs": 1}]
     assert execute(store, "select key from durable.checkpoint") == []
-
-
-def test_many_runs_are_stored_in_one_transaction(store: Store) -> None:
-    known = Worker(store).start()
-    runs = [new(), new(known.id), new(countdown=timedelta(hours=1))]
-
-    assert store.runs.enqueue_many(runs) == ["pending", None, "waiting"]
 
 
 def test_a_run_replaced_by_a_canvas_takes_its_place_again_when_the_body_comes_back(store: Store) -> None:

@@ -7,12 +7,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from attempting import Killed, Story
 from contending import move_clock
-from inspecting import Worker, execute
-from replaying import inside, seam
+from inspecting import execute
+from replaying import inside
 
 import celery_durable as durable
-from celery_durable.config import Settings
 from celery_durable.exceptions import (
     LeaseLostError,
     NondeterminismError,
@@ -20,20 +20,14 @@ from celery_durable.exceptions import (
     SerializationError,
     StepInterruptedError,
 )
-from celery_durable.executor import Execution, Suspended
+from celery_durable.seam import Suspended
 from celery_durable.store.runs import NewRun, Release
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from celery_durable.store import Store
 
 NOW = timedelta(0)
 done: list[str] = []
-
-
-class Killed(BaseException):
-    """The process ends here: nothing after it is executed, nothing is stored."""
 
 
 @durable.step
@@ -67,45 +61,6 @@ def connect() -> Any:
 @pytest.fixture(autouse=True)
 def _nothing_done() -> None:
     done.clear()
-
-
-class Story:
-    """One run, attempt after attempt."""
-
-    def __init__(self, store: Store) -> None:
-        self.store, self.worker = store, Worker(store)
-        self.id = self.worker.enqueue()
-
-    def claimed(self, **settings: Any) -> Execution:
-        outcome = self.store.runs.claim(
-            self.id, fence=uuid.uuid4(), token=self.worker.token, pid=7, revision=0
-        )
-        assert isinstance(outcome, tuple), outcome
-        return Execution(
-            *outcome,
-            runs=self.store.runs,
-            settings=Settings(**{"outage_budget": 0.0, **settings}),
-            seam=seam(),
-        )
-
-    def attempt(self, body: Callable[[], Any], **settings: Any) -> Any:
-        """Run a body; the attempt is then lost, as if its process had been killed."""
-        execution = self.claimed(**settings)
-        try:
-            value = inside(execution, body)
-            execution.conclude()
-        except Killed:
-            value = None
-        finally:
-            self.take_away()
-        return value
-
-    def take_away(self) -> None:
-        self.store.runs.release_strays(self.worker.token, self.store.runs.owned(self.worker.token))
-
-    def steps(self) -> dict[str, tuple[str, int]]:
-        rows = execute(self.store, "select key, outcome, tries from durable.checkpoint order by seq")
-        return {row["key"]: (row["outcome"], row["tries"]) for row in rows}
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def test_a_finish_repeated_after_its_answer_was_lost_is_the_same_finish(
     claim = Worker(store).start()
 
     def repeat() -> list[str | None]:
-        return store.runs.finish(claim.key, claim.fence, outcome)
+        return store.runs.finish(claim.key, claim.fence, outcome).links
 
     with in_transaction(store) as lost:
         lost.finish(claim.key, claim.fence, outcome)
@@ -185,7 +185,7 @@ def test_links_are_stored_with_the_finish_or_not_at_all(store: Store) -> None:
     claim = worker.start()
     links = [link("chain-1"), PlainMessage("plain-1", b"{}", b"[]")]
 
-    states = store.runs.finish(claim.key, claim.fence, SUCCESS, links)
+    states = store.runs.finish(claim.key, claim.fence, SUCCESS, links).links
 
     assert states[0] == "pending"
     assert execute(store, "select id from durable.run where id <> %s", claim.id) == [{"id": "chain-1"}]
@@ -215,7 +215,7 @@ def test_links_of_a_repeated_finish_are_stored_once(store: Store, *, still_commi
     claim = Worker(store).start()
 
     def finish(runs: RunStore) -> list[str | None]:
-        return runs.finish(claim.key, claim.fence, SUCCESS, [link("chain-1"), link("chain-2")])
+        return runs.finish(claim.key, claim.fence, SUCCESS, [link("chain-1"), link("chain-2")]).links
 
     with in_transaction(store) as lost:
         finish(lost)
@@ -236,7 +236,7 @@ def test_a_link_whose_id_is_taken_is_left_as_it_is(store: Store) -> None:
     known = worker.start("chain-1")
     claim = worker.start()
 
-    assert store.runs.finish(claim.key, claim.fence, SUCCESS, [link("chain-1")]) == [None]
+    assert store.runs.finish(claim.key, claim.fence, SUCCESS, [link("chain-1")]).links == [None]
     assert row(store, known.id)["state"] == "running"
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery import group
 from harness.waiting import eventually
 from kombu import Connection
 from kombu.exceptions import OperationalError
+
+from celery_durable.store.bulk import ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -115,3 +119,26 @@ def test_a_caller_that_asked_for_it_is_told_that_the_broker_is_away_and_no_run_i
                 world.send("plain", "lost")
 
         assert world.tables.one("select count(*) from durable.run") == 1
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_group_whose_broker_dies_between_its_batches_loses_no_member_that_its_caller_is_not_told_of(
+    new_world: Callable[..., Any], private_redis: PrivateRedis, *, told: bool
+) -> None:
+    errors = "raise" if told else "store"
+    url = private_redis.url
+    with new_world(broker=url, durable_publish_errors=errors, task_publish_retry=False) as world:
+        plain = world.app.tasks["plain"]
+
+        def members() -> Iterator[Any]:
+            for number in range(ROWS + 20):
+                if number == ROWS + 10:
+                    assert private_redis.messages(world.setup.queue)[0] == ROWS
+                    private_redis.kill()
+                yield plain.s(str(number))
+
+        with pytest.raises(OperationalError) if told else nullcontext():
+            group(members()).apply_async()
+
+        left = "select count(published_at) as sent, count(*) as stored from durable.run"
+        assert world.tables.rows(left) == [{"sent": ROWS, "stored": ROWS + (0 if told else 20)}]

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery.exceptions import TimeoutError as ResultTimeoutError
 from contending import together
 from harness.setup import Setup
 
@@ -36,10 +37,10 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
         made.close()
 
 
-def seconds(work: Callable[[], Any]) -> float:
+def seconds(work: Callable[[], Any], error: type[Exception] = StoreUnavailableError) -> float:
     """Return how long it takes `work` to say that Postgres is away."""
     began = time.monotonic()
-    with pytest.raises(StoreUnavailableError):
+    with pytest.raises(error):
         work()
     return time.monotonic() - began
 
@@ -51,7 +52,7 @@ def test_callers_and_those_who_wait_for_results_hear_within_their_budget_however
         return seconds(lambda: app.tasks["plain"].delay("x"))
 
     def wait() -> float:
-        return seconds(lambda: app.AsyncResult("some-id").get(timeout=2))
+        return seconds(lambda: app.AsyncResult("some-id").get(timeout=2), ResultTimeoutError)
 
     def look() -> float:
         return seconds(lambda: app.AsyncResult("some-id").state)
@@ -59,6 +60,20 @@ def test_callers_and_those_who_wait_for_results_hear_within_their_budget_however
     took = together(*[send] * 8, wait, look)
 
     assert max(took) < IN_TIME, took
+
+
+def test_a_wait_without_a_timeout_outlasts_the_outage_budget_and_no_more(app: Celery) -> None:
+    app.conf.durable_outage_budget = BUDGET
+
+    took = seconds(lambda: app.AsyncResult("some-id").get())
+
+    assert BUDGET <= took < IN_TIME
+
+
+def test_a_wait_that_timed_out_because_postgres_was_away_says_so(app: Celery) -> None:
+    with pytest.raises(ResultTimeoutError) as caught:
+        app.AsyncResult("some-id").get(timeout=0.1)
+    assert isinstance(caught.value.__cause__, StoreUnavailableError)
 
 
 def test_the_budgets_that_users_have_are_seconds() -> None:

@@ -104,6 +104,22 @@ def patient(self: Task[..., Any], delay: float) -> list[Any]:
     return [first, work.options(name="second")("second")]
 
 
+def napping(seconds: float) -> list[Any]:
+    """Sleep between two steps."""
+    _body("napping")
+    first = work.options(name="first")("first")
+    durable.sleep(seconds=seconds)
+    return [first, work.options(name="second")("second")]
+
+
+def approval(timeout: float | None = None) -> list[Any]:
+    """Wait for a signal between two steps."""
+    _body("approval")
+    first = work.options(name="first")("first")
+    payload = durable.wait_for_signal("approved", timeout=timeout)
+    return [first, payload, work.options(name="second")("second")]
+
+
 def tail(outcome: str) -> int:
     """Do a step; then, outside of any, wait at a gate and end; return the process id."""
     _body("tail")
@@ -129,8 +145,53 @@ def plain(text: str) -> str:
     return text
 
 
+@durable.transaction
+def entry(connection: Any, name: str, seconds: float) -> str:
+    """Leave a row in a table of the user's; be slow about it."""
+    run, key = durable.current_run(), durable.idempotency_key()
+    _here[-1].ledger.write("start", name, run=run.id)
+    connection.execute("insert into entry values (%s)", (key,))
+    take(seconds)
+    _here[-1].gates.pass_through(name)
+    return f"{name} done"
+
+
+def bookkeeping(names: list[str], seconds: float = 0.0, database: str | None = None) -> list[str]:
+    """Do one transaction per name, every second one in another database if there is one."""
+    _body("bookkeeping")
+    return [
+        entry.options(name=name, database=database if number % 2 else None)(name, seconds)
+        for number, name in enumerate(names)
+    ]
+
+
 def _body(name: str) -> None:
     _here[-1].ledger.write("body", name, run=durable.current_run().id)
+
+
+def echo(text: str) -> str:
+    """Return what is given (no durable task)."""
+    return text
+
+
+def join(parts: list[Any]) -> list[Any]:
+    """Be the body of a chord."""
+    _body("join")
+    return sorted(parts)
+
+
+class Fragile(durable.DurableTask):
+    """A task whose first sender is killed before anything of it is stored."""
+
+    abstract = True
+
+    def apply_async(self, *args: Any, **options: Any) -> Any:
+        """Die once, then send."""
+        ledger = _here[-1].ledger
+        if not ledger.count("killed", self.name):
+            ledger.write("killed", self.name)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().apply_async(*args, **options)
 
 
 def on_error(request: Any, error: BaseException, _: Any) -> None:
@@ -153,8 +214,14 @@ def register(app: Celery, ledger: Ledger, gates: Gates) -> None:
     app.task(flaky, name="flaky", bind=True, **soon)
     app.task(persistent, name="persistent", **soon)
     app.task(patient, name="patient", bind=True)
+    app.task(napping, name="napping", **soon)
+    app.task(approval, name="approval", **soon)
     app.task(tail, name="tail", **soon)
     app.task(threaded, name="threaded", **soon)
     app.task(plain, name="plain", **soon)
+    app.task(bookkeeping, name="bookkeeping", **soon)
+    app.task(join, name="join", **soon)
+    app.task(join, name="fragile", base=Fragile, **soon)
+    app.task(echo, name="not_durable", base=Task)
     app.task(on_error, name="on_error", base=Task)
     app.task(on_success, name="on_success")

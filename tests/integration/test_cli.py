@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
+import psycopg
 import pytest
 from celery import Celery
 from celery.bin.celery import celery as celery_command
@@ -25,12 +26,13 @@ from inspecting import Worker, execute
 from celery_durable import DurableTask, envelope
 from celery_durable.config import Settings
 from celery_durable.run import RunState
-from celery_durable.store import Store
+from celery_durable.store import Store, migrate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+NEWEST, NUMBERS = migrate.newest(), [migration.number for migration in migrate.migrations()]
 NO_BROKER = "redis://127.0.0.1:1/0"
 
 
@@ -94,8 +96,8 @@ def test_init_creates_the_schema_and_a_second_one_finds_nothing_to_do(
     first = cli.json("init")
     second = cli.json("init")
 
-    assert (first["from"], first["to"], [one["number"] for one in first["applied"]]) == (0, 1, [1])
-    assert (second["from"], second["to"], second["applied"]) == (1, 1, [])
+    assert (first["from"], first["to"], [one["number"] for one in first["applied"]]) == (0, NEWEST, NUMBERS)
+    assert (second["from"], second["to"], second["applied"]) == (NEWEST, NEWEST, [])
     assert "Nothing to do" in cli("init")
 
 
@@ -104,7 +106,31 @@ def test_init_before_a_deploy_leaves_out_what_old_workers_cannot_live_with(
 ) -> None:
     cli = command(f"durable+{database_url}")
 
-    assert [one["phase"] for one in cli.json("init", "--phase", "pre")["applied"]] == ["pre"]
+    assert [one["phase"] for one in cli.json("init", "--phase", "pre")["applied"]] == ["pre"] * len(NUMBERS)
+
+
+def test_init_makes_the_table_of_transaction_steps_in_a_users_database(
+    command: Callable[..., Cli], database_url: str
+) -> None:
+    cli = command(
+        "durable+postgresql://localhost:1/away", durable_databases={"billing": database_url}
+    )  # the store itself is not asked
+
+    def tables() -> list[str]:
+        with psycopg.connect(database_url) as connection:
+            rows = connection.execute(
+                "select tablename from pg_tables where schemaname = 'durable'"
+            ).fetchall()
+        return [name for (name,) in rows]
+
+    assert "Would create durable.transaction_step" in cli("init", "--database", "billing", "--dry-run")
+    assert tables() == []
+    assert cli.json("init", "--database", "billing")["table"] == "durable.transaction_step"
+    assert "There is now durable.transaction_step" in cli("init", "--database", database_url)
+    assert tables() == ["transaction_step"]
+    assert "durable_databases has no 'biling'; it has 'billing'" in cli(
+        "init", "--database", "biling", status=1
+    )
 
 
 def test_init_by_several_at_once_applies_everything_once(tmp_path: Path, database_url: str) -> None:
@@ -118,7 +144,7 @@ def test_init_by_several_at_once_applies_everything_once(tmp_path: Path, databas
     with ThreadPoolExecutor(3) as pool:
         results = list(pool.map(init, range(3)))
 
-    assert sorted(len(result["applied"]) for result in results) == [0, 0, 1]
+    assert sorted(len(result["applied"]) for result in results) == [0, 0, len(NUMBERS)]
 
 
 def test_without_a_schema_every_command_names_the_one_that_makes_it(
@@ -184,7 +210,11 @@ def test_runs_counts(cli: Cli, store: Store) -> None:
 
 def test_wrong_usage_has_status_two(cli: Cli) -> None:
     assert "neither like" in cli("runs", "--since", "soon", status=2)
-    assert "Missing argument" in cli("resume", status=2)
+    assert "Which runs?" in cli("resume", status=2)
+    assert "not both" in cli("cancel", "x", "--state", "failed", status=2)
+    assert "not JSON" in cli("fork", "x", "--set", "step=abc", status=2)
+    assert "no JSON array" in cli("fork", "x", "--args", "{}", status=2)
+    assert "how long ago" in cli("prune", "--older-than", "2026-01-01", status=2)
     assert "terminal" in cli("runs", "--watch", status=2)
 
 
@@ -230,6 +260,65 @@ def test_the_beginning_of_several_ids_lists_them(cli: Cli, store: Store) -> None
     assert "video-1" in text
     assert "video-2" in text
     assert cli.json("show", "audio", status=1)["error"]["type"] == "RunNotFoundError"
+
+
+def test_resume_by_filter_counts_first_and_then_does_it(cli: Cli, store: Store) -> None:
+    worker = Worker(store)
+    failed = [worker.fail(worker.start(), reason="exhausted") for _ in range(12)]
+    worker.fail(worker.start(task="media.other"))
+
+    text = cli("resume", "--why", "exhausted", "--since", "2h", "--dry-run")
+    document = cli.json("resume", "--why", "exhausted", "--dry-run")
+    assert "12 runs match; nothing was changed" in text
+    assert "and 2 more" in text
+    assert document == {"dry_run": True, "matching": 12, "runs": failed[::-1]}
+
+    assert "12 of 12 matching runs changed; 12 messages are sent later" in cli("resume", "--why", "exhausted")
+    assert len(cli.json("runs", "--state", "pending")["runs"]) == 12
+    assert len(cli.json("cancel", "--state", "pending", "--task", "media.process")["runs"]) == 12
+
+
+def test_fork_says_what_runs_again_and_show_tells_both_ends(cli: Cli, store: Store) -> None:
+    @cli.app.task(base=DurableTask, name="media.process", shared=False)
+    def process(source: str) -> None: ...
+
+    run_id = process.delay("a.mp4").id
+    worker = Worker(store)
+    claim = worker.claim(run_id)
+    worker.step(claim, "fetch", 1)
+    worker.step(claim, "probe", 2, "error")
+    worker.fail(claim)
+
+    text = cli("fork", run_id, "--from", "probe", "--dry-run")
+    assert "would be kept: fetch" in text
+    assert "would run again: probe" in text
+    assert cli.json("fork", run_id, "--set", 'probe={"~decimal": "1"}', "--dry-run")["overridden"] == [
+        "probe"
+    ]
+
+    forked = cli.json("fork", run_id, "--from", "probe", "--args", '["b.mp4"]')
+    assert (forked["kept"], forked["again"], forked["published"]) == (["fetch"], ["probe"], False)
+    assert f"fork of {run_id}" in cli("show", forked["id"])
+    assert f"forked as {forked['id']}" in cli("show", run_id)
+    assert cli.json("export", forked["id"])["run"]["payloads"]["args"] == ["b.mp4"]
+    assert "payloads" not in json.loads(cli("export", run_id, "--no-payloads"))["run"]
+    error = cli.json("fork", run_id, "--from", "prob", status=1)["error"]
+    assert error["type"] == "StepNotFoundError"
+
+
+def test_prune_and_stats(cli: Cli, store: Store) -> None:
+    worker = Worker(store)
+    worker.fail(worker.start())
+    worker.enqueue()
+
+    stats = cli.json("stats", "--window", "1d")
+    text = cli("stats")
+
+    assert [task["failed"] for task in stats["tasks"]] == [1]
+    assert stats["window_seconds"] == 86_400
+    assert all(word in text for word in ("media.process", "worker@one", "PENDING", "the last 1 h"))
+    assert "1 runs would be deleted" in cli("prune", "--older-than", "0s", "--dry-run")
+    assert cli.json("prune", "--older-than", "0s") == {"dry_run": False, "runs": 1}
 
 
 def test_cancel_does_what_it_can_and_says_what_it_cannot(cli: Cli, store: Store) -> None:

@@ -70,7 +70,7 @@ def exhausted(world: World) -> str:
 
 def report(world: World) -> int:
     with keeper(store_of(world)) as statements:
-        return services.report_failures(world.app, statements)
+        return services.report_endings(world.app, statements)
 
 
 def test_the_keeper_calls_the_error_callback_of_a_run_whose_worker_is_gone(idle: World) -> None:

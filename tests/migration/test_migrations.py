@@ -43,6 +43,8 @@ with psycopg.connect(sys.argv[1], autocommit=True, row_factory=dict_row) as conn
     print(len(migrate.migrate(connection)))
 """
 
+NUMBERS = [migration.number for migration in migrate.migrations()]
+
 
 @pytest.fixture
 def empty(database_url: str) -> Iterator[Store]:
@@ -61,10 +63,6 @@ def versions(store: Store) -> list[int]:
     with store.connections.dedicated() as connection:
         rows = connection.execute("select number from durable.migration order by number").fetchall()
     return [row["number"] for row in rows]
-
-
-def numbers() -> list[int]:
-    return [migration.number for migration in migrate.migrations()]
 
 
 def files() -> dict[str, bytes]:
@@ -93,8 +91,10 @@ def test_a_changed_or_missing_migration_is_noticed() -> None:
     assert changed({"0000_gone.pre.sql": "0"}, files()) == ["0000_gone.pre.sql"]
 
 
-def test_migrations_are_numbered_in_order() -> None:
-    assert numbers() == sorted(set(numbers()))
+def test_migrations_have_a_number_each() -> None:
+    numbers = [migration.number for migration in migrate.migrations()]
+
+    assert numbers == sorted(set(numbers))
     assert all(re.fullmatch(r"\d{4}_\w+\.(pre|post)\.sql", name) for name in files())
 
 
@@ -106,8 +106,8 @@ def test_migrators_that_start_at_once_apply_everything_once(empty: Store) -> Non
         barrier.execute("select pg_advisory_unlock(%s)", (migrate._LOCK,))
     answers = [process.communicate(timeout=30) for process in processes]
 
-    assert sorted(int(out) for out, _ in answers) == [0, 0, len(numbers())], answers
-    assert versions(empty) == numbers()
+    assert sorted(int(out) for out, _ in answers) == [0, 0, len(NUMBERS)], answers
+    assert versions(empty) == NUMBERS
 
 
 def test_a_migrator_killed_half_way_leaves_nothing_and_the_next_one_does_it_all(empty: Store) -> None:
@@ -120,8 +120,8 @@ def test_a_migrator_killed_half_way_leaves_nothing_and_the_next_one_does_it_all(
         assert migrate.installed(obstacle) == 0
         obstacle.execute("select pg_advisory_unlock(99)")
 
-    assert len(empty.migrate()) == len(numbers())
-    assert versions(empty) == numbers()
+    assert len(empty.migrate()) == len(NUMBERS)
+    assert versions(empty) == NUMBERS
 
 
 def test_a_migration_that_fails_takes_the_others_with_it(
@@ -141,7 +141,7 @@ def test_a_migration_that_fails_takes_the_others_with_it(
 
 
 def test_migrating_again_changes_nothing(empty: Store) -> None:
-    assert len(empty.migrate()) == len(numbers())
+    assert len(empty.migrate()) == len(NUMBERS)
     assert empty.migrate() == []
 
 
@@ -157,7 +157,7 @@ def test_a_store_that_may_migrates_at_its_first_use(database_url: str) -> None:
     store.runs.reported("x")
     store.connections.close()
 
-    assert versions(store) == numbers()
+    assert versions(store) == NUMBERS
 
 
 def test_a_schema_from_the_future_is_an_error_that_says_to_upgrade(empty: Store) -> None:

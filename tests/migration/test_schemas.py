@@ -36,6 +36,7 @@ def stores(database_url: str) -> Iterator[list[Store]]:
 
 def test_every_statement_works_in_a_schema_of_another_name(stores: list[Store]) -> None:
     for store in stores:
+        store.transactions(store.url).install()
         with store.connections.dedicated() as connection:
             for noun, name in EVERY_QUERY:
                 sql = with_filters(queries.load(noun, store.settings.schema)[name], FILTERS)

@@ -88,7 +88,7 @@ def test_a_thread_that_the_body_starts_joins_the_one_run_of_this_process() -> No
 
 def test_a_thread_started_within_a_step_is_part_of_the_step() -> None:
     execution = replaying()
-    execution.inside = "download"
+    execution._performer.inside = "download"
 
     def step() -> str | None:
         frame = current()

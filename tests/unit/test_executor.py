@@ -192,7 +192,7 @@ def test_calls_of_one_name_in_two_threads_at_once_need_keys() -> None:
             return super().get(key, default)
 
     execution = replaying([stored("download", download, VIDEO, "a")])
-    execution._history = Slow(execution._history)
+    execution._history._steps = Slow(execution._history._steps)
     with context.activate(execution), ThreadPoolExecutor(1) as pool:
         first = pool.submit(download, "a")
         entered.wait(10)

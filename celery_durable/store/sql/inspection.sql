@@ -11,7 +11,7 @@ select r.key, r.id, r.task, r.queue, r.priority, r.state, r.reason, r.due, r.pub
        a.hostname, coalesce(r.pid, a.pid) as pid, a.error,
        r.state in ('running', 'cancelling') and r.worker is not null
        and not exists (select from durable.worker w where w.id = r.worker) as orphaned,
-       durable.clock() as now
+       r.awaits, durable.clock() as now
 from (
     select picked.key
     from unnest(%(states)s::text[]) as wanted (state)
@@ -70,9 +70,9 @@ select r.key, r.id, r.task, r.queue, r.priority, r.state, r.reason, r.due, r.pub
        a.hostname, coalesce(r.pid, a.pid) as pid, a.error,
        r.state in ('running', 'cancelling') and r.worker is not null
        and not exists (select from durable.worker w where w.id = r.worker) as orphaned,
-       durable.clock() as now,
+       r.awaits, durable.clock() as now,
        coalesce(r.traceback, a.traceback) as traceback, r.result_type, octet_length(r.result) as result_bytes,
-       octet_length(r.body) as body_bytes
+       octet_length(r.body) as body_bytes, r.forked_from
 from durable.run r
 left join durable.attempt a on a.run_key = r.key and a.number = r.attempt
 where r.id = %(id)s
@@ -88,7 +88,7 @@ order by a.number
 -- name: steps
 -- Every step of a run that was stored, in the order in which they were first called.
 select c.key, c.seq, c.outcome, c.arguments, c.attempt, c.tries, c.spent, c.error, c.seconds, c.stored_at, c.codec,
-       octet_length(c.output) as output_bytes
+       octet_length(c.output) as output_bytes, c.kind, c.due
 from durable.checkpoint c
 where c.run_key = (select key from durable.run where id = %(id)s)
 order by c.seq, c.stored_at
@@ -99,6 +99,13 @@ select e.at, e.kind, e.actor, e.detail
 from durable.event e
 where e.run_key = (select key from durable.run where id = %(id)s)
 order by e.key
+
+-- name: signals
+-- The signals that were sent to a run, oldest first.
+select s.name, s.sent_at, s.actor, s.taken_by, octet_length(s.payload) as payload_bytes
+from durable.signal s
+where s.run_key = (select key from durable.run where id = %(id)s)
+order by s.key
 
 -- name: cancel
 -- Runs that nobody executes end at once, under a new fence; executing ones are asked to stop. Rows are locked by
@@ -112,7 +119,7 @@ with target as materialized (
 ), ended as (
     update durable.run r
     set state = 'cancelled', reason = 'cancelled', due = null, finished_at = durable.clock(),
-        fence = gen_random_uuid(), custom_state = null
+        fence = gen_random_uuid(), custom_state = null, unreported = true
     from target t where r.key = t.key and t.state in ('pending', 'waiting')
     returning r.key
 ), asked as (
@@ -181,3 +188,45 @@ select r.run_key, 'resumed', %(actor)s,
                           'discarded', coalesce((select jsonb_agg(d.key order by d.key) from discarded d
                                                  where d.run_key = r.run_key), '[]'))
 from resumed r
+
+-- name: stats_queues
+-- What waits for a worker, by queue, and for how long the first of it has.
+select queue, count(*) as runs, extract(epoch from durable.clock() - min(coalesce(published_at, due)))::float8 as seconds
+from durable.run where state = 'pending'
+group by queue order by runs desc, queue
+
+-- name: stats_tasks
+-- What ended within a while, by task: outcomes, and how long a run took from its first claim to its end.
+select task, count(*) filter (where state = 'succeeded') as succeeded,
+       count(*) filter (where state = 'failed') as failed,
+       count(*) filter (where state = 'cancelled') as cancelled,
+       percentile_cont(0.5) within group (order by seconds) as median_seconds,
+       percentile_cont(0.95) within group (order by seconds) as slow_seconds
+from (select task, state, extract(epoch from finished_at - started_at)::float8 as seconds
+      from durable.run
+      where state in ('succeeded', 'failed', 'cancelled') and finished_at >= durable.clock() - %(age)s::interval) as ended
+group by task order by count(*) desc, task
+
+-- name: stats_workers
+-- Live worker processes and what they execute.
+select w.hostname, w.pid, extract(epoch from durable.clock() - w.beat_at)::float8 as silent,
+       (select count(*) from durable.run r where r.worker = w.id and r.state in ('running', 'cancelling')) as runs
+from durable.worker w order by w.hostname, w.id
+
+-- name: forks
+-- Runs that were forked from this one, oldest first.
+select id from durable.run where forked_from = %(id)s order by key
+
+-- name: keys
+-- Keys that stand for this run.
+select kind, key, expires_at from durable.once where run = %(id)s order by kind, key
+
+-- name: payloads
+-- What a run was called with and what it ended with, for an export.
+select message, body, result, result_type from durable.run where id = %(id)s
+
+-- name: outputs
+-- What its steps stored.
+select c.key, c.outcome, c.output, c.codec from durable.checkpoint c
+where c.run_key = (select key from durable.run where id = %(id)s)
+order by c.seq, c.stored_at

@@ -28,7 +28,7 @@ with gone as (
     set state = case when cancel_requested then 'cancelled' else 'pending' end,
         reason = case when cancel_requested then 'cancelled' end,
         due = case when not cancel_requested then durable.clock() end,
-        finished_at = case when cancel_requested then durable.clock() end,
+        finished_at = case when cancel_requested then durable.clock() end, unreported = cancel_requested,
         published_at = null, fence = gen_random_uuid(), worker = null, pid = null, custom_state = null
     from owned where r.key = owned.key
     returning r.*
@@ -63,6 +63,7 @@ select
     exists (select from durable.outbox where created_at < durable.clock() - interval '10 s') as outbox,
     exists (select from durable.run
             where unreported and finished_at < durable.clock() - interval '10 s') as unreported,
+    exists (select from durable.chord where done_at is null and check_at <= durable.clock()) as chords,
     exists (select from durable.leader
             where term = %(term)s and expires_at > durable.clock()) as leading
 
@@ -102,7 +103,7 @@ with lost as materialized (
         result = case when recoveries + 1 > %(max_recoveries)s then %(result)s else result end,
         result_type = case when recoveries + 1 > %(max_recoveries)s then %(result_type)s else result_type end,
         published_at = null,
-        unreported = not cancel_requested and recoveries + 1 > %(max_recoveries)s,
+        unreported = cancel_requested or recoveries + 1 > %(max_recoveries)s,
         recoveries = recoveries + 1, fence = gen_random_uuid(), worker = null, pid = null, custom_state = null
     from orphan where r.key = orphan.key
     returning r.*
@@ -144,7 +145,8 @@ returning r.id, r.message, r.body
 -- name: expire_due
 -- Pending runs that nobody claimed in time.
 update durable.run
-set state = 'cancelled', reason = 'expired', due = null, finished_at = durable.clock(), fence = gen_random_uuid()
+set state = 'cancelled', reason = 'expired', due = null, finished_at = durable.clock(), fence = gen_random_uuid(),
+    unreported = true
 where key in (
     select key from durable.run
     where state = 'pending' and attempt = 0 and due <= durable.clock() and expires_at <= durable.clock()
@@ -198,8 +200,9 @@ returning r.id, judged.lost, case when judged.lost then r.message end as message
           case when judged.lost then r.body end as body
 
 -- name: unreported
--- Failed runs whose worker died before it told anybody.
-select id, state, recoveries, result, result_type, message, body from durable.run
+-- Failed and cancelled runs whose error callbacks, chain and chord nobody has told: the worker died before it could,
+-- or there was none.
+select id, state, reason, recoveries, result, result_type, message, body from durable.run
 where unreported and finished_at < durable.clock() - interval '10 s'
 order by finished_at limit %(limit)s
 
@@ -214,21 +217,23 @@ delete from durable.outbox where key = any(%(keys)s)
 
 -- name: prune
 -- Whole final trees only, with everything that belongs to them, in one transaction. Every run of a tree is judged
--- again under its lock: where one was resumed meanwhile, or is locked by who resumes it, the tree stays.
+-- again under its lock: where one was resumed meanwhile, or is locked by who resumes it, the tree stays. Failed runs
+-- may have an age of their own.
 with old as materialized (
     select distinct coalesce(picked.root, picked.id) as tree
     from (
         select r.id, r.root from durable.run r
         where r.state in ('succeeded', 'failed', 'cancelled')
-          and r.finished_at < durable.clock() - %(age)s::interval
+          and r.finished_at < durable.clock() - least(%(age)s::interval, %(failed_age)s::interval)
+          and r.finished_at < durable.clock() - durable.kept_for(r.state, %(age)s, %(failed_age)s)
           and not exists (
               select from durable.run t
               where t.root = coalesce(r.root, r.id) and t.root <> t.id
-                and (t.finished_at is null or t.finished_at >= durable.clock() - %(age)s::interval))
+                and (t.finished_at is null or t.finished_at >= durable.clock() - durable.kept_for(t.state, %(age)s, %(failed_age)s)))
           and not exists (
               select from durable.run t
               where t.id = r.root
-                and (t.finished_at is null or t.finished_at >= durable.clock() - %(age)s::interval))
+                and (t.finished_at is null or t.finished_at >= durable.clock() - durable.kept_for(t.state, %(age)s, %(failed_age)s)))
         order by r.finished_at limit %(limit)s) as picked
 ), member as materialized (
     select r.root as tree, r.key from durable.run r where r.root = any(array(select tree from old)) and r.root <> r.id
@@ -237,7 +242,7 @@ with old as materialized (
 ), locked as (
     select r.key from durable.run r
     where r.key = any(array(select key from member))
-      and r.state in ('succeeded', 'failed', 'cancelled') and r.finished_at < durable.clock() - %(age)s::interval
+      and r.state in ('succeeded', 'failed', 'cancelled') and r.finished_at < durable.clock() - durable.kept_for(r.state, %(age)s, %(failed_age)s)
     order by r.key for update of r skip locked
 ), whole as (
     select member.tree from member left join locked on locked.key = member.key
@@ -245,12 +250,34 @@ with old as materialized (
 ), gone as (
     delete from durable.run r
     where r.key = any(array(select member.key from member join whole on whole.tree = member.tree))
-    returning r.key
+    returning r.key, r.id
 ), checkpoints as (
     delete from durable.checkpoint c using gone where c.run_key = gone.key
 ), attempts as (
     delete from durable.attempt a using gone where a.run_key = gone.key
 ), events as (
     delete from durable.event e using gone where e.run_key = gone.key
+), signals as (
+    delete from durable.signal s using gone where s.run_key = gone.key
+), chains as (
+    delete from durable.chain c where c.root = any(array(select tree from whole)) returning c.id
+), links as (
+    delete from durable.chain_link l using chains where l.chain = chains.id
+), keys as (
+    delete from durable.once o using gone where o.run = gone.id
 )
 select count(*) as runs from gone
+
+-- name: prunable
+-- How many runs a prune would delete: each run of a tree that is old as a whole.
+select count(*) as runs from durable.run r
+where r.state in ('succeeded', 'failed', 'cancelled')
+  and r.finished_at < durable.clock() - durable.kept_for(r.state, %(age)s, %(failed_age)s)
+  and not exists (
+      select from durable.run t
+      where t.root = coalesce(r.root, r.id) and t.root <> t.id
+        and (t.finished_at is null or t.finished_at >= durable.clock() - durable.kept_for(t.state, %(age)s, %(failed_age)s)))
+  and not exists (
+      select from durable.run t
+      where t.id = r.root
+        and (t.finished_at is null or t.finished_at >= durable.clock() - durable.kept_for(t.state, %(age)s, %(failed_age)s)))

@@ -34,16 +34,33 @@ union all
 select task_id, null, null, status, result, result_type, traceback, meta, date_done, null, null
 from durable.result where task_id = any(%(ids)s)
 
+-- name: finished
+-- Those of these ids that are over, as soon as there is one or the time is up.
+select * from durable.finished(%(ids)s, %(within)s, %(every)s, %(most)s)
+
 -- name: forget_run
--- A final run goes with all that belongs to it; one that is not over stays.
+-- A final run goes with all that belongs to it, with the last one of a tree its chains; one that is not over stays.
 with gone as (
-    delete from durable.run where id = %(task_id)s and finished_at is not null returning key
+    delete from durable.run where id = %(task_id)s and finished_at is not null
+    returning key, id, coalesce(root, id) as tree
 ), checkpoints as (
     delete from durable.checkpoint c using gone where c.run_key = gone.key
 ), attempts as (
     delete from durable.attempt a using gone where a.run_key = gone.key
 ), events as (
     delete from durable.event e using gone where e.run_key = gone.key
+), signals as (
+    delete from durable.signal s using gone where s.run_key = gone.key
+), chains as (
+    delete from durable.chain c using gone
+    where c.root = gone.tree
+      and not exists (select from durable.run r where r.root = gone.tree and r.root <> r.id and r.key <> gone.key)
+      and not exists (select from durable.run r where r.id = gone.tree and r.key <> gone.key)
+    returning c.id
+), links as (
+    delete from durable.chain_link l using chains where l.chain = chains.id
+), keys as (
+    delete from durable.once o using gone where o.run = gone.id
 )
 delete from durable.result where task_id = %(task_id)s
 
@@ -58,10 +75,13 @@ select result, result_type, date_done from durable.result_group where id = %(id)
 delete from durable.result_group where id = %(id)s
 
 -- name: expire
--- Plain results and groups past result_expires.
+-- Plain results and groups past result_expires; failures may have an age of their own.
 with results as (
     delete from durable.result where task_id = any(array(
-        select task_id from durable.result where date_done < durable.clock() - %(age)s::interval
+        select task_id from durable.result
+        where date_done < durable.clock() - least(%(age)s::interval, %(failed_age)s::interval)
+          and date_done < durable.clock()
+                          - case when status = 'FAILURE' then %(failed_age)s::interval else %(age)s::interval end
         order by date_done limit %(limit)s for update skip locked))
     returning task_id
 ), groups as (

@@ -24,19 +24,49 @@ set task = excluded.task, queue = excluded.queue, priority = excluded.priority,
     state = excluded.state, reason = excluded.reason, due = excluded.due,
     published_at = excluded.published_at, message = excluded.message, body = excluded.body
 where run.state = 'waiting' and run.reason = 'replaced'
-returning state
+returning id, state
+
+-- name: enqueue_bulk
+-- Many runs with distinct ids, each stored as `enqueue` stores one; no row back for those that were there already.
+insert into durable.run
+    (id, task, queue, priority, state, reason, due, published_at,
+     message, body, parent, root, "group", version, expires_at)
+select new.id, new.task, new.queue, new.priority,
+       case when due.at > durable.clock() then 'waiting' else 'pending' end,
+       case when due.at > durable.clock() then 'timer' end,
+       case when due.at > durable.clock() then due.at
+            when new.publish then durable.clock() + %(check)s::interval
+            else durable.clock() end,
+       case when new.publish and not due.at > durable.clock() then durable.clock() end,
+       new.message, new.body, new.parent, new.root, new."group", new.version,
+       coalesce(new.expires_at, durable.clock() + new.expires)
+from unnest(%(id)s::text[], %(task)s::text[], %(queue)s::text[], %(priority)s::smallint[], %(publish)s::boolean[],
+            %(message)s::bytea[], %(body)s::bytea[], %(parent)s::text[], %(root)s::text[], %(group)s::text[],
+            %(version)s::text[], %(eta)s::timestamptz[], %(countdown)s::interval[],
+            %(expires_at)s::timestamptz[], %(expires)s::interval[])
+     as new (id, task, queue, priority, publish, message, body, parent, root, "group", version, eta, countdown,
+             expires_at, expires)
+cross join lateral (select coalesce(new.eta, durable.clock() + new.countdown, durable.clock())) as due (at)
+where %(holder)s::bigint is null or exists (select from durable.run where key = %(holder)s and fence = %(fence)s)
+on conflict (id) do update
+set task = excluded.task, queue = excluded.queue, priority = excluded.priority,
+    state = excluded.state, reason = excluded.reason, due = excluded.due,
+    published_at = excluded.published_at, message = excluded.message, body = excluded.body
+where run.state = 'waiting' and run.reason = 'replaced'
+returning id, state
 
 -- name: unclaimed
--- A run that was there already and that nobody has claimed: perhaps this very enqueue, whose answer was lost.
-select state from durable.run where id = %(id)s and state = 'pending' and attempt = 0
+-- Runs that were there already and that nobody has claimed: perhaps this very enqueue's, whose answer was lost.
+select id, state from durable.run where id = any(%(ids)s) and state = 'pending' and attempt = 0
 
 -- name: enqueue_outbox
--- Keep a message to a task without a run until it is published: the link of a finished run.
+-- Keep messages to tasks without a run until they are published: links of a finished run. Their ids are distinct.
 insert into durable.outbox (id, message, body)
-select %(id)s, %(message)s, %(body)s
-where exists (select from durable.run where key = %(holder)s and fence = %(fence)s)
+select new.id, new.message, new.body
+from unnest(%(id)s::text[], %(message)s::bytea[], %(body)s::bytea[]) as new (id, message, body)
+where %(holder)s::bigint is null or exists (select from durable.run where key = %(holder)s and fence = %(fence)s)
 on conflict (id) do update set message = excluded.message
-returning key
+returning id, key
 
 -- name: unpublish
 -- The broker did not take these messages: hand them to the keeper.
@@ -72,7 +102,8 @@ from claimed
 -- name: history
 -- The finished steps of a run just claimed. A statement of its own: its snapshot must be younger than the
 -- claim's lock, or the last checkpoint of the attempt it replaced would be missed.
-select c.key, c.seq, c.outcome, c.output, c.codec, c.digest, c.arguments, c.tries, c.spent, c.clock
+select c.key, c.seq, c.outcome, c.output, c.codec, c.digest, c.arguments, c.tries, c.spent, c.clock,
+       c.kind, c.due
 from durable.run r join durable.checkpoint c on c.run_key = r.key
 where r.id = %(id)s and r.fence = %(fence)s and r.state = 'running'
 order by c.seq
@@ -86,7 +117,8 @@ from (select) as one left join durable.run r on r.id = %(id)s
 -- name: expire
 -- A run that nobody claimed in time is over.
 update durable.run
-set state = 'cancelled', reason = 'expired', due = null, finished_at = durable.clock(), fence = gen_random_uuid()
+set state = 'cancelled', reason = 'expired', due = null, finished_at = durable.clock(), fence = gen_random_uuid(),
+    unreported = true
 where id = %(id)s and state = 'pending' and attempt = 0 and expires_at <= durable.clock()
 returning id
 
@@ -184,7 +216,7 @@ with mine as (
                    + case when %(delay)s::interval > interval '0' then %(delay)s::interval
                           when %(publish)s then %(check)s::interval else interval '0' end end,
         published_at = case when %(publish)s and not %(delay)s::interval > interval '0' then durable.clock() end,
-        finished_at = case when cancel_requested then durable.clock() end,
+        finished_at = case when cancel_requested then durable.clock() end, unreported = cancel_requested,
         fence = %(closed)s, worker = null, pid = null, custom_state = null,
         retries = coalesce(%(retries)s, retries),
         result = coalesce(%(result)s, result), result_type = coalesce(%(result_type)s, result_type),
@@ -241,7 +273,7 @@ with lost as (
         finished_at = case when cancel_requested or recoveries + 1 > %(max_recoveries)s then durable.clock() end,
         result = case when recoveries + 1 > %(max_recoveries)s then %(result)s else result end,
         result_type = case when recoveries + 1 > %(max_recoveries)s then %(result_type)s else result_type end,
-        unreported = not cancel_requested and recoveries + 1 > %(max_recoveries)s,
+        unreported = cancel_requested or recoveries + 1 > %(max_recoveries)s,
         recoveries = recoveries + 1, fence = gen_random_uuid(), worker = null, pid = null, custom_state = null
     from lost where r.key = lost.key
     returning r.*
@@ -268,7 +300,7 @@ with stray as (
     set state = case when cancel_requested then 'cancelled' else 'pending' end,
         reason = case when cancel_requested then 'cancelled' end,
         due = case when not cancel_requested then durable.clock() end,
-        finished_at = case when cancel_requested then durable.clock() end,
+        finished_at = case when cancel_requested then durable.clock() end, unreported = cancel_requested,
         published_at = null, fence = gen_random_uuid(), worker = null, pid = null, custom_state = null
     from stray where r.key = stray.key
     returning r.*
@@ -289,7 +321,7 @@ where w.token = %(token)s and r.state = 'running'
 with revoked as (
     update durable.run r
     set state = 'cancelled', reason = 'revoked', due = null, worker = null, pid = null, custom_state = null,
-        finished_at = durable.clock(), fence = gen_random_uuid()
+        finished_at = durable.clock(), unreported = true, fence = gen_random_uuid()
     where r.id = %(id)s
       and (r.state in ('pending', 'waiting')
            or (r.state = 'running' and %(terminated)s
@@ -302,8 +334,20 @@ with revoked as (
 select key from revoked
 
 -- name: withdraw
--- The caller was told that the message could not be sent: the run never was.
-delete from durable.run where id = %(id)s and state in ('pending', 'waiting') and attempt = 0
+-- The caller was told that the messages could not be sent: the runs never were.
+with gone as (
+    delete from durable.run
+    where id = any(%(ids)s) and state in ('pending', 'waiting') and attempt = 0
+    returning key, coalesce(root, id) as tree
+), chains as (
+    delete from durable.chain c
+    where c.root = any(array(select tree from gone))
+      and not exists (select from durable.run r
+                      where r.root = c.root and r.root <> r.id and r.key <> all(array(select key from gone)))
+      and not exists (select from durable.run r where r.id = c.root and r.key <> all(array(select key from gone)))
+    returning c.id
+)
+delete from durable.chain_link l using chains where l.chain = chains.id
 
 -- name: outbox_done
 delete from durable.outbox where key = any(%(keys)s)
@@ -313,7 +357,7 @@ delete from durable.outbox where key = any(%(keys)s)
 select id, message, body from durable.run where key = %(run)s
 
 -- name: reported
--- Error callbacks, chain and chord of a failed run have been told; or cannot be, for the reason given.
+-- Error callbacks, chain and chord of a failed or cancelled run have been told; or cannot be, for the reason given.
 with told as (
     update durable.run set unreported = false where id = %(id)s and unreported returning key
 )

@@ -1,0 +1,173 @@
+"""Runs are stored and then sent: each at once, or the members of a group in batches."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from celery.canvas import group
+
+from celery_durable import envelope
+from celery_durable.store.bulk import BYTES, ROWS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from celery import Celery
+    from kombu import Producer
+
+    from celery_durable.store import Store
+    from celery_durable.store.writes import NewRun
+
+T = TypeVar("T")
+
+_LINGER = 0.1  # seconds: the members of a group that is made slowly do not wait for the others
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A run that is not stored yet, and the arguments that publish its message."""
+
+    run: NewRun
+    publish: dict[str, Any]
+
+
+def store_and_send(store: Store, producer: Producer, outgoing: Sequence[Outgoing]) -> None:
+    """Store runs, then publish their messages."""
+    send(store, producer, outgoing, store.runs.enqueue_bulk([one.run for one in outgoing]))
+
+
+def send(
+    store: Store, producer: Producer, outgoing: Sequence[Outgoing], states: Sequence[str | None]
+) -> None:
+    """Publish the messages of runs just stored; what the broker does not take is the keeper's.
+
+    With `durable_publish_errors = "raise"` the runs whose messages were not taken are forgotten and the error
+    is raised.
+    """
+    stored = dict(zip((one.run.id for one in outgoing), states, strict=True))
+    # A row that was there already may be this very call's, if its first answer was lost.
+    known = [run_id for run_id, state in stored.items() if state is None]
+    pending = {run_id for run_id, state in stored.items() if state == "pending"}
+    if known:
+        pending |= store.runs.unclaimed(known)
+    due: dict[str, Outgoing] = {}
+    for one in outgoing:
+        if one.run.id in pending and one.run.publish:
+            due.setdefault(one.run.id, one)
+    error = None
+    try:
+        while due and error is None:
+            run_id, one = next(iter(due.items()))
+            error = envelope.attempt_publish(producer, partial(producer.publish, **one.publish))
+            if error is None:
+                del due[run_id]
+    finally:
+        if due:
+            _not_taken(store, error, due, new=stored.keys() - known)
+    if error is not None and store.settings.publish_errors == "raise":
+        raise error
+
+
+def _not_taken(store: Store, error: BaseException | None, due: Iterable[str], *, new: set[str]) -> None:
+    """Forget runs that the caller is told of, hand the others to the keeper."""
+    left = list(due)
+    if error is not None and store.settings.publish_errors == "raise":
+        store.runs.withdraw([run_id for run_id in left if run_id in new])
+    else:
+        store.runs.unpublish(left, timedelta(0))
+
+
+_batch: ContextVar[Batch | None] = ContextVar("celery_durable_batch", default=None)
+
+
+class Batch:
+    """Members of a group between their `apply_async` and the store.
+
+    Arguments:
+        app: the group's app.
+        producer: who publishes them; it must live as long as the batch.
+    """
+
+    def __init__(self, app: Celery, producer: Producer) -> None:
+        self.app = app
+        self._producer = producer
+        self._store: Store | None = None
+        self._waiting: list[Outgoing] = []
+        self._size = 0
+        self._since = 0.0
+
+    def add(self, store: Store, one: Outgoing) -> None:
+        """Take a member; store and send those that wait when they are enough, or have waited long enough."""
+        if self._size + len(one.run.body) > BYTES:
+            self.flush()
+        self._store = store
+        self._since = self._since if self._waiting else time.monotonic()
+        self._waiting.append(one)
+        self._size += len(one.run.body)
+        if len(self._waiting) == ROWS or time.monotonic() - self._since > _LINGER:
+            self.flush()
+
+    def flush(self) -> None:
+        """Store and send what waits."""
+        waiting, self._waiting, self._size = self._waiting, [], 0
+        if waiting and self._store is not None:
+            store_and_send(self._store, self._producer, waiting)
+
+
+def current(app: Celery) -> Batch | None:
+    """Return the batch of the group that is being applied here, if it is one of this app."""
+    batch = _batch.get()
+    return batch if batch is not None and batch.app is app else None
+
+
+def _advanced(iterable: Iterable[T], batch: Batch | None) -> Iterator[T]:
+    """Iterate with `batch` as the current one, only while `iterable` itself is at work."""
+    iterator = iter(iterable)
+    while True:
+        token = _batch.set(batch)
+        try:
+            one = next(iterator)
+        except StopIteration:
+            return
+        finally:
+            _batch.reset(token)
+        yield one
+
+
+def _in_batches(apply_tasks: Callable[..., Iterable[Any]]) -> Callable[..., Iterator[Any]]:
+    """Return Celery's loop over a group's members with a batch around it.
+
+    Only that loop's own calls are batched: not what makes the members does, nor whoever takes the results.
+    """
+
+    @wraps(apply_tasks)
+    def _apply_tasks(
+        self: group, tasks: Iterable[Any], producer: Any = None, app: Any = None, *args: Any, **kwargs: Any
+    ) -> Iterator[Any]:
+        app = app or self.app
+        with app.producer_or_acquire(producer) as own:
+            batch = Batch(app, own)
+            try:
+                members = apply_tasks(self, _advanced(tasks, None), own, app, *args, **kwargs)
+                yield from _advanced(members, batch)
+            finally:  # also for the members in front of one that raised
+                with own.connection._reraise_as_library_errors():  # noqa: SLF001  (as Celery does for each)
+                    batch.flush()
+
+    _apply_tasks.in_batches = True  # type: ignore[attr-defined]
+    return _apply_tasks
+
+
+def batch_groups() -> None:
+    """Have the members of every group stored in batches; where Celery's loop is another one, each alone."""
+    apply_tasks: Any = getattr(group, "_apply_tasks", None)
+    if getattr(apply_tasks, "in_batches", False) or not inspect.isgeneratorfunction(apply_tasks):
+        return
+    if list(inspect.signature(apply_tasks).parameters)[:4] == ["self", "tasks", "producer", "app"]:
+        group._apply_tasks = _in_batches(apply_tasks)  # type: ignore[attr-defined]  # noqa: SLF001

@@ -1,0 +1,195 @@
+"""One attempt of a run, as a list of verbs that a body calls."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from celery_durable import checkpoint as outcomes
+from celery_durable.checkpoint import Checkpoint, StepWrite, occurrence
+from celery_durable.exceptions import LeaseLostError
+from celery_durable.executor.chance import Chance
+from celery_durable.executor.history import History
+from celery_durable.executor.ids import DerivedIds
+from celery_durable.executor.journal import Journal
+from celery_durable.executor.keys import Keys
+from celery_durable.executor.performing import Call, Performer
+from celery_durable.executor.waiting import Waiter
+from celery_durable.serialization import digest
+
+if TYPE_CHECKING:
+    import random as random_module
+    import uuid
+    from collections.abc import Callable
+    from datetime import datetime, timedelta
+
+    from celery_durable import context
+    from celery_durable.config import Settings
+    from celery_durable.run import Claim
+    from celery_durable.seam import Seam, Suspended
+    from celery_durable.steps import Step
+    from celery_durable.store.runs import RunStore
+    from celery_durable.store.writes import NewRun, PlainMessage
+
+_NO_DIGEST = b"\0" * 16
+
+
+class Execution:
+    """One attempt of a run.
+
+    Arguments:
+        claim: the lease.
+        history: the run's stored steps.
+        runs: where to write.
+        settings: the app's durable settings.
+        seam: Celery's side.
+    """
+
+    def __init__(
+        self, claim: Claim, history: list[Checkpoint], *, runs: RunStore, settings: Settings, seam: Seam
+    ) -> None:
+        self.claim = claim
+        self.settings = settings
+        self.successor: NewRun | None = None
+        self.rewritten = False
+        self.replaced = False
+        self.outgoing: list[NewRun | PlainMessage] = []
+        self._history = History(history, task=claim.task, settings=settings, seam=seam)
+        self._keys = Keys()
+        self._ids = DerivedIds(claim)
+        self._chance = Chance(claim, self._history.clock)
+        self._journal = Journal(claim, runs, seam, self._chance, last_seq=self._history.last_seq)
+        self._performer = Performer(self._journal, settings, seam)
+        self._waiter = Waiter(
+            self._journal, self._history, self._keys, chance=self._chance, settings=settings, seam=seam
+        )
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return self.claim.id
+
+    @property
+    def name(self) -> str:
+        """The run's id, told apart from those tasks that it replaced (`Task.replace` keeps the id)."""
+        return self._ids.run
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return self.claim.task
+
+    @property
+    def attempt(self) -> int:
+        """The number of this attempt, from 1."""
+        return self.claim.attempt
+
+    @property
+    def lost(self) -> bool:
+        """Whether another attempt owns the run now."""
+        return self._journal.lost
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked this run to stop."""
+        return self._journal.cancelled
+
+    @property
+    def leaving(self) -> Suspended | None:
+        """How the run leaves its worker, once it does: whatever its body still makes of that."""
+        return self._journal.leaving
+
+    @property
+    def inside(self) -> str | None:
+        """The key of the step whose body the attempt's own thread is in."""
+        return self._performer.inside
+
+    def step(
+        self, frame: context.Frame, step: Step[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Return the step's stored outcome, or run it and store it."""
+        arguments = digest(step.named_arguments(args, kwargs))
+        base = frame.scope + (step.step_options.key or step.name)
+        key = self._keys.begin(base, keyed=step.step_options.key is not None)
+        try:
+            known = self._history.find(key)
+            if known is not None and known.finished:
+                return self._history.outcome(step, known, arguments)
+            return self._performer.perform(frame, step, Call(key, arguments, args, kwargs), known)
+        finally:
+            self._keys.end(base)
+
+    def child(self, name: str, new_run: Callable[[str], NewRun]) -> tuple[str, str | None]:
+        """Store a child run that the body starts; return its id and its state, None when it is known.
+
+        It is a step of its own, so that a replay costs nothing; its id is derived from this run's.
+        """
+        base = f"delay:{name}"
+        key = self._keys.begin(base, keyed=False)
+        try:
+            known = self._history.find(key)
+            if known is not None and known.finished:
+                self._history.meet(known)
+                return (known.output or b"").decode(), None
+            child_id = self._ids.of(key)
+            self._journal.may_go_on()
+            new = new_run(child_id)
+            entry = self._journal.entry(
+                key, outcomes.OK, (_NO_DIGEST, name), tries=1, output=child_id.encode()
+            )
+            return child_id, self._start(entry, new)
+        finally:
+            self._keys.end(base)
+
+    def _start(self, entry: StepWrite, new: NewRun) -> str | None:
+        state: str | None = None
+
+        def store() -> bool:
+            nonlocal state
+            stop, state = self._journal.runs.enqueue_child(self.claim.key, self.claim.fence, entry, new)
+            return stop
+
+        self._journal.store(store)
+        return state
+
+    def child_of_step(self, frame: context.Frame, name: str) -> str | None:
+        """Return the id of a child run that a step's body starts: the same at every try of the step."""
+        if frame.calls is None:
+            return None  # a thread of its own within the step: nothing says in which order it calls
+        frame.calls[name] = frame.calls.get(name, 0) + 1
+        return self._ids.of(f"{frame.step}/delay:{occurrence(name, frame.calls[name])}")
+
+    def linked_id(self, name: str) -> str:
+        """Return the id of a run that this run's finish starts: the same in every attempt of a generation."""
+        return self._ids.of(f"link:{name}")
+
+    def sleep(self, frame: context.Frame, length: timedelta | None, until: datetime | None) -> None:
+        """Wait for a time; the run leaves its worker meanwhile if that is long."""
+        self._waiter.sleep(frame, length, until)
+
+    def wait_for_signal(self, frame: context.Frame, name: str, timeout: timedelta | None, hint: Any) -> Any:
+        """Wait for a signal, off the worker; return its payload."""
+        return self._waiter.signal(frame, name, timeout, hint)
+
+    def now(self) -> datetime:
+        """Return the database's time, the same at every replay."""
+        return self._chance.now()
+
+    def uuid4(self) -> uuid.UUID:
+        """Return a random UUID, the same at every replay."""
+        return self._chance.uuid4()
+
+    def random(self) -> random_module.Random:
+        """Return a generator that draws the same numbers at every replay."""
+        return self._chance.generator
+
+    def annotate(self, *, tags: dict[str, str] | None = None, progress: Any = None) -> None:
+        """Store labels or progress, for people to see."""
+        self._journal.annotate(tags, progress)
+
+    def conclude(self) -> None:
+        """Check, at the end of the body, that the lease is held and every stored step was met."""
+        if self.leaving is not None:
+            raise self.leaving
+        if self.lost:
+            raise LeaseLostError
+        self._history.check_complete()

@@ -1,0 +1,179 @@
+"""What an attempt writes, and what its writes tell it: the lease is lost, the run is asked to stop."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import TYPE_CHECKING, Any
+
+from celery_durable.checkpoint import StepWrite
+from celery_durable.exceptions import LeaseLostError, RunCancelled, SerializationError
+from celery_durable.executor.ids import DerivedIds
+from celery_durable.seam import Suspended
+from celery_durable.store.forms import Place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from celery_durable.executor.chance import Chance
+    from celery_durable.run import Claim
+    from celery_durable.seam import Seam
+    from celery_durable.store.forms import Kept, TransactionForm
+    from celery_durable.store.runs import RunStore
+    from celery_durable.store.transactions import TransactionStore
+    from celery_durable.store.waits import Waited
+    from celery_durable.store.writes import Wait
+
+
+class Journal:
+    """The writes of one attempt.
+
+    Attributes:
+        lost: whether another attempt owns the run now.
+        cancelled: whether somebody asked the run to stop.
+        told: whether the body has been told so.
+        leaving: how the run leaves its worker; what is still executed of its body can do nothing more.
+
+    Arguments:
+        claim: the lease.
+        runs: where to write.
+        seam: Celery's side.
+        chance: what the body draws, some of which is stored with its steps.
+        last_seq: the number of the last stored step.
+    """
+
+    def __init__(self, claim: Claim, runs: RunStore, seam: Seam, chance: Chance, *, last_seq: int) -> None:
+        self.claim = claim
+        self.runs = runs
+        self.lost = False
+        self.cancelled = claim.cancel_requested
+        self._seam = seam
+        self._chance = chance
+        self.leaving: Suspended | None = None
+        self.told = False
+        self._seq = last_seq
+        self._lock = threading.Lock()
+
+    def may_go_on(self) -> None:
+        """Stop at a step boundary: the lease is gone, the run is cancelled, or the worker shuts down."""
+        if self.leaving is not None:
+            raise self.leaving
+        if self.lost:
+            raise LeaseLostError
+        if self.cancelled and not self.told:
+            self.told = True  # once: the body may clean up with further steps
+            raise RunCancelled
+        if self._seam.draining():
+            raise self.leave(Suspended("released"))
+
+    def leave(self, suspended: Suspended) -> Suspended:
+        """Note how the run leaves its worker: a body that catches it all the same gets no further."""
+        self.leaving = self.leaving or suspended
+        return self.leaving
+
+    def next_seq(self) -> int:
+        """Return the number of the next step."""
+        with self._lock:
+            self._seq += 1
+            return self._seq
+
+    def entry(
+        self,
+        key: str,
+        outcome: str,
+        arguments: tuple[bytes, str],
+        *,
+        tries: int,
+        spent: int = 0,
+        seq: int | None = None,
+        output: bytes | None = None,
+        codec: str | None = None,
+        error: str | None = None,
+        seconds: float = 0.0,
+    ) -> StepWrite:
+        """Return what is to be stored of a step, with the moments drawn since the last one."""
+        return StepWrite(
+            key=key,
+            seq=seq if seq is not None else self.next_seq(),
+            outcome=outcome,
+            output=output,
+            codec=codec,
+            digest=arguments[0],
+            arguments=arguments[1],
+            tries=tries,
+            spent=spent,
+            error=error,
+            clock=self._chance.drawn(),
+            seconds=seconds,
+        )
+
+    def save(self, entry: StepWrite, *, relaxed: bool = False) -> None:
+        """Store a step."""
+        self.store(lambda: self.runs.checkpoint(self.claim.key, self.claim.fence, entry, relaxed=relaxed))
+
+    def store(self, write: Callable[[], bool]) -> None:
+        """Do a write that says whether the run is asked to stop."""
+        try:
+            self.cancelled = write() or self.cancelled
+        except LeaseLostError:
+            self.lost = True
+            raise
+
+    def transact(
+        self,
+        transactions: TransactionStore,
+        key: str,
+        form: TransactionForm,
+        body: Callable[[Any], StepWrite],
+    ) -> Kept:
+        """Run a body whose writes commit together with what it returns to be stored."""
+        place = Place(self.claim.key, DerivedIds(self.claim).run, self.claim.attempt, self.claim.fence, key)
+        entry: StepWrite | None = None
+
+        def inside(handle: Any) -> StepWrite:
+            nonlocal entry
+            self._take_back(entry)
+            entry = body(handle)
+            return entry
+
+        try:
+            kept = transactions.perform(place, form, inside, self.may_go_on)
+        except BaseException as error:
+            self._take_back(entry)
+            self.lost = self.lost or isinstance(error, LeaseLostError)
+            raise
+        self.cancelled = kept.stop or self.cancelled
+        return kept
+
+    def _take_back(self, entry: StepWrite | None) -> None:
+        """Return the moments of what was not stored after all."""
+        if entry is not None:
+            self._chance.put_back(entry.clock)
+
+    def wait(self, wait: Wait, *, leave: bool) -> Waited:
+        """Store a wait, and leave the worker for it if that is wanted."""
+        waits, claim = self.runs.waits, self.claim
+        try:
+            waited = (waits.leave if leave else waits.begin)(claim.key, claim.fence, wait)
+        except LeaseLostError:
+            self.lost = True
+            raise
+        self.cancelled = waited.stop or self.cancelled
+        self.told = self.told or waited.stop
+        return waited
+
+    def annotate(self, tags: dict[str, str] | None, progress: Any) -> None:
+        """Store labels or progress, for people to see."""
+        try:
+            self.runs.annotate(
+                self.claim.key,
+                self.claim.fence,
+                tags=None if tags is None else json.dumps(tags, allow_nan=False),
+                progress=None if progress is None else json.dumps(progress, allow_nan=False),
+            )
+        except LeaseLostError:
+            self.lost = True
+            raise
+        except (TypeError, ValueError) as error:
+            message = f"Tags and progress are kept as JSON, and this is none: {error}"
+            raise SerializationError(message) from error

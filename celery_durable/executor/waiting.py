@@ -1,0 +1,174 @@
+"""Waits of a body: stored when they are met, left for, and found again at the replay."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from celery_durable import checkpoint as outcomes
+from celery_durable import texts
+from celery_durable.exceptions import RunCancelled, SignalTimeout, StepUsageError
+from celery_durable.seam import Suspended
+from celery_durable.store.writes import Wait
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+    from celery_durable import context
+    from celery_durable.checkpoint import Checkpoint
+    from celery_durable.config import Settings
+    from celery_durable.executor.chance import Chance
+    from celery_durable.executor.history import History
+    from celery_durable.executor.journal import Journal
+    from celery_durable.executor.keys import Keys
+    from celery_durable.seam import Seam
+    from celery_durable.store.waits import Waited
+
+# A wait is told by its key: the due time of one that was met stands, whatever the code says by now.
+_NO_DIGEST = b"\0" * 16
+
+
+class Waiter:
+    """Waits for one attempt.
+
+    Arguments:
+        journal: where they are stored.
+        history: what is stored of them.
+        keys: where they get their keys.
+        chance: the database's time.
+        settings: the app's durable settings.
+        seam: Celery's side.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        history: History,
+        keys: Keys,
+        *,
+        chance: Chance,
+        settings: Settings,
+        seam: Seam,
+    ) -> None:
+        self._journal = journal
+        self._history = history
+        self._keys = keys
+        self._chance = chance
+        self._settings = settings
+        self._seam = seam
+        self._thread = threading.get_ident()
+
+    def sleep(self, frame: context.Frame, length: timedelta | None, until: datetime | None) -> None:
+        """Return after `length`, or at `until`; the run leaves its worker meanwhile if that is long."""
+        with self._call(frame, "sleep") as key:
+            stored = self._history.due(key)
+            due = stored or until
+            left = due - self._chance.reckoned() if due is not None else length or timedelta(0)
+            if stored is None and left <= timedelta(0):
+                return  # no wait at all, at no replay: nothing of it is stored
+            known = self._history.meet_wait(key, outcomes.SLEEP)
+            if left <= timedelta(0) or (known is not None and known.finished):
+                return
+            wait = self._wait(key, outcomes.SLEEP, str(until or length), length, until)
+            if left.total_seconds() > self._settings.step_sleep:
+                self._leave(wait)
+            else:
+                self._pause(wait, known, left.total_seconds())
+
+    def signal(self, frame: context.Frame, name: str, timeout: timedelta | None, hint: Any) -> Any:
+        """Return the payload of the oldest signal of this name that nobody has received yet."""
+        with self._call(frame, f"wait_for_signal:{name}") as key:
+            known = self._history.meet_wait(key, outcomes.SIGNAL)
+            if known is None or not known.finished:
+                outcome, codec, output = self._received(key, name, timeout)
+            else:
+                outcome, codec, output = known.outcome, known.codec, known.output
+            if outcome == outcomes.ERROR:
+                raise self._seam.load_error(codec, output or b"")
+            return self._seam.codec(codec)[1].decode(output or b"", hint)
+
+    def _received(
+        self, key: str, name: str, timeout: timedelta | None
+    ) -> tuple[str, str | None, bytes | None]:
+        late = SignalTimeout(f"No signal {name!r} came within {timeout}", signal=name)
+        codec, dumped = self._seam.dump_error(late)
+        wait = self._wait(
+            key,
+            outcomes.SIGNAL,
+            "" if timeout is None else f"timeout={timeout}",
+            timeout,
+            awaits=name,
+            late=dumped,
+            late_codec=codec,
+            late_error=texts.line(late),
+        )
+        waited = self._leave(wait)
+        return waited.outcome, waited.codec, waited.output
+
+    # -- one wait ---------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _call(self, frame: context.Frame, name: str) -> Iterator[str]:
+        """Give a wait its key; it belongs to the body itself, which has one order."""
+        if frame.step is not None or threading.get_ident() != self._thread:
+            where = f"the step {frame.step!r}" if frame.step is not None else "a thread of the body's own"
+            message = f"{name} is called in {where}: a run waits in its body, between its steps"
+            raise StepUsageError(message, step=name)
+        base = frame.scope + name
+        key = self._keys.begin(base, keyed=False)
+        try:
+            yield key
+        finally:
+            self._keys.end(base)
+
+    def _wait(
+        self,
+        key: str,
+        kind: str,
+        arguments: str,
+        delay: timedelta | None = None,
+        until: datetime | None = None,
+        *,
+        digest: bytes = _NO_DIGEST,
+        **more: Any,
+    ) -> Wait:
+        return Wait(
+            key=key,
+            seq=self._journal.next_seq(),
+            kind=kind,
+            digest=digest,
+            arguments=arguments,
+            delay=None if until is not None else delay,
+            until=until,
+            clock=self._chance.drawn(),
+            **more,
+        )
+
+    def _pause(self, wait: Wait, known: Checkpoint | None, seconds: float) -> None:
+        """Wait on the worker: too short to be worth leaving it."""
+        self._may_wait()
+        self._journal.may_go_on()
+        if known is None:
+            waited = self._journal.wait(wait, leave=False)
+            if waited.stop:
+                raise RunCancelled
+            seconds = waited.remaining or 0.0
+        threading.Event().wait(seconds)
+
+    def _leave(self, wait: Wait) -> Waited:
+        self._may_wait()
+        waited = self._journal.wait(wait, leave=True)
+        if waited.left:
+            raise self._journal.leave(Suspended("suspended", reason=wait.kind, stored=True))
+        if waited.stop:
+            raise RunCancelled
+        return waited
+
+    def _may_wait(self) -> None:
+        """A cancelled run waits for nothing, not even while it cleans up."""
+        if self._journal.cancelled:
+            self._journal.told = True
+            raise RunCancelled

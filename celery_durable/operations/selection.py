@@ -1,0 +1,59 @@
+"""Which runs an operation in bulk changes: those that match a filter and can be changed at all."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, replace
+from typing import TYPE_CHECKING
+
+from celery_durable.operations.outcomes import AT_ONCE, Outcome
+from celery_durable.run import FINAL_STATES, RunState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from celery_durable.store.inspection import Filter, InspectionStore
+
+RESUMABLE = frozenset({RunState.FAILED, RunState.CANCELLED})
+CANCELLABLE = frozenset(RunState) - FINAL_STATES
+
+
+def in_bulk(
+    inspection: InspectionStore,
+    wanted: Filter,
+    possible: frozenset[RunState],
+    change: Callable[[Sequence[str]], Sequence[Outcome]],
+    *,
+    dry_run: bool,
+    progress: Callable[[int], None] | None,
+) -> Sequence[Outcome]:
+    """Change every run that matches, batch by batch in the order of their keys; return what became of each.
+
+    A run is met once, however fast it fails again. Raises `ValueError` for a filter that says nothing.
+    """
+    outcomes: list[Outcome] = []
+    for batch in _batches(inspection, wanted, possible):
+        if dry_run:
+            outcomes += batch
+        else:
+            outcomes += change([one.id for one in batch])
+        if progress is not None:
+            progress(len(outcomes))
+    return outcomes
+
+
+def _batches(
+    inspection: InspectionStore, wanted: Filter, possible: frozenset[RunState]
+) -> Iterator[list[Outcome]]:
+    if all(value is None for value in astuple(wanted)):
+        message = "An empty filter would change every run: say which ones, by state, task, reason or time"
+        raise ValueError(message)
+    named = wanted.possible_states
+    states = [state for state in sorted(possible) if named is None or state.value in named]
+    before: int | None = None
+    while states:
+        page = inspection.list(replace(wanted, states=states), limit=AT_ONCE, before=before)
+        if page.runs:
+            yield [Outcome(run.id, run.state, run.state, changed=False) for run in page.runs]
+        before = page.next
+        if before is None:
+            return

@@ -1,0 +1,127 @@
+"""What a body waits for by name: a time, or a signal. The run leaves its worker and comes back."""
+
+from __future__ import annotations
+
+import threading
+from datetime import datetime, timedelta, timezone
+from typing import Any, TypeVar, overload
+
+from celery_durable import context
+from celery_durable.exceptions import DurableError, StepUsageError
+from celery_durable.serialization import MISSING
+
+T = TypeVar("T")
+_Timeout = timedelta | float | None
+
+_LONGEST = timedelta(days=36_525)
+_LONGEST_NAME = 200
+
+
+def sleep(
+    length: timedelta | float | None = None,
+    /,
+    *,
+    weeks: float = 0,
+    days: float = 0,
+    hours: float = 0,
+    minutes: float = 0,
+    seconds: float = 0,
+    milliseconds: float = 0,
+) -> None:
+    """Wait for a length of time, in the database: until then the run leaves its worker and costs nothing.
+
+    The due time is fixed by the database's clock when the body first gets here; a crash neither extends nor
+    restarts it. Up to `durable_step_sleep` seconds are waited for on the worker. A length of nothing or less
+    returns at once. Outside a run it waits as `time.sleep` does.
+
+    Arguments:
+        length: a `timedelta`, or seconds; instead of the units that follow.
+        weeks: weeks, of any fraction; all units are added up.
+        days: days.
+        hours: hours.
+        minutes: minutes.
+        seconds: seconds.
+        milliseconds: milliseconds.
+
+    Raises `StepUsageError` inside a step or a thread of the body's own, and for more than a hundred years.
+
+    >>> sleep(milliseconds=1)
+    """
+    if length is None:
+        whole = weeks * 604_800 + days * 86_400 + hours * 3600 + minutes * 60 + seconds
+        length = whole + milliseconds / 1000
+    span = _span(length, "sleep")
+    frame = context.current()
+    if frame is None:
+        threading.Event().wait(max(span.total_seconds(), 0))
+    else:
+        frame.execution.sleep(frame, span, None)
+
+
+def sleep_until(when: datetime, /) -> None:
+    """Wait until a moment by the database's clock; return at once when it is over.
+
+    Arguments:
+        when: a moment with a time zone.
+
+    Raises `StepUsageError` for one without, and where `sleep` does.
+    """
+    if when.tzinfo is None:
+        message = (
+            f"sleep_until({when!r}) says no time zone: give the moment one, such as datetime.timezone.utc"
+        )
+        raise StepUsageError(message)
+    frame = context.current()
+    if frame is None:
+        now = datetime.now(timezone.utc)  # noqa: TID251  (outside a run there is no other clock)
+        threading.Event().wait(max((when - now).total_seconds(), 0))
+    else:
+        frame.execution.sleep(frame, None, when)
+
+
+@overload
+def wait_for_signal(name: str, *, timeout: _Timeout = None, type: type[T]) -> T: ...
+@overload
+def wait_for_signal(name: str, *, timeout: _Timeout = None, type: Any = MISSING) -> Any: ...
+def wait_for_signal(name: str, *, timeout: _Timeout = None, type: Any = MISSING) -> Any:  # noqa: A002
+    """Wait until somebody sends this run a signal, and return its payload.
+
+    Signals of one name are received in the order in which they were sent, each once; one that was sent before
+    is received at once. The run leaves its worker while it waits.
+
+    Arguments:
+        name: the signal's name.
+        timeout: a `timedelta`, or seconds; None waits for ever.
+        type: what the payload is, such as a dataclass or a pydantic model; by default what JSON makes of it.
+
+    Raises `SignalTimeout` when none came in time, and `StepUsageError` inside a step or a thread of the
+    body's own.
+    """
+    checked_name(name)
+    span = None if timeout is None else _span(timeout, "wait_for_signal")
+    frame = context.current()
+    if frame is None:
+        message = f"wait_for_signal({name!r}) is called outside a run: nobody could send it a signal"
+        raise DurableError(message)
+    return frame.execution.wait_for_signal(frame, name, span, type)
+
+
+def checked_name(name: str) -> str:
+    """Return a signal's name; raise `StepUsageError` for what cannot be one."""
+    told: Any = name
+    if not isinstance(told, str) or not told.isprintable() or not 0 < len(told) <= _LONGEST_NAME:
+        message = f"{name!r} is no name of a signal: a printable string of at most {_LONGEST_NAME} characters"
+        raise StepUsageError(message)
+    return name
+
+
+def _span(length: timedelta | float, what: str) -> timedelta:
+    try:
+        span = length if isinstance(length, timedelta) else timedelta(seconds=length)
+    except (OverflowError, TypeError, ValueError) as error:
+        message = f"{what}: {length!r} is not a number of seconds or a timedelta ({error})"
+        raise StepUsageError(message) from error
+    if span > _LONGEST:
+        message = f"{what}: {span} is longer than a hundred years; leave the timeout out to wait for ever"
+        raise StepUsageError(message)
+    return span
