@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_durable import checkpoint as outcomes
 from celery_durable.exceptions import LeaseLostError
-from celery_durable.store import queries
+from celery_durable.store import in_hand, queries
 from celery_durable.store.writes import Wait, closed
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class WaitStore:
 
     def __init__(self, connections: Connections, *, schema: str) -> None:
         self._connections = connections
+        self._schema = schema
         self._sql = queries.load("waits", schema)
 
     def begin(self, run: int, fence: uuid.UUID, wait: Wait) -> Waited:
@@ -73,6 +74,7 @@ class WaitStore:
                 if wait.kind == outcomes.SIGNAL:
                     connection.execute(self._sql["receive"], parameters)
                 left = connection.execute(self._sql["leave"], parameters)
+                in_hand.put_away(connection, self._schema, run, fence)
             return left.fetchone()
 
         row = self._connections.patiently(work)

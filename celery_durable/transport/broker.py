@@ -10,6 +10,7 @@ from celery_durable.exceptions import ConfigurationError
 from celery_durable.store import migrate
 from celery_durable.store.connections import Connections
 from celery_durable.store.consuming import ConsumerSession
+from celery_durable.store.in_hand import database_of
 from celery_durable.store.messages import MessageStore
 from celery_durable.transport.options import BrokerOptions
 
@@ -43,8 +44,7 @@ class Broker:
     @classmethod
     def acquire(cls, client: KombuConnection) -> Broker:
         """Return the broker of a connection, shared by all users in this process; `release` it at the end."""
-        options = BrokerOptions.among(client.transport_options or {})
-        key = (database_url(client), options)
+        key = (database_url(client), BrokerOptions.among(client.transport_options or {}))
         with _lock:
             broker = _shared.get(key)
             if broker is None:
@@ -77,6 +77,11 @@ class Broker:
         if wanted and migrate.installed(connection, schema) < migrate.newest():
             migrate.migrate(connection, schema)
         migrate.check(connection, schema)
+
+
+def identity_of(client: KombuConnection) -> str:
+    """Return what tells a connection's database and schema from another's."""
+    return database_of(database_url(client), BrokerOptions.among(client.transport_options or {}).schema)
 
 
 def database_url(client: KombuConnection) -> str:

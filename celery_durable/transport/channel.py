@@ -14,6 +14,7 @@ from kombu.utils.json import dumps, loads
 from kombu.utils.uuid import uuid
 
 from celery_durable.store.messages import Binding, NewMessage
+from celery_durable.transport import capture
 from celery_durable.transport.batch import PublishBatch
 from celery_durable.transport.fetcher import Subscription
 from celery_durable.transport.qos import PostgresQoS
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from celery_durable.store.consuming import Claimed, Delivery
     from celery_durable.store.messages import MessageStore
     from celery_durable.transport.fetcher import Fetcher
-
-CLAIM = "durable-claim"
-"""Where `delivery_info` carries a message's claim: consumer, message and number."""
 
 
 class PostgresChannel(virtual.Channel):
@@ -51,6 +49,11 @@ class PostgresChannel(virtual.Channel):
         connection: Any = self.connection
         fetcher: Fetcher = connection.fetcher
         return fetcher
+
+    @property
+    def _identity(self) -> str:
+        connection: Any = self.connection
+        return str(connection.identity)
 
     # -- exchanges and queues -----------------------------------------------------------------------------
 
@@ -160,6 +163,8 @@ class PostgresChannel(virtual.Channel):
     def basic_publish(self, message: dict[str, Any], exchange: str, routing_key: str, **_: Any) -> None:
         """Store a message in each queue it is for, in one statement."""
         new = self.prepared(message, exchange, routing_key)
+        if not exchange and capture.caught(self._identity, new):
+            return
         if exchange:
             if not self._store.route(exchange, routing_key or "", new) and self.deadletter_queue:
                 self._keep(NewMessage(self.deadletter_queue, new.payload, new.priority, new.expires))
@@ -257,7 +262,7 @@ class PostgresChannel(virtual.Channel):
         claim = delivery.claim
         properties["delivery_tag"] = tag_of(claim)
         info = properties["delivery_info"]
-        info[CLAIM] = list(claim)
+        info[capture.CLAIM] = [self._identity, *claim]
         if claim.number > 1:
             info["redelivered"] = True
         return self.Message(raw, channel=self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from kombu.transport import virtual
@@ -10,7 +11,7 @@ from kombu.transport import virtual
 from celery_durable.exceptions import StoreError
 from celery_durable.store.patience import PASSING
 from celery_durable.store.url import driver, redact
-from celery_durable.transport.broker import Broker
+from celery_durable.transport.broker import Broker, identity_of
 from celery_durable.transport.channel import PostgresChannel
 from celery_durable.transport.fetcher import Fetcher
 
@@ -45,6 +46,12 @@ class PostgresTransport(virtual.Transport):
         super().__init__(client, **kwargs)
         self._broker: Broker | None = None
         self._fetcher: Fetcher | None = None
+
+    @cached_property
+    def identity(self) -> str:
+        """What tells this database and schema from another."""
+        client: Any = self.client
+        return identity_of(client)
 
     @property
     def broker(self) -> Broker:

@@ -162,12 +162,13 @@ BROKER: dict[str, Any] = {
     "queue": "celery",
     "queues": ["celery", "video"],
     "routing_key": "a.b",
+    "runs": ["run-7", "run-8"],
     "sleepers": [7, 8],
     "ttl": MINUTE,
     "urgencies": [9, 0],
     "wakeable": True,
 }
-OF_A_NOUN = {"messages": BROKER, "consumers": BROKER}
+OF_A_NOUN = {"messages": BROKER, "consumers": BROKER, "posting": BROKER}
 IN_PARTICULAR: dict[tuple[str, str], dict[str, Any]] = {
     ("runs", "enqueue_bulk"): dict.fromkeys(vars(NewRun("", "", "", None, b"", b""))),
     ("runs", "enqueue_outbox"): {"id": ["a", "b"], "message": [b"{}", b"{}"], "body": [b"[]", b"[]"]},
@@ -179,6 +180,7 @@ IN_PARTICULAR: dict[tuple[str, str], dict[str, Any]] = {
     ("once", "free"): {"kind": "idempotency"},
     ("once", "retake"): {"kind": "idempotency"},
     ("keeper", "bury"): {"ids": [1, 2]},
+    ("posting", "put_away"): {"id": 7, "number": 1},
     ("runs", "update_state"): {"state": "PROGRESS"},
 }
 _TYPES = (
