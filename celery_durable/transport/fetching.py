@@ -55,7 +55,8 @@ class Fetching:
         self._wakeable = False
         self._busy_since: float | None = None
         self._poll = _POLL if self._listens else _FIRST_POLL
-        self._next_poll = self._next_beat = self._next_look = 0.0
+        self._next_poll = self._next_beat = 0.0
+        self._next_look = time.monotonic() + LOOK
         self._head = 0
 
     def run(self) -> None:

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from explaining import given
 from psycopg.rows import dict_row
 
 from celery_durable.store import queries
@@ -387,6 +388,18 @@ def fill(store: Store, number: int, size: int = 2) -> None:
     )
     with store.connections.dedicated() as connection:
         connection.execute(b"vacuum analyze durable.message")
+
+
+@pytest.mark.parametrize("name", ["consumers", "ready", "claim", "settle", "recover"])
+def test_no_statement_of_a_consumer_is_compiled_first(store: Store, consumers: Any, name: str) -> None:
+    """Where a table is small, the plan is one that was refused, at a price that would start the compiler."""
+    connection = consumers().session._connection
+    sql = queries.load("consumers")[name]
+    values = given("consumers", name, sql)
+
+    plan = connection.execute(f"explain (analyze, format json) {sql}".encode(), values).fetchone()
+
+    assert "JIT" not in plan["QUERY PLAN"][0]
 
 
 def test_a_claim_reads_as_much_of_a_long_queue_as_of_a_short_one(store: Store, consumers: Any) -> None:
