@@ -80,6 +80,7 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
     def on_bound(cls, app: Celery) -> None:
         """Check the settings and give the app's workers their heartbeat and keeper."""
         settings = config.load(durable_settings(app))
+        transport.share_settings(app.conf, settings)
         cls._retries_by_default = settings.autoretry
         if cls.autoretry_for is _DEFAULT_AUTORETRY:
             cls.dont_autoretry_for = (*TERMINAL, *(cls.throws or ()), *cls.dont_autoretry_for)
