@@ -202,7 +202,7 @@ class DurableBackend(ChordMixin, WaitingMixin, Backend):
         traceback = kwargs.get("traceback") or (args[0] if args else None)
         if not claimed and not self._fail_unclaimed(task_id, exc, traceback):
             return None
-        request.chain = chains.all_of(self.app, request.chain)
+        request.chain = chains.all_of(self.app, request.chain)  # where Celery before 5.7 reads it
         outcome = super().mark_as_failure(task_id, exc, *args, **kwargs)
         if has_dependents(request):
             self.store.runs.reported(task_id)

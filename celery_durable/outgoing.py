@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.time import maybe_make_aware
 
-from celery_durable import batching, chains, envelope
+from celery_durable import batching, chains, envelope, slots
 from celery_durable.exceptions import PayloadTooLargeError, TransactionUsageError
 from celery_durable.store.writes import NewRun, PlainMessage, Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from celery import Celery
     from kombu import Producer
 
     from celery_durable.enlisting import Enlistment
     from celery_durable.store import Store
-    from celery_durable.store.writes import Key, NewChain
+    from celery_durable.store.writes import Key, NewChain, Slot
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def watch(app: Celery) -> None:
             )
             raise TransactionUsageError(message)
         collected = _collecting.get()
-        if collected is not None and collected.everything and not isinstance(producer, StoringProducer):
+        if collected is not None and not isinstance(producer, StoringProducer):
             producer = StoringProducer(app, producer, None)
         return send(producer, *args, **options)
 
@@ -123,6 +123,7 @@ class StoringProducer:
         schedule: when the run is due, or None for a task that has no run.
         enlistment: the caller's transaction that is to store the run, which then sends the message, too.
         key: a key that may stand for another run already.
+        slot: what the run shares with others, None for a run that needs no slot.
 
     Attributes:
         instead: the id of that other run.
@@ -136,6 +137,7 @@ class StoringProducer:
         *,
         enlistment: Enlistment | None = None,
         key: Key | None = None,
+        slot: Slot | None = None,
     ) -> None:
         self.instead: str | None = None
         self._app = app
@@ -143,6 +145,7 @@ class StoringProducer:
         self._schedule = schedule
         self._enlistment = enlistment
         self._key = key
+        self._slot = slot
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._producer, name)
@@ -158,6 +161,8 @@ class StoringProducer:
             return self._publish_plain(body, publish)
         headers.setdefault(envelope.HEADER, 0)
         headers.update(self._schedule.told(self._app))
+        if self._slot is not None:
+            headers[slots.HEADER] = True
         collected = _collecting.get()
         again = collected is not None and headers["id"] == collected.run_id
         body, new_chains = self._with_references(body, publish, keep=self._enlistment is None and not again)
@@ -211,7 +216,7 @@ class StoringProducer:
 
     def _publish_plain(self, body: Any, publish: dict[str, Any]) -> Any:
         collected = _collecting.get()
-        if collected is None or not collected.everything:
+        if collected is None or not (collected.everything or publish["headers"]["id"] == collected.run_id):
             return self._producer.publish(body, **publish)
         if isinstance(body, tuple):
             args, kwargs, embed = body
@@ -255,6 +260,7 @@ class StoringProducer:
             expires_at=schedule.expires_at,
             # Whoever wants to hear of a broker that is away has to wait for it to answer, every time.
             publish=not envelope.breaker.open or self._store.settings.publish_errors == "raise",
+            slot=self._slot and replace(self._slot, rank=slots.rank(self._producer, publish.get("priority"))),
             chains=new_chains,
         )
 
@@ -285,3 +291,9 @@ def send_collected(
     ]
     if sent:
         store.runs.outbox_done(sent)
+
+
+def send_stored(app: Celery, store: Store, messages: Sequence[Stored]) -> None:
+    """Publish messages of runs that count as published; what the broker does not take is the keeper's."""
+    if failed := envelope.publish_stored(app, messages):
+        store.runs.unpublish(failed, timedelta(0))

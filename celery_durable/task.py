@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Task, current_app
 from celery._state import get_current_task, get_current_worker_task
 
-from celery_durable import batching, config, context, envelope, once, outgoing, transactions, transport
+from celery_durable import batching, config, context, envelope, once, outgoing, slots, transactions, transport
 from celery_durable.attempt import TERMINAL, Attempt
 from celery_durable.backend import durable_backend, durable_settings
 from celery_durable.enlisting import Enlistment, refuse_chords
@@ -52,6 +52,14 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
     retry_backoff_max = 600
     retry_jitter = True
     _retries_by_default = True
+
+    concurrency_key: str | Callable[..., str] | None = None
+    """Runs with the same key share `concurrency_limit` and `start_rate`, also those of other tasks: a format
+    string of the arguments, or a function of them. Default: the task's name."""
+    concurrency_limit: int | None = None
+    """How many runs of the key are executed at a time, by all workers together."""
+    start_rate: str | int | None = None
+    """How many runs of the key start in each second, minute or hour, by all workers together: `"100/m"`."""
 
     singleton: bool | str | Callable[..., str] = False
     """Whether a call returns the run of an earlier equal call as long as that is not over. What makes calls
@@ -120,6 +128,7 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         """
         app: Celery = self.app
         key = once.taken_from(self, args, kwargs, options)
+        slot = slots.taken_from(self, args, kwargs, options)
         if app.conf.task_always_eager:
             return super().apply_async(args, kwargs, task_id, producer, link, link_error, shadow, **options)
         durable_backend(app)
@@ -136,7 +145,9 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         def send(chosen_id: str | None) -> AsyncResult[Any]:
             celerys: Any = super(DurableTask, self).apply_async
             with app.producer_or_acquire(producer) as real:
-                storing = outgoing.StoringProducer(app, real, schedule, enlistment=enlistment, key=key)
+                storing = outgoing.StoringProducer(
+                    app, real, schedule, enlistment=enlistment, key=key, slot=slot
+                )
                 result: AsyncResult[Any] = celerys(
                     args,
                     kwargs,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery_durable import checkpoint as outcomes
 from celery_durable.checkpoint import Checkpoint, StepWrite, occurrence
 from celery_durable.exceptions import LeaseLostError
 from celery_durable.executor.chance import Chance
+from celery_durable.executor.children import Fan
 from celery_durable.executor.history import History
 from celery_durable.executor.ids import DerivedIds
 from celery_durable.executor.journal import Journal
 from celery_durable.executor.keys import Keys
+from celery_durable.executor.parallel import side_by_side
 from celery_durable.executor.performing import Call, Performer
 from celery_durable.executor.waiting import Waiter
 from celery_durable.serialization import digest
@@ -19,14 +22,15 @@ from celery_durable.serialization import digest
 if TYPE_CHECKING:
     import random as random_module
     import uuid
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from datetime import datetime, timedelta
 
     from celery_durable import context
     from celery_durable.config import Settings
+    from celery_durable.executor.children import Ask
     from celery_durable.run import Claim
     from celery_durable.seam import Seam, Suspended
-    from celery_durable.steps import Step
+    from celery_durable.steps import Step, StepCall
     from celery_durable.store.runs import RunStore
     from celery_durable.store.writes import NewRun, PlainMessage
 
@@ -62,6 +66,7 @@ class Execution:
         self._waiter = Waiter(
             self._journal, self._history, self._keys, chance=self._chance, settings=settings, seam=seam
         )
+        self._fan = Fan(claim.id, self._waiter, self._history, self._ids, settings=settings, seam=seam)
 
     @property
     def id(self) -> str:
@@ -107,16 +112,39 @@ class Execution:
         self, frame: context.Frame, step: Step[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Return the step's stored outcome, or run it and store it."""
-        arguments = digest(step.named_arguments(args, kwargs))
         base = frame.scope + (step.step_options.key or step.name)
         key = self._keys.begin(base, keyed=step.step_options.key is not None)
         try:
-            known = self._history.find(key)
-            if known is not None and known.finished:
-                return self._history.outcome(step, known, arguments)
-            return self._performer.perform(frame, step, Call(key, arguments, args, kwargs), known)
+            arguments = digest(step.named_arguments(args, kwargs))
+            return self._step(frame, step, Call(key, arguments, args, kwargs))
         finally:
             self._keys.end(base)
+
+    def _step(self, frame: context.Frame, step: Step[Any, Any], call: Call) -> Any:
+        known = self._history.find(call.key)
+        if known is not None and known.finished:
+            return self._history.outcome(step, known, call.arguments)
+        return self._performer.perform(frame, step, call, known)
+
+    def steps(
+        self, frame: context.Frame, calls: Sequence[StepCall], threads: int | None
+    ) -> list[tuple[bool, Any]]:
+        """Make calls of steps side by side; return for each, in their order, success and value, or error.
+
+        They get their keys here, in the order of the calls, so that it does not matter which is done first.
+        """
+        work: list[Callable[[], Any]] = []
+        replayed, seq = True, self._journal.next_seq()
+        for call in calls:
+            base = frame.scope + (call.step.step_options.key or call.step.name)
+            key = self._keys.begin(base, keyed=call.step.step_options.key is not None)
+            self._keys.end(base)
+            known = self._history.find(key)
+            replayed = replayed and known is not None and known.finished
+            arguments = digest(call.step.named_arguments(call.args, call.kwargs))
+            chosen = Call(key, arguments, call.args, call.kwargs, seq)
+            work.append(partial(self._step, frame, call.step, chosen))
+        return side_by_side(work, threads=1 if replayed else threads)
 
     def child(self, name: str, new_run: Callable[[str], NewRun]) -> tuple[str, str | None]:
         """Store a child run that the body starts; return its id and its state, None when it is known.
@@ -169,6 +197,10 @@ class Execution:
     def wait_for_signal(self, frame: context.Frame, name: str, timeout: timedelta | None, hint: Any) -> Any:
         """Wait for a signal, off the worker; return its payload."""
         return self._waiter.signal(frame, name, timeout, hint)
+
+    def children(self, frame: context.Frame, ask: Ask) -> list[tuple[bool, Any]]:
+        """Start children and wait for them, off the worker; return for each success and value, or error."""
+        return self._fan.await_all(frame, ask)
 
     def now(self) -> datetime:
         """Return the database's time, the same at every replay."""

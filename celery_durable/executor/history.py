@@ -81,6 +81,13 @@ class History:
     def outcome(self, step: Step[Any, Any], known: Checkpoint, arguments: tuple[bytes, str]) -> Any:
         """Return the value of a finished step, or raise its error."""
         self.meet(known)
+        self.compare(known, arguments)
+        if known.outcome == outcomes.ERROR:
+            raise self._seam.load_error(known.codec, known.output or b"")
+        return self._seam.codec(known.codec)[1].decode(known.output or b"", step.returns)
+
+    def compare(self, known: Checkpoint, arguments: tuple[bytes, str]) -> None:
+        """Compare what a step is called with to what is stored."""
         if known.digest != arguments[0] and self._settings.nondeterminism != "ignore":
             self.deviates(
                 f"Step {known.key!r} of {self._task} was stored with other arguments than it is called with\n"
@@ -90,9 +97,6 @@ class History:
                 stored=known.arguments,
                 called=arguments[1],
             )
-        if known.outcome == outcomes.ERROR:
-            raise self._seam.load_error(known.codec, known.output or b"")
-        return self._seam.codec(known.codec)[1].decode(known.output or b"", step.returns)
 
     def check_complete(self) -> None:
         """Check, at the end of the body, that it came by every finished step."""

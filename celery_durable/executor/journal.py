@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from celery_durable.store.runs import RunStore
     from celery_durable.store.transactions import TransactionStore
     from celery_durable.store.waits import Waited
-    from celery_durable.store.writes import Wait
+    from celery_durable.store.writes import Children, Wait
 
 
 class Journal:
@@ -150,11 +150,14 @@ class Journal:
         if entry is not None:
             self._chance.put_back(entry.clock)
 
-    def wait(self, wait: Wait, *, leave: bool) -> Waited:
-        """Store a wait, and leave the worker for it if that is wanted."""
+    def wait(self, wait: Wait, *, leave: bool, children: Children | None = None) -> Waited:
+        """Store a wait, start its children, and leave the worker for it if that is wanted."""
         waits, claim = self.runs.waits, self.claim
         try:
-            waited = (waits.leave if leave else waits.begin)(claim.key, claim.fence, wait)
+            if leave:
+                waited = waits.leave(claim.key, claim.fence, wait, children)
+            else:
+                waited = waits.begin(claim.key, claim.fence, wait)
         except LeaseLostError:
             self.lost = True
             raise

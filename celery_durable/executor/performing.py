@@ -39,6 +39,7 @@ class Call(NamedTuple):
     arguments: tuple[bytes, str]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    seq: int | None = None  # shared by calls that are made side by side
 
 
 class Try(NamedTuple):
@@ -86,7 +87,7 @@ class Performer:
         journal, options = self._journal, step.step_options
         transaction: Any = step.transacted
         tries, spent = (known.tries, known.spent) if known is not None else (0, 0)
-        seq = journal.next_seq()
+        seq = call.seq or journal.next_seq()
         if known is not None and known.outcome == outcomes.STARTED:
             raise _interrupted(call.key)
         while True:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from celery_durable.store.forking import ForkStore
     from celery_durable.store.inspection import InspectionStore
     from celery_durable.store.once import OnceStore
+    from celery_durable.store.slots import SlotStore
     from celery_durable.store.transactions import TransactionStore
 
 _PRUNED_AT_ONCE = 500
@@ -110,6 +111,13 @@ class Store:
         from celery_durable.store.forking import ForkStore
 
         return ForkStore(self.connections, schema=self.settings.schema, check=self.settings.check)
+
+    @cached_property
+    def slots(self) -> SlotStore:
+        """The statements of runs that need a slot."""
+        from celery_durable.store.slots import SlotStore
+
+        return SlotStore(self.connections, self.runs, schema=self.settings.schema, check=self.settings.check)
 
     @cached_property
     def once(self) -> OnceStore:

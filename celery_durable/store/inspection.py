@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery_durable.run import RunState
 from celery_durable.store import queries
-from celery_durable.store.questions import Filter, list_runs, whole_run, with_filters
+from celery_durable.store.questions import Filter, list_runs, whole_run
 from celery_durable.store.refusing import plainly
 from celery_durable.store.views import (
     Change,
@@ -16,6 +16,7 @@ from celery_durable.store.views import (
     Match,
     Payloads,
     QueueStats,
+    SlotStats,
     Stats,
     TaskStats,
     WorkerStats,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from celery_durable.store.questions import Question, Statement
     from celery_durable.store.views import Page, RunView
 
-__all__ = ["Filter", "InspectionStore", "with_filters"]
+__all__ = ["Filter", "InspectionStore"]
 
 T = TypeVar("T")
 
@@ -72,17 +73,18 @@ class InspectionStore:
 
         def work(connection: Connection) -> list[Sequence[Row]]:
             with connection.pipeline():
-                names = ("counts", "stats_queues", "stats_tasks", "stats_workers")
+                names = ("counts", "stats_queues", "stats_tasks", "stats_workers", "stats_slots")
                 cursors = [connection.execute(self._sql[name], {"age": window}) for name in names]
             return [cursor.fetchall() for cursor in cursors]
 
-        states, queues, tasks, workers = self._patiently(work, _STATS_BUDGET)
+        states, queues, tasks, workers, slots = self._patiently(work, _STATS_BUDGET)
         return Stats(
             window.total_seconds(),
             tuple(Count(**row) for row in states),
             tuple(QueueStats(**row) for row in queues),
             tuple(TaskStats(**row) for row in tasks),
             tuple(WorkerStats(**row) for row in workers),
+            tuple(SlotStats(**row) for row in slots),
         )
 
     def resolve(self, prefix: str, *, limit: int = 6) -> Sequence[Match]:

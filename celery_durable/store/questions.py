@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from celery_durable.run import RunState
+from celery_durable.store.queries import with_lines
 from celery_durable.store.views import (
     AttemptView,
     EventView,
@@ -25,7 +26,7 @@ from celery_durable.store.views import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
 T = TypeVar("T")
 
@@ -34,7 +35,6 @@ _SLACK = timedelta(hours=1)
 _LAST_KEY = 2**63 - 1
 # Filters that no index serves look at this many runs for one page; the next page goes on behind them.
 _WINDOW = 50_000
-_OPTIONAL_LINE = re.compile(r"^.*--\? (\w+)\n", re.MULTILINE)
 
 
 class Statement(NamedTuple):
@@ -117,12 +117,6 @@ class Filter:
         return any(value is not None for value in (self.version, self.tags, self.ran_on, self.text))
 
 
-def with_filters(sql: str, given: Iterable[str]) -> str:
-    """Return `sql` without the lines of filters that are not in `given`."""
-    wanted = frozenset(given)
-    return _OPTIONAL_LINE.sub(lambda line: line[0] if line[1] in wanted else "", sql)
-
-
 def list_runs(sql: Mapping[str, str], wanted: Filter, limit: int, before: int | None) -> Question[Page]:
     """Ask for the newest runs that match, at most `limit`, with keys below `before`."""
     parameters: dict[str, Any] = {
@@ -154,7 +148,7 @@ def list_runs(sql: Mapping[str, str], wanted: Filter, limit: int, before: int | 
         bounds["floor"] = looked["floor"]
     parameters = {name: value for name, value in (parameters | bounds).items() if value is not None}
     (rows,) = yield [
-        Statement(with_filters(sql["list"], parameters), {"states": ["any"], **parameters}),
+        Statement(with_lines(sql["list"], parameters), {"states": ["any"], **parameters}),
     ]
     runs = tuple(RunSummary(**row) for row in rows[:limit])
     if len(rows) > limit:

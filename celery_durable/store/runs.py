@@ -13,7 +13,7 @@ from celery_durable.run import Claim, Refusal, RunState
 from celery_durable.store import queries
 from celery_durable.store.bulk import Insertion
 from celery_durable.store.chords import look, store_part
-from celery_durable.store.waits import WaitStore
+from celery_durable.store.waits import WaitStore, followed
 from celery_durable.store.writes import (
     Finish,
     Finished,
@@ -55,7 +55,7 @@ class RunStore:
         self._sql = {**queries.load("chains", schema), **queries.load("runs", schema)}
         self._chords = queries.load("chords", schema)
         self._check = check
-        self.waits = WaitStore(connections, schema=schema)
+        self.waits = WaitStore(connections, schema=schema, check=check)
 
     def enqueue(self, run: NewRun) -> str | None:
         """Store a run; return its state, or None when a run with this id is there already."""
@@ -65,7 +65,7 @@ class RunStore:
         """Store runs in one round trip and one transaction; return each one's state, None for known ids."""
 
         def work(connection: Connection) -> list[str | None]:
-            if len(runs) == 1 and not runs[0].chains:
+            if len(runs) == 1 and not runs[0].chains and runs[0].slot is None:
                 return self._insert(connection, runs).states()
             with connection.pipeline():
                 inserted = self._insert(connection, runs)
@@ -123,13 +123,19 @@ class RunStore:
             return claimed.fetchone(), history.fetchall(), wanted.fetchone() if link is not None else None
 
         row, history, following = self._connections.patiently(work, budget=float("inf"), give_up=give_up)
-        if row is None:
-            return self._refusal(parameters)
+        return self.refusal(parameters) if row is None else self.leased(row, history, following)
+
+    @staticmethod
+    def leased(
+        row: dict[str, Any], history: Sequence[dict[str, Any]], following: Any
+    ) -> tuple[Claim, list[Checkpoint]]:
+        """Return what a claim was given."""
         return Claim(**row, link=following), [
             Checkpoint(**{**step, "clock": tuple(step["clock"] or ())}) for step in history
         ]
 
-    def _refusal(self, parameters: dict[str, Any]) -> Refusal:
+    def refusal(self, parameters: dict[str, Any]) -> Refusal:
+        """Return why a claim was given nothing."""
         row = self._one("standing", parameters)
         if row["state"] is None:
             return Refusal.UNKNOWN if row["worker_alive"] else Refusal.NO_WORKER
@@ -139,6 +145,8 @@ class RunStore:
             return Refusal.EXPIRED
         if state is RunState.PENDING and not row["worker_alive"]:
             return Refusal.NO_WORKER
+        if state is RunState.PENDING and row["slotted"]:
+            return Refusal.SLOTTED
         if state.final:
             return Refusal.FINAL
         return Refusal.WAITING if state is RunState.WAITING else Refusal.OWNED
@@ -203,34 +211,43 @@ class RunStore:
         fence: uuid.UUID,
         outcome: Finish,
         links: Sequence[NewRun | PlainMessage] = (),
+        *,
         part: Part | None = None,
+        child: Claim | None = None,
     ) -> Finished:
         """End a run and store the runs its links start and its part of a chord, in one transaction.
 
-        The look at the chord is a second transaction in the same round trip, behind the first one's commit.
+        The looks at the chord, and at the parent that waits for this `child`, follow in the same round trip,
+        behind the first one's commit.
         Raises `LeaseLostError` when another attempt owns the run.
         """
         parameters = {**outcome.__dict__, "run": run, "fence": fence, "state": outcome.state.value}
 
-        def work(connection: Connection) -> tuple[Any, list[str | None], Any]:
-            if not links and part is None:
-                return connection.execute(self._sql["finish"], parameters).fetchone(), [], None
-            looked = None
+        def work(connection: Connection) -> tuple[Any, list[str | None], Any, list[Stored]]:
+            followed_up = part is not None or child is not None
+            if not links and not followed_up:
+                return connection.execute(self._sql["finish"], parameters).fetchone(), [], None, []
+            looked, woken = None, []
             with connection.pipeline():
-                if part is not None:
+                if followed_up:
                     connection.execute("begin")
                 finished = connection.execute(self._sql["finish"], parameters)
                 linked = self._insert(connection, links, run, fence)
                 if part is not None:
                     store_part(connection, self._chords, part, run, fence)
+                if followed_up:
                     connection.execute("commit")
+                if part is not None:
                     looked = look(connection, self._chords, part.chord, fence, self._lease)
-            return finished.fetchone(), linked.states(), looked and looked.fetchone()
+                if child is not None:
+                    woken = self.waits.follow(connection, child)
+            at_chord = looked and looked.fetchone()
+            return finished.fetchone(), linked.states(), at_chord, followed(woken)
 
-        row, linked, looked = self._connections.patiently(work)
+        row, linked, looked, woken = self._connections.patiently(work)
         if row is None:
             raise LeaseLostError
-        return Finished(self.to_send(links, linked), looked and Look(**looked))
+        return Finished(self.to_send(links, linked), looked and Look(**looked), woken)
 
     def add(self, connection: Connection, new: Sequence[NewRun | PlainMessage]) -> list[str | None]:
         """Store runs and messages in the transaction that is open; return their states, for `to_send()`."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from celery_durable.run import RunState, celery_state
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +145,8 @@ class RunView(RunSummary):
         forked_from: the run this one began as a fork of.
         forks: runs that began as forks of this one.
         keys: keys that a call would be given this run for.
+        slot: the key of the runs it shares with: of these `slot_limit` are executed at a time, and
+            `slot_rate` start in each `slot_period`.
     """
 
     traceback: str | None
@@ -152,6 +154,10 @@ class RunView(RunSummary):
     result_bytes: int | None
     body_bytes: int
     forked_from: str | None = None
+    slot: str | None = None
+    slot_limit: int | None = None
+    slot_rate: int | None = None
+    slot_period: timedelta | None = None
     forks: tuple[str, ...] = ()
     keys: tuple[KeyView, ...] = ()
     attempts: tuple[AttemptView, ...] = ()
@@ -216,6 +222,15 @@ class TaskStats:
 
 
 @dataclass(frozen=True)
+class SlotStats:
+    """How many runs of a concurrency key are executed, and how many wait for a slot."""
+
+    slot: str
+    running: int
+    waiting: int
+
+
+@dataclass(frozen=True)
 class WorkerStats:
     """A worker process: how many runs it executes, and the seconds since its last heartbeat."""
 
@@ -234,6 +249,7 @@ class Stats:
     queues: tuple[QueueStats, ...]
     tasks: tuple[TaskStats, ...]
     workers: tuple[WorkerStats, ...]
+    slots: tuple[SlotStats, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ UNKNOWN = 705  # the type of a string until the server knows better
 
 # What a query's parameters look like in use. A new parameter belongs here, a new query is then covered.
 PARAMETERS: dict[str, Any] = {
+    "abreast": 3,
     "actor": "ada",
     "after": 10,
     "age": timedelta(days=7),
@@ -49,6 +50,7 @@ PARAMETERS: dict[str, Any] = {
     "content_type": "application/json",
     "countdown": None,
     "delay": MINUTE,
+    "detached": False,
     "digest": b"d",
     "discard": "errors",
     "end": "run-2",
@@ -98,6 +100,7 @@ PARAMETERS: dict[str, Any] = {
     "outputs": [b"1"],
     "parent": None,
     "payload": b"1",
+    "period": MINUTE,
     "pid": 7,
     "position": 3,
     "prefix": "run-1",
@@ -106,6 +109,8 @@ PARAMETERS: dict[str, Any] = {
     "progress": "1",
     "publish": True,
     "queue": "celery",
+    "rank": 0,
+    "rate": 10,
     "ran_on": "worker@one",
     "reason": "retry",
     "replacements": 0,
@@ -124,6 +129,7 @@ PARAMETERS: dict[str, Any] = {
     "since": MOMENT,
     "size": 10,
     "slack": MINUTE,
+    "slot": "customer-7",
     "source_detail": "{}",
     "spent": 0,
     "start": 1,
@@ -145,6 +151,7 @@ PARAMETERS: dict[str, Any] = {
     "version": None,
     "window": 100,
     "within": 0.0,
+    "wait": FENCE,
     "words": "%x%",
     "worker": "worker@one",
 }
@@ -158,6 +165,13 @@ IN_PARTICULAR: dict[tuple[str, str], dict[str, Any]] = {
     ("once", "hold"): {"kind": "idempotency"},
     ("once", "free"): {"kind": "idempotency"},
     ("once", "retake"): {"kind": "idempotency"},
+    ("waits", "start"): {
+        **dict.fromkeys(vars(NewRun("", "", "", None, b"", b""))),
+        "parent": "run-7",
+        "awaits": str(FENCE),
+        "until": None,
+    },
+    ("waits", "collect"): {"awaits": str(FENCE)},
     ("keeper", "bury"): {"ids": [1, 2]},
     ("runs", "update_state"): {"state": "PROGRESS"},
 }

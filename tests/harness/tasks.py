@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from celery import Task
+from celery import Task, current_app
 
 import celery_durable as durable
 from harness.waiting import take
@@ -120,6 +120,43 @@ def approval(timeout: float | None = None) -> list[Any]:
     return [first, payload, work.options(name="second")("second")]
 
 
+def child(number: int) -> str:
+    """Be one of several."""
+    _body("child")
+    work.options(name="child")("child")
+    return f"child {number}"
+
+
+def parent(children: int) -> list[Any]:
+    """Let children do the work between two steps."""
+    _body("parent")
+    before = work.options(name="before")("before")
+    results = durable.map(current_app.tasks["child"], range(children))
+    return [before, results, work.options(name="after")("after")]
+
+
+def parent_of_poison() -> str:
+    """Wait for a child that kills its worker at every attempt."""
+    try:
+        durable.call(current_app.tasks["poison"].s())
+    except durable.ExhaustedError as error:
+        return type(error).__name__
+    return "it lives"
+
+
+def plain_child() -> str:
+    """Be a plain task, whose result nobody keeps."""
+    here = _here[-1]
+    here.ledger.write("body", "plain child")
+    here.gates.pass_through("plain child")
+    return "plain result"
+
+
+def parent_of_plain() -> Any:
+    """Wait for a plain task."""
+    return durable.call(current_app.tasks["plain_child"].s())
+
+
 def tail(outcome: str) -> int:
     """Do a step; then, outside of any, wait at a gate and end; return the process id."""
     _body("tail")
@@ -216,6 +253,11 @@ def register(app: Celery, ledger: Ledger, gates: Gates) -> None:
     app.task(patient, name="patient", bind=True)
     app.task(napping, name="napping", **soon)
     app.task(approval, name="approval", **soon)
+    app.task(child, name="child", **soon)
+    app.task(parent, name="parent", **soon)
+    app.task(parent_of_poison, name="parent_of_poison", **soon)
+    app.task(plain_child, name="plain_child", base=Task, ignore_result=True)
+    app.task(parent_of_plain, name="parent_of_plain", **soon)
     app.task(tail, name="tail", **soon)
     app.task(threaded, name="threaded", **soon)
     app.task(plain, name="plain", **soon)

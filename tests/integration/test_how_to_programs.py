@@ -23,6 +23,7 @@ PAGES = {
     "approvals": "wait.md",
     "call_once": "call-once.md",
     "fork_orders": "resume-fork-edit.md",
+    "limit_exports": "limit-concurrency.md",
     "pay_once": "transactions.md",
     "place_orders": "sqlalchemy.md",
 }

@@ -85,7 +85,7 @@ select r.key, r.id, r.task, r.queue, r.priority, r.state, r.reason, r.due, r.pub
        and not exists (select from durable.worker w where w.id = r.worker) as orphaned,
        r.awaits, durable.clock() as now,
        coalesce(r.traceback, a.traceback) as traceback, r.result_type, octet_length(r.result) as result_bytes,
-       octet_length(r.body) as body_bytes, r.forked_from
+       octet_length(r.body) as body_bytes, r.forked_from, r.slot, r.slot_limit, r.slot_rate, r.slot_period
 from durable.run r
 left join durable.attempt a on a.run_key = r.key and a.number = r.attempt
 where r.id = %(id)s
@@ -218,7 +218,7 @@ with resumed as materialized (
     update durable.checkpoint c set outcome = 'discarded', spent = c.tries
     from resumed r
     where c.run_key = r.run_key and c.outcome = 'error'
-      and c.seq > coalesce((select max(ok.seq) from durable.checkpoint ok
+      and c.seq >= coalesce((select max(ok.seq) from durable.checkpoint ok
                             where ok.run_key = r.run_key and ok.outcome = 'ok'), 0)
     returning c.run_key, c.key
 )
@@ -253,6 +253,13 @@ group by task order by count(*) desc, task
 select w.hostname, w.pid, extract(epoch from durable.clock() - w.beat_at)::float8 as silent,
        (select count(*) from durable.run r where r.worker = w.id and r.state in ('running', 'cancelling')) as runs
 from durable.worker w order by w.hostname, w.id
+
+-- name: stats_slots
+-- Keys that somebody waits for or holds, those with most waiting runs first.
+select slot, count(*) filter (where state in ('running', 'cancelling')) as running,
+       count(*) filter (where state = 'waiting' and reason = 'slot') as waiting
+from durable.run where slot is not null and state in ('running', 'cancelling', 'waiting')
+group by slot order by waiting desc, slot limit 50
 
 -- name: forks
 -- Runs that were forked from this one, oldest first.

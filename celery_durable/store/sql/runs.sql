@@ -68,6 +68,13 @@ where %(holder)s::bigint is null or exists (select from durable.run where key = 
 on conflict (id) do update set message = excluded.message
 returning id, key
 
+-- name: assign_slot
+-- What a run just stored shares with others of its key; in the transaction that stores it.
+update durable.run
+set slot = %(key)s, slot_limit = %(limit)s, slot_rate = %(rate)s, slot_period = %(period)s, slot_rank = %(rank)s
+where id = %(id)s and attempt = 0
+returning id
+
 -- name: unpublish
 -- The broker did not take these messages: hand them to the keeper.
 update durable.run set published_at = null, due = durable.clock() + %(delay)s::interval
@@ -87,6 +94,7 @@ with claimed as (
     where r.id = %(id)s and w.token = %(token)s and (%(task)s::text is null or r.task = %(task)s)
       and (r.state = 'pending' or (r.state = 'running' and r.fence = %(fence)s))
       and (r.attempt > 0 or r.expires_at is null or r.expires_at > durable.clock())
+      and r.slot is null
     returning r.*, w.hostname
 ), history as (
     insert into durable.attempt (run_key, number, fence, worker, hostname, pid)
@@ -94,7 +102,7 @@ with claimed as (
     on conflict (run_key, number) do nothing
 )
 select key, id, task, fence, attempt, generation, retries, recoveries, seed, cancel_requested, claimed_at,
-       revision, replacements,
+       revision, replacements, parent, wait, abreast, deadline, slot,
        case when revision <> %(revision)s then body end as body,
        case when revision <> %(revision)s then message end as message
 from claimed
@@ -111,7 +119,7 @@ order by c.seq
 -- name: standing
 -- Why a claim was refused.
 select r.state, r.expires_at <= durable.clock() and r.attempt = 0 as expired,
-       exists (select from durable.worker where token = %(token)s) as worker_alive
+       exists (select from durable.worker where token = %(token)s) as worker_alive, r.slot is not null as slotted
 from (select) as one left join durable.run r on r.id = %(id)s
 
 -- name: expire
@@ -197,7 +205,8 @@ select key from finished
 
 -- name: release
 -- Leave the worker: for a retry (with a due time), or to hand the run on (due now). Step errors recorded
--- after the last successful step are put aside when the run is tried again. The fence is closed with a value
+-- after the last successful step, or side by side with it under one number, are put aside when the run is tried
+-- again. The fence is closed with a value
 -- that only this attempt can derive, so that the write, repeated, recognises itself; it is judged under the
 -- lock, for the first one may still be committing.
 with mine as (
@@ -238,7 +247,7 @@ with mine as (
     update durable.checkpoint c set outcome = 'discarded', spent = c.tries
     from released r
     where %(discard)s = 'errors' and c.run_key = r.key and c.outcome = 'error'
-      and c.seq > coalesce((select max(seq) from durable.checkpoint
+      and c.seq >= coalesce((select max(seq) from durable.checkpoint
                             where run_key = r.key and outcome = 'ok'), 0)
 ), forgotten as (
     delete from durable.checkpoint c using released r where %(discard)s = 'all' and c.run_key = r.key
