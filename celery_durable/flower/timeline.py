@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
 
-    from celery_durable.store.views import RunView
+    from celery_durable.store.views import RunView, StepView
 
 # An idle stretch longer than this share of the busy time is folded to this share.
 _FOLD = 0.04
@@ -108,7 +108,7 @@ class Scale:
         keep = max(_SHORTEST_FOLD, sum(end - start for start, end in merged) * _FOLD)
         self._keep = keep
         edge = 0.0
-        for start, end in [*merged, (self.seconds, self.seconds)]:
+        for start, end in [*merged, (self.seconds, self.seconds)] if merged else []:
             if start - edge > 2 * keep:
                 self.folds.append((edge, start))
             edge = max(edge, end)
@@ -206,6 +206,9 @@ def _step_rows(run: RunView, since: Since, scale: Scale) -> Iterable[tuple[str, 
     unfinished = _unfinished(run, since)
     edge = 0.0
     for step in run.steps:
+        if step.kind is not None:
+            yield step.key, _wait_row(step, run, since, scale)
+            continue
         stored = since(step.stored_at)
         start = stored - step.seconds
         bars = []
@@ -225,10 +228,23 @@ def _step_rows(run: RunView, since: Since, scale: Scale) -> Iterable[tuple[str, 
         yield step.key, Row(step.key, step.outcome, tuple(bars), ticks)
 
 
+def _wait_row(step: StepView, run: RunView, since: Since, scale: Scale) -> Row:
+    """Return the row of a wait, which is stored when it begins."""
+    start, now = since(step.stored_at), since(run.finished_at or run.now)
+    end = start + step.seconds if step.outcome != "waiting" else now
+    if step.outcome == "waiting" and step.due is not None:
+        end = min(now, since(step.due))
+    over = step.outcome != "waiting" or end < now
+    outcome = "waited" if over and step.outcome in ("waiting", "ok") else step.outcome
+    return Row(step.key, outcome, (scale.bar(start, end, "wait", f"waited, {step.kind}"),))
+
+
 def _unfinished(run: RunView, since: Since) -> list[tuple[int, _Stretch]]:
     """Return what each attempt did after its last checkpoint, for those that ended before the run did."""
     latest: dict[int, float] = {}
     for step in run.steps:
+        if step.kind is not None:
+            continue
         latest[step.attempt] = max(latest.get(step.attempt, 0.0), since(step.stored_at))
     found = []
     for attempt in run.attempts:

@@ -218,14 +218,14 @@ def _final(facts: Facts, zone: tzinfo | None) -> Diagnosis:
 
 def why_so_many_attempts(attempts: Sequence[AttemptView]) -> list[tuple[int, str]]:
     """Return why a run was attempted again: how often for each reason, the most frequent first."""
-    ended = [attempt for attempt in attempts if attempt.outcome not in (None, "succeeded", "cancelled")]
+    ended = [attempt for attempt in attempts if attempt.outcome not in _WELL]
     return [(count, reason) for reason, count in Counter(map(_reason, ended)).most_common()]
 
 
+_WELL = (None, "succeeded", "cancelled", "suspended")  # nothing went wrong: no reason to be tried again
 _ENDINGS = {
     "lost": "it lost its worker",
     "released": "its worker was shut down",
-    "suspended": "it left the worker to wait",
     "replaced": "it was replaced",
 }
 

@@ -45,7 +45,6 @@ class Runs:
 
     Arguments:
         app: a Celery app whose result backend is `durable+postgresql://` or `durable+embedded://`.
-        store: another store than that of the app's result backend.
 
     Example:
         >>> runs = Runs(app)                                        # doctest: +SKIP
@@ -56,13 +55,12 @@ class Runs:
     `SchemaMissingError` when the database was not set up with `celery -A <app> durable init`.
     """
 
-    def __init__(self, app: Celery, *, store: Store | None = None) -> None:
+    def __init__(self, app: Celery) -> None:
         self._app = app
-        self._given = store
 
     @cached_property
     def _store(self) -> Store:
-        return self._given or store_of(self._app)
+        return store_of(self._app)
 
     def get(self, run_id: str) -> RunView:
         """Return everything that is known of a run but its payloads.
