@@ -158,10 +158,8 @@ class WaitingMixin:
             if not wait.results:
                 return
             self._poller.block(wait, ticks.until(deadline))
-            if wait.served:
-                continue
-            ticks.call()
-            if deadline is not None and time.monotonic() >= deadline:
+            ticks.call_if_due()
+            if not wait.served and deadline is not None and time.monotonic() >= deadline:
                 message = "The operation timed out."
                 raise ResultTimeoutError(message) from wait.trouble
 
@@ -195,9 +193,11 @@ class _Ticks:
         """Return the moment up to which to wait for results."""
         return self._next if deadline is None else min(self._next, deadline)
 
-    def call(self) -> None:
-        """Call it: that moment has come."""
+    def call_if_due(self) -> None:
+        """Call it, if that moment has come."""
         began = time.monotonic()
+        if began < self._next:
+            return
         if self._call is not None:
             self._call()
         took = time.monotonic() - began
