@@ -86,6 +86,8 @@ def _waiting(run: RunSummary, zone: tzinfo | None) -> str:
     if run.reason == "retry":
         after = f" after {run.error}" if run.error else ""
         return f"waits for a retry{until}, retry {run.retries}{after}"
+    if run.reason == "version":
+        return f"waits for a worker of version {run.version}; the next try {until.lstrip('; ')}"
     if run.reason == "timer" and run.attempt == 0:
         return f"is not due yet: waits{until}"
     if run.reason == "signal":
