@@ -9,7 +9,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded, TaskRevokedError
 
 from celery_durable import chains, context, envelope, hooks, outgoing, slots
 from celery_durable.backend import durable_backend, tell_revoked
@@ -27,9 +27,11 @@ from celery_durable.exceptions import (
     StoreUnavailableError,
 )
 from celery_durable.executor import Execution
-from celery_durable.run import Refusal
+from celery_durable.run import Refusal, RunState
 from celery_durable.seam import Suspended
 from celery_durable.settling import Settlement
+from celery_durable.store import in_hand
+from celery_durable.transport import capture
 
 if TYPE_CHECKING:
     from celery_durable.backend import DurableBackend
@@ -83,6 +85,16 @@ class WorkerSeam:
         """Return the transactions of steps in the store's database, or in another one."""
         return self._backend.store.transactions(database)
 
+    def outcome_of(
+        self, state: str, reason: str | None, content_type: str | None, result: bytes | None
+    ) -> tuple[bool, Any]:
+        """Return whether a child succeeded, and its value or its exception."""
+        if state == RunState.SUCCEEDED.value:
+            return True, self._backend.decoded(result, content_type)
+        if state == RunState.CANCELLED.value:
+            return False, TaskRevokedError(reason or "cancelled")
+        return False, self.load_error(content_type, result or b"null")
+
     def draining(self) -> bool:
         """Say whether this worker is shutting down."""
         return hooks.draining()
@@ -113,6 +125,11 @@ class Attempt:
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Claim the run, run its body and settle it; raise what tells Celery's tracer the outcome."""
+        database = self.backend.store.identity
+        with in_hand.holding(capture.claim_of(self.request.get("properties"), database)):
+            return self._run(args, kwargs)
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         claim, history = self._claim(args, kwargs)
         try:
             return self._execute(claim, history, args, kwargs)
@@ -162,7 +179,7 @@ class Attempt:
             raise
         except BaseException:
             if execution.leaving is not None:
-                raise execution.leaving from None
+                raise execution.departed(execution.leaving) from None
             raise
         execution.conclude()
         return value

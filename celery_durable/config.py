@@ -51,6 +51,7 @@ class Settings:
         keeper: whether workers run the keeper services themselves.
         version: the code's version, recorded with every run; `package:NAME` is that of an installed package.
         version_policy: `any` worker executes any run, or only those of the `same` version.
+        redact: dotted path of a function that is given everything before the Flower pages show it.
         databases: URLs of further databases by name, for transaction steps.
     """
 
@@ -72,6 +73,7 @@ class Settings:
     keeper: bool = True
     version: str | None = None
     version_policy: VersionPolicy = "any"
+    redact: str | None = None
     databases: Mapping[str, str] | None = None
 
     @property
@@ -93,6 +95,7 @@ _CHOICES = {
 _KINDS: dict[str, tuple[type, ...]] = {
     "schema": (str,),
     "version": (str,),
+    "redact": (str,),
     "auto_migrate": (bool,),
     "autoretry": (bool,),
     "prepare_statements": (bool,),
@@ -101,7 +104,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "max_payload": (int,),
     "pool_size": (int,),
 }
-_OPTIONAL = frozenset({"auto_migrate", "databases", "retention", "version"})
+_OPTIONAL = frozenset({"auto_migrate", "databases", "redact", "retention", "version"})
 
 
 def load(values: Mapping[str, Any]) -> Settings:

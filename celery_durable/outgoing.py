@@ -15,7 +15,7 @@ from celery_durable.exceptions import PayloadTooLargeError, TransactionUsageErro
 from celery_durable.store.writes import NewRun, PlainMessage, Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from celery import Celery
     from kombu import Producer
@@ -106,7 +106,7 @@ def watch(app: Celery) -> None:
             )
             raise TransactionUsageError(message)
         collected = _collecting.get()
-        if collected is not None and collected.everything and not isinstance(producer, StoringProducer):
+        if collected is not None and not isinstance(producer, StoringProducer):
             producer = StoringProducer(app, producer, None)
         return send(producer, *args, **options)
 
@@ -216,7 +216,7 @@ class StoringProducer:
 
     def _publish_plain(self, body: Any, publish: dict[str, Any]) -> Any:
         collected = _collecting.get()
-        if collected is None or not collected.everything:
+        if collected is None or not (collected.everything or publish["headers"]["id"] == collected.run_id):
             return self._producer.publish(body, **publish)
         if isinstance(body, tuple):
             args, kwargs, embed = body
@@ -291,3 +291,9 @@ def send_collected(
     ]
     if sent:
         store.runs.outbox_done(sent)
+
+
+def send_stored(app: Celery, store: Store, messages: Sequence[Stored]) -> None:
+    """Publish messages of runs that count as published; what the broker does not take is the keeper's."""
+    if failed := envelope.publish_stored(app, messages):
+        store.runs.unpublish(failed, timedelta(0))

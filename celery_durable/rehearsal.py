@@ -133,9 +133,9 @@ class Rehearsal(Execution):
     def annotate(self, *, tags: dict[str, str] | None = None, progress: Any = None) -> None:
         """Labels and progress are for people who look at the run itself."""
 
-    def child(self, name: str, _new_run: Any) -> tuple[str, str | None]:
+    def child(self, name: str, _new_run: Any, scope: str = "") -> tuple[str, str | None]:
         """Return a child that is stored; a new one is not even prepared."""
-        return super().child(name, lambda _: self._stop(f"delay:{name}"))
+        return super().child(name, lambda _: self._stop(f"{scope}delay:{name}"), scope)
 
     @property
     def ahead(self) -> tuple[str, ...]:
@@ -206,8 +206,7 @@ def _replay(app: Celery, task: Any, run: Replayable, execution: Rehearsal) -> No
     task.push_request(**{**given, "called_directly": False, "is_eager": False, "delivery_info": {}})
     try:
         with outgoing.collecting(run.id, everything_of=app), context.activate(execution):
-            body = getattr(task, "_orig_run", task.run)
-            body(*args, **kwargs)
+            task.unretried(*args, **kwargs)
             execution.conclude()
     finally:
         task.pop_request()

@@ -72,6 +72,10 @@ class Claim:
     message: bytes | None
     slot: str | None = None
     link: Mapping[str, Any] | None = None
+    parent: str | None = None
+    wait: UUID | None = None
+    abreast: int | None = None
+    deadline: datetime | None = None
 
 
 class Refusal(str, Enum):

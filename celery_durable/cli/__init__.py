@@ -7,13 +7,14 @@ from typing import Any
 
 import click
 
-from celery_durable import transport
+from celery_durable import flower, transport
 
 _COMMANDS = {
     "init": "setup:init",
     "runs": "listing:runs",
     "show": "show:show",
     "resume": "change:resume",
+    "retry": "change:retry",
     "cancel": "change:cancel",
     "signal": "signal:signal",
     "fork": "fork:fork",
@@ -51,5 +52,6 @@ def durable(**_preload: Any) -> None:
 
 
 transport.register()  # a command may meet the broker's URL before the task class of the app is imported
+flower.bootstrap()  # `celery flower` loads the commands of every package, and its options after them
 
 __all__ = ["durable"]

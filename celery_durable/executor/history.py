@@ -98,6 +98,13 @@ class History:
 
     def outcome(self, step: Step[Any, Any], known: Checkpoint, arguments: tuple[bytes, str]) -> Any:
         """Return the value of a finished step, or raise its error."""
+        self.compare(known, arguments)
+        if known.outcome == outcomes.ERROR:
+            raise self._seam.load_error(known.codec, known.output or b"")
+        return self._seam.codec(known.codec)[1].decode(known.output or b"", step.returns)
+
+    def compare(self, known: Checkpoint, arguments: tuple[bytes, str]) -> None:
+        """Note that the body came by a finished step, and check that it calls it as before."""
         self.meet(known)
         if known.digest != arguments[0] and self._settings.nondeterminism != "ignore":
             self.deviates(
@@ -108,9 +115,6 @@ class History:
                 stored=known.arguments,
                 called=arguments[1],
             )
-        if known.outcome == outcomes.ERROR:
-            raise self._seam.load_error(known.codec, known.output or b"")
-        return self._seam.codec(known.codec)[1].decode(known.output or b"", step.returns)
 
     def check_complete(self) -> None:
         """Check, at the end of the body, that it came by every finished step."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from celery_durable.store import Store
-    from celery_durable.store.keeping import KeeperStore
+    from celery_durable.store.keeping import KeeperStore, Look
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class Services(KeeperThread):
         self._app = app
         self._heartbeat = heartbeat
         self._pause = _TICK
+        self._after = 0  # the last parent that was looked at
         self._next_slot = ""
 
     @property
@@ -67,6 +68,10 @@ class Services(KeeperThread):
         look = keeper.look(term)
         if not look.leading:
             return {}
+        return {**self._move_on(keeper, look), **self._follow_up(keeper, look)}
+
+    def _move_on(self, keeper: KeeperStore, look: Look) -> dict[str, int]:
+        """Wake and publish what is due: nobody else does."""
         counts: dict[str, int] = {}
         if look.next_timer is not None:
             if look.next_timer > 0:
@@ -78,6 +83,13 @@ class Services(KeeperThread):
         if look.unclaimed:
             counts["expired"] = services.expire(keeper)
             counts["lost"] = self._find_lost(keeper)
+        return counts
+
+    def _follow_up(self, keeper: KeeperStore, look: Look) -> dict[str, int]:
+        """Do what somebody did not live to do behind a commit."""
+        counts: dict[str, int] = {}
+        if look.parents:
+            counts["parents"], self._after = services.wake_parents(self._app, keeper, self._after)
         if look.unreported:
             counts["reported"] = services.report_endings(self._app, keeper)
         if look.chords:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BATCH = 500
+_PARENTS = 2000
 _AGAIN = timedelta(seconds=1)
 
 
@@ -47,6 +48,22 @@ def publish_unpublished(app: Celery, store: KeeperStore) -> int:
     if envelope.breaker.open:
         return 0
     return publish(app, store, store.publishable(BATCH))
+
+
+def wake_parents(app: Celery, store: KeeperStore, after: int) -> tuple[int, int]:
+    """Wake runs whose children are over and whom nobody has woken, and children whose slot is free.
+
+    Looks at one batch of parents; returns how many runs go on, and where the next batch begins.
+    """
+    parents = store.parents(after, _PARENTS)
+    woken = [
+        stored
+        for parent in parents
+        if parent.ready or parent.abreast is not None
+        for stored in store.wake_parent(parent)
+    ]
+    publish(app, store, woken)
+    return len(woken), parents[-1].key if len(parents) == _PARENTS else 0
 
 
 def expire(store: KeeperStore) -> int:

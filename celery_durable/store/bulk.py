@@ -80,10 +80,10 @@ def _statements(new: Iterable[NewRun | PlainMessage]) -> Iterator[tuple[str, dic
     first: dict[str, NewRun | PlainMessage] = {}
     for one in new:
         first.setdefault(one.id, one)
-    for runs in batches((one for one in first.values() if isinstance(one, NewRun)), _size):
-        yield ("enqueue", vars(runs[0])) if len(runs) == 1 else ("enqueue_bulk", _columns(runs))
-    for messages in batches((one for one in first.values() if isinstance(one, PlainMessage)), _size):
-        yield "enqueue_outbox", _columns(messages)
+    for runs in batches((one for one in first.values() if isinstance(one, NewRun)), size_of):
+        yield ("enqueue", vars(runs[0])) if len(runs) == 1 else ("enqueue_bulk", columns_of(runs))
+    for messages in batches((one for one in first.values() if isinstance(one, PlainMessage)), size_of):
+        yield "enqueue_outbox", columns_of(messages)
 
 
 def slot_of(run: NewRun) -> dict[str, Any]:
@@ -91,7 +91,8 @@ def slot_of(run: NewRun) -> dict[str, Any]:
     return {"id": run.id, **vars(run.slot)}
 
 
-def _size(row: NewRun | PlainMessage) -> int:
+def size_of(row: NewRun | PlainMessage) -> int:
+    """Return about how many bytes a row takes."""
     return len(row.body)
 
 
@@ -105,5 +106,6 @@ def _links(new: Iterable[NewRun | PlainMessage]) -> Iterator[dict[str, Any]]:
             yield {"chain": chain.id, "numbers": list(numbers), "signatures": list(signatures), **described}
 
 
-def _columns(rows: Sequence[NewRun | PlainMessage]) -> dict[str, list[Any]]:
+def columns_of(rows: Sequence[NewRun | PlainMessage]) -> dict[str, list[Any]]:
+    """Return rows as the arrays that a bulk statement takes."""
     return {name: [getattr(row, name) for row in rows] for name in vars(rows[0])}

@@ -44,6 +44,22 @@ class Unclaimed:
 
 
 @dataclass(frozen=True)
+class Parent:
+    """A run that waits for its children.
+
+    Attributes:
+        ready: all of them are over.
+        abreast: how many may be executed at a time, where some wait for others to end.
+    """
+
+    key: int
+    id: str
+    wait: uuid.UUID
+    ready: bool
+    abreast: int | None
+
+
+@dataclass(frozen=True)
 class Look:
     """The leader's small query: what there is to do."""
 
@@ -53,6 +69,7 @@ class Look:
     outbox: bool
     unreported: bool
     chords: bool
+    parents: bool
     slots: bool
     leading: bool
 
@@ -69,6 +86,7 @@ class KeeperStore:
     def __init__(self, connection: Connection, *, schema: str, check: timedelta) -> None:
         self.connection = connection
         self._sql = queries.load("keeper", schema)
+        self._waits = queries.load("waits", schema)
         self._unpublish = queries.load("runs", schema)["unpublish"]
         self._slots = queries.load("slots", schema)
         self._open_chords = queries.load("chords", schema)["overdue"]
@@ -133,6 +151,26 @@ class KeeperStore:
     def wake(self, limit: int) -> list[Stored]:
         """Turn waiting runs that are due into pending ones; the caller publishes them."""
         return [Stored(**row) for row in self._all("wake", limit=limit, check=self._check)]
+
+    def parents(self, after: int, limit: int) -> list[Parent]:
+        """Return runs that wait for children, by their keys from `after` on."""
+        return [Parent(**row) for row in self._all("parents", after=after, limit=limit)]
+
+    def wake_parent(self, parent: Parent) -> list[Stored]:
+        """Wake a run whose children are over, or those of them that wait for a free slot."""
+        parameters = {
+            "parent": parent.id,
+            "wait": parent.wait,
+            "abreast": parent.abreast,
+            "check": self._check,
+        }
+        if parent.ready:
+            rows = self.connection.execute(self._waits["wake_parent"], parameters).fetchall()
+        else:
+            with self.connection.transaction():
+                self.connection.execute(self._waits["hold_parent"], parameters)
+                rows = self.connection.execute(self._waits["next_child"], parameters).fetchall()
+        return [Stored(**row) for row in rows]
 
     def publishable(self, limit: int) -> list[Stored]:
         """Take pending runs that the broker does not know of; the caller publishes them."""

@@ -10,10 +10,10 @@ from psycopg import DataError
 from celery_durable.checkpoint import Checkpoint, StepWrite
 from celery_durable.exceptions import LeaseLostError, NondeterminismError, SerializationError
 from celery_durable.run import Claim, Refusal, RunState
-from celery_durable.store import queries
+from celery_durable.store import in_hand, queries
 from celery_durable.store.bulk import Insertion
 from celery_durable.store.chords import look, store_part
-from celery_durable.store.waits import WaitStore
+from celery_durable.store.waits import WaitStore, followed
 from celery_durable.store.writes import (
     Finish,
     Finished,
@@ -69,10 +69,11 @@ class RunStore:
         self._sql = {**queries.load("chains", schema), **queries.load("runs", schema)}
         self._chords = queries.load("chords", schema)
         self._check = check
+        self._schema = schema
         self._version = version
         if version is not None:  # most workers execute runs of any version, and ask nothing
             self._sql["claim"] = with_version(self._sql["claim"])
-        self.waits = WaitStore(connections, schema=schema)
+        self.waits = WaitStore(connections, schema=schema, check=check)
 
     def enqueue(self, run: NewRun) -> str | None:
         """Store a run; return its state, or None when a run with this id is there already."""
@@ -236,34 +237,44 @@ class RunStore:
         fence: uuid.UUID,
         outcome: Finish,
         links: Sequence[NewRun | PlainMessage] = (),
+        *,
         part: Part | None = None,
+        child: Claim | None = None,
     ) -> Finished:
         """End a run and store the runs its links start and its part of a chord, in one transaction.
 
-        The look at the chord is a second transaction in the same round trip, behind the first one's commit.
+        The looks at the chord, and at the parent that waits for this `child`, follow in the same round trip,
+        behind the first one's commit.
         Raises `LeaseLostError` when another attempt owns the run.
         """
         parameters = {**outcome.__dict__, "run": run, "fence": fence, "state": outcome.state.value}
 
-        def work(connection: Connection) -> tuple[Any, list[str | None], Any]:
-            if not links and part is None:
-                return connection.execute(self._sql["finish"], parameters).fetchone(), [], None
-            looked = None
+        def work(connection: Connection) -> tuple[Any, list[str | None], Any, list[Stored]]:
+            followed_up = part is not None or child is not None
+            if not links and not followed_up and not in_hand.something():
+                return connection.execute(self._sql["finish"], parameters).fetchone(), [], None, []
+            looked, woken = None, []
             with connection.pipeline():
-                if part is not None:
+                if followed_up:
                     connection.execute("begin")
                 finished = connection.execute(self._sql["finish"], parameters)
                 linked = self._insert(connection, links, run, fence)
+                in_hand.put_away(connection, self._schema, run, fence)
                 if part is not None:
                     store_part(connection, self._chords, part, run, fence)
+                if followed_up:
                     connection.execute("commit")
+                if part is not None:
                     looked = look(connection, self._chords, part.chord, fence, self._lease)
-            return finished.fetchone(), linked.states(), looked and looked.fetchone()
+                if child is not None:
+                    woken = self.waits.follow(connection, child)
+            at_chord = looked and looked.fetchone()
+            return finished.fetchone(), linked.states(), at_chord, followed(woken)
 
-        row, linked, looked = self._connections.patiently(work)
+        row, linked, looked, woken = self._connections.patiently(work)
         if row is None:
             raise LeaseLostError
-        return Finished(self.to_send(links, linked), looked and Look(**looked))
+        return Finished(self.to_send(links, linked), looked and Look(**looked), woken)
 
     def add(self, connection: Connection, new: Sequence[NewRun | PlainMessage]) -> list[str | None]:
         """Store runs and messages in the transaction that is open; return their states, for `to_send()`."""
@@ -293,7 +304,17 @@ class RunStore:
 
         Raises `LeaseLostError` when another attempt owns the run.
         """
-        row = self._one("release", self._leaving(run, fence, release))
+        parameters = self._leaving(run, fence, release)
+
+        def work(connection: Connection) -> Any:
+            if not in_hand.something():
+                return connection.execute(self._sql["release"], parameters).fetchone()
+            with connection.pipeline():
+                left = connection.execute(self._sql["release"], parameters)
+                in_hand.put_away(connection, self._schema, run, fence)
+            return left.fetchone()
+
+        row = self._connections.patiently(work)
         if row is None:
             raise LeaseLostError
         return RunState(row["state"])

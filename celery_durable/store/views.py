@@ -46,6 +46,7 @@ class RunSummary:
     group: str | None
     version: str | None
     tags: Any
+    progress: Any
     created_at: datetime
     started_at: datetime | None
     claimed_at: datetime | None
@@ -168,10 +169,14 @@ class RunView(RunSummary):
 
 @dataclass(frozen=True)
 class Page:
-    """Some runs, newest first; `next` is the `before` of the page that follows, None at the end."""
+    """Some runs, newest first; `next` is the `before` of the page that follows, None at the end.
+
+    A `partial` page was not filled because only so many runs were looked at; `next` goes on behind them.
+    """
 
     runs: tuple[RunSummary, ...]
     next: int | None
+    partial: bool = False
 
 
 @dataclass(frozen=True)

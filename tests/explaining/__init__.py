@@ -25,6 +25,7 @@ UNKNOWN = 705  # the type of a string until the server knows better
 
 # What a query's parameters look like in use. A new parameter belongs here, a new query is then covered.
 PARAMETERS: dict[str, Any] = {
+    "abreast": 3,
     "actor": "ada",
     "after": 10,
     "age": timedelta(days=7),
@@ -36,6 +37,7 @@ PARAMETERS: dict[str, Any] = {
     "beats": [1, 2],
     "before": 20_000,
     "body": b"[]",
+    "bucket": MINUTE,
     "carrier": "download",
     "chain": str(FENCE),
     "check": MINUTE,
@@ -49,6 +51,7 @@ PARAMETERS: dict[str, Any] = {
     "content_type": "application/json",
     "countdown": None,
     "delay": MINUTE,
+    "detached": False,
     "digest": b"d",
     "discard": "errors",
     "end": "run-2",
@@ -60,6 +63,7 @@ PARAMETERS: dict[str, Any] = {
     "failed_age": MINUTE,
     "fence": FENCE,
     "fences": [FENCE, FENCE],
+    "floor": 10,
     "fork": 8,
     "fork_detail": "{}",
     "generations": [0, 1],
@@ -108,6 +112,7 @@ PARAMETERS: dict[str, Any] = {
     "queue": "celery",
     "rank": 0,
     "rate": 10,
+    "ran_on": "worker@one",
     "reason": "retry",
     "replacements": 0,
     "reserved": 0,
@@ -128,6 +133,7 @@ PARAMETERS: dict[str, Any] = {
     "slot": "customer-7",
     "source_detail": "{}",
     "spent": 0,
+    "start": 1,
     "state": "succeeded",
     "states": ["failed"],
     "status": "SUCCESS",
@@ -136,6 +142,7 @@ PARAMETERS: dict[str, Any] = {
     "task_id": "plain-7",
     "term": 1,
     "terminated": False,
+    "text": "%x%",
     "token": FENCE,
     "traceback": None,
     "tries": 1,
@@ -143,9 +150,40 @@ PARAMETERS: dict[str, Any] = {
     "unreported": False,
     "until": MOMENT,
     "version": None,
+    "window": 100,
     "within": 0.0,
+    "wait": FENCE,
+    "words": "%x%",
     "worker": "worker@one",
 }
+BROKER: dict[str, Any] = {
+    "auto_delete": True,
+    "beats": [1, 2],
+    "consumer": 7,
+    "counted": [True, False],
+    "exchange": "video",
+    "floors": [0, 7],
+    "ids": [1, 2],
+    "kind": "topic",
+    "listens": True,
+    "lives": [MINUTE, None],
+    "max_returns": 20,
+    "names": ["celery", "video"],
+    "numbers": [1, 1],
+    "pattern": "^a$",
+    "payload": b"{}",
+    "payloads": [b"{}", b"{}"],
+    "priorities": [9, 0],
+    "queue": "celery",
+    "queues": ["celery", "video"],
+    "routing_key": "a.b",
+    "runs": ["run-7", "run-8"],
+    "sleepers": [7, 8],
+    "ttl": MINUTE,
+    "urgencies": [9, 0],
+    "wakeable": True,
+}
+OF_A_NOUN = {"messages": BROKER, "consumers": BROKER, "posting": BROKER}
 IN_PARTICULAR: dict[tuple[str, str], dict[str, Any]] = {
     ("runs", "enqueue_bulk"): dict.fromkeys(vars(NewRun("", "", "", None, b"", b""))),
     ("runs", "enqueue_outbox"): {"id": ["a", "b"], "message": [b"{}", b"{}"], "body": [b"[]", b"[]"]},
@@ -156,7 +194,15 @@ IN_PARTICULAR: dict[tuple[str, str], dict[str, Any]] = {
     ("once", "hold"): {"kind": "idempotency"},
     ("once", "free"): {"kind": "idempotency"},
     ("once", "retake"): {"kind": "idempotency"},
+    ("waits", "start"): {
+        **dict.fromkeys(vars(NewRun("", "", "", None, b"", b""))),
+        "parent": "run-7",
+        "awaits": str(FENCE),
+        "until": None,
+    },
+    ("waits", "collect"): {"awaits": str(FENCE)},
     ("keeper", "bury"): {"ids": [1, 2]},
+    ("posting", "put_away"): {"id": 7, "number": 1},
     ("runs", "update_state"): {"state": "PROGRESS"},
 }
 _TYPES = (
@@ -171,7 +217,7 @@ EVERY_QUERY = [(noun, name) for noun in NOUNS for name in queries.load(noun)]
 
 
 def given(noun: str, name: str, sql: str) -> dict[str, Any]:
-    values = {**PARAMETERS, **IN_PARTICULAR.get((noun, name), {})}
+    values = {**PARAMETERS, **OF_A_NOUN.get(noun, {}), **IN_PARTICULAR.get((noun, name), {})}
     missing = {match for match in queries_parameters(sql) if match not in values}
     assert not missing, (
         f"{noun}.{name} has the new parameters {missing}: add what they look like to PARAMETERS"

@@ -65,6 +65,7 @@ select
     exists (select from durable.run
             where unreported and finished_at < durable.clock() - interval '10 s') as unreported,
     exists (select from durable.chord where done_at is null and check_at <= durable.clock()) as chords,
+    exists (select from durable.run where state = 'waiting' and reason = 'children') as parents,
     exists (select from durable.run where state = 'waiting' and reason = 'slot' and slot > '') as slots,
     exists (select from durable.leader
             where term = %(term)s and expires_at > durable.clock()) as leading
@@ -131,6 +132,18 @@ set state = 'pending', reason = null, published_at = durable.clock(), checks = 0
     due = durable.clock() + %(check)s::interval
 from due where r.key = due.key
 returning r.id, r.message, r.body
+
+-- name: parents
+-- Runs that wait for their children, and whether anything is left to wait for: looked at again and again, for
+-- whoever ended the last child may have died, or be none that wakes parents.
+select p.key, p.id, p.awaits::uuid as wait,
+       not exists (select from durable.run c where c.wait = p.awaits::uuid and c.finished_at is null) as ready,
+       (select c.abreast from durable.run c
+        where c.wait = p.awaits::uuid and c.finished_at is null and c.state = 'waiting' and c.reason = 'slot'
+        limit 1) as abreast
+from durable.run p
+where p.state = 'waiting' and p.reason = 'children' and p.key > %(after)s
+order by p.key limit %(limit)s
 
 -- name: publishable
 -- Pending runs that the broker does not know of.

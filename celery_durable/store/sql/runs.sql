@@ -102,7 +102,7 @@ with claimed as (
     on conflict (run_key, number) do nothing
 )
 select key, id, task, fence, attempt, generation, retries, recoveries, seed, cancel_requested, claimed_at,
-       revision, replacements, slot,
+       revision, replacements, parent, wait, abreast, deadline, slot,
        case when revision <> %(revision)s then body end as body,
        case when revision <> %(revision)s then message end as message
 from claimed
@@ -215,7 +215,8 @@ select key from finished
 
 -- name: release
 -- Leave the worker: for a retry (with a due time), or to hand the run on (due now). Step errors recorded
--- after the last successful step are put aside when the run is tried again. The fence is closed with a value
+-- after the last successful step, or side by side with it under one number, are put aside when the run is tried
+-- again. The fence is closed with a value
 -- that only this attempt can derive, so that the write, repeated, recognises itself; it is judged under the
 -- lock, for the first one may still be committing.
 with mine as (
@@ -256,7 +257,7 @@ with mine as (
     update durable.checkpoint c set outcome = 'discarded', spent = c.tries
     from released r
     where %(discard)s = 'errors' and c.run_key = r.key and c.outcome = 'error'
-      and c.seq > coalesce((select max(seq) from durable.checkpoint
+      and c.seq >= coalesce((select max(seq) from durable.checkpoint
                             where run_key = r.key and outcome = 'ok'), 0)
 ), forgotten as (
     delete from durable.checkpoint c using released r where %(discard)s = 'all' and c.run_key = r.key
