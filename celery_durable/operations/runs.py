@@ -292,6 +292,7 @@ class Runs:
                 actor=actor or this_user(),
                 reason=reason,
                 check=store.settings.check,
+                version=store.settings.version,
             )
             late.update(self._publish(_messages(changes)))
             return changes

@@ -88,6 +88,8 @@ def _waiting(run: RunSummary, zone: tzinfo | None, max_retries: int | None) -> s
         after = f" after {run.error}" if run.error else ""
         of = "" if max_retries is None else f" of {max_retries}"
         return f"waits for a retry{until}, retry {run.retries}{of}{after}"
+    if run.reason == "version":
+        return f"waits for a worker of version {run.version}; the next try {until.lstrip('; ')}"
     if run.reason == "timer" and run.attempt == 0:
         return f"is not due yet: waits{until}"
     if run.reason == "signal":

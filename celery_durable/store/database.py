@@ -54,7 +54,13 @@ class Store:
         )
         self._transactions: dict[str | None, TransactionStore] = {}
         lease = timedelta(seconds=settings.lease)
-        self.runs = RunStore(self.connections, schema=settings.schema, check=settings.check, lease=lease)
+        self.runs = RunStore(
+            self.connections,
+            schema=settings.schema,
+            check=settings.check,
+            lease=lease,
+            version=settings.only_version,
+        )
         self.chords = ChordStore(self.connections, self.runs, schema=settings.schema, lease=lease)
         self.results = ResultStore(self.connections, schema=settings.schema)
 
@@ -132,7 +138,13 @@ class Store:
         """The statements of runs that need a slot."""
         from celery_durable.store.slots import SlotStore
 
-        return SlotStore(self.connections, self.runs, schema=self.settings.schema, check=self.settings.check)
+        return SlotStore(
+            self.connections,
+            self.runs,
+            schema=self.settings.schema,
+            check=self.settings.check,
+            version=self.settings.only_version,
+        )
 
     @cached_property
     def once(self) -> OnceStore:

@@ -170,13 +170,16 @@ class InspectionStore:
         actor: str | None,
         reason: str | None,
         check: timedelta,
+        version: str | None = None,
     ) -> Sequence[Change]:
         """Open a new generation of failed and cancelled runs; return what became of each known one.
 
-        The caller publishes the messages of those that changed.
+        They are of `version` from now on, if it is given. The caller publishes the messages of those that
+        changed.
         """
         audit = {"operation": operation, "actor": actor, "reason": reason}
         parameters = {"ids": list(dict.fromkeys(ids)), "operation": operation, "check": check}
+        parameters["version"] = version
 
         def work(connection: Connection) -> list[Row]:
             with connection.transaction():

@@ -55,6 +55,7 @@ _STATES_OF_REASON = {
     "children": RunState.WAITING,
     "turn": RunState.WAITING,
     "slot": RunState.WAITING,
+    "version": RunState.WAITING,
     "replaced": RunState.WAITING,
     "cancelled": RunState.CANCELLED,
     "revoked": RunState.CANCELLED,

@@ -45,6 +45,7 @@ PARAMETERS: dict[str, Any] = {
     "chord": "group-7",
     "clock": [MOMENT],
     "closed": FENCE,
+    "code": "2026-05",
     "codec": "json",
     "codecs": ["json"],
     "content_encoding": "utf-8",

@@ -195,7 +195,8 @@ with target as materialized (
     update durable.run r
     set state = 'pending', reason = null, due = durable.clock() + %(check)s::interval, published_at = durable.clock(),
         checks = 0, fence = gen_random_uuid(), generation = r.generation + 1, worker = null, pid = null,
-        retries = 0, recoveries = 0, cancel_requested = false, expires_at = null, deadline = null, finished_at = null,
+        retries = 0, recoveries = 0, version = coalesce(%(version)s, r.version), cancel_requested = false,
+        expires_at = null, deadline = null, finished_at = null,
         custom_state = null, result = null, result_type = null, traceback = null, meta = null
     from target t where r.key = t.key and t.state in ('failed', 'cancelled')
     returning r.key, r.generation
