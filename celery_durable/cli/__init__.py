@@ -20,6 +20,7 @@ _COMMANDS = {
     "export": "export:export",
     "stats": "stats:stats",
     "prune": "prune:prune",
+    "queues": "queues:queues",
     "keeper": "keeper:keeper",
     "doctor": "doctor:doctor",
 }
