@@ -19,6 +19,7 @@ _COMMANDS = {
     "signal": "signal:signal",
     "fork": "fork:fork",
     "export": "export:export",
+    "check": "check:check",
     "stats": "stats:stats",
     "prune": "prune:prune",
     "keeper": "keeper:keeper",

@@ -13,8 +13,8 @@ from datetime import timedelta
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from celery_durable.keeper.deaths import DeathWatch
 from celery_durable.keeper.thread import KeeperThread
+from celery_durable.store.deaths import DeathWatch
 
 if TYPE_CHECKING:
     import uuid

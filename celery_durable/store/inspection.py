@@ -6,6 +6,7 @@ from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from celery_durable.checkpoint import Checkpoint
 from celery_durable.run import RunState
 from celery_durable.store import queries
 from celery_durable.store.questions import Filter, list_runs, whole_run
@@ -16,6 +17,7 @@ from celery_durable.store.views import (
     Match,
     Payloads,
     QueueStats,
+    Replayable,
     SlotStats,
     Stats,
     TaskStats,
@@ -67,6 +69,15 @@ class InspectionStore:
             return None
         outputs = self._read(self._sql["outputs"], {"id": run_id})
         return Payloads(**rows[0], outputs=tuple(tuple(row.values()) for row in outputs))
+
+    def replayable(self, run_id: str) -> tuple[Replayable, Sequence[Checkpoint]] | None:
+        """Return what is stored of a run, to be replayed; None when there is no such run."""
+        rows = self._read(self._sql["replayable"], {"id": run_id})
+        if not rows:
+            return None
+        history = self._read(self._sql["history"], {"run": rows[0]["key"]})
+        steps = [Checkpoint(**{**step, "clock": tuple(step["clock"] or ())}) for step in history]
+        return Replayable(**rows[0]), steps
 
     def stats(self, window: timedelta) -> Stats:
         """Return runs by state, queues, workers, and what ended within `window`, by task."""

@@ -10,7 +10,7 @@ from psycopg import DataError
 from celery_durable.checkpoint import Checkpoint, StepWrite
 from celery_durable.exceptions import LeaseLostError, NondeterminismError, SerializationError
 from celery_durable.run import Claim, Refusal, RunState
-from celery_durable.store import queries
+from celery_durable.store import in_hand, queries
 from celery_durable.store.bulk import Insertion
 from celery_durable.store.chords import look, store_part
 from celery_durable.store.waits import WaitStore, followed
@@ -55,6 +55,7 @@ class RunStore:
         self._sql = {**queries.load("chains", schema), **queries.load("runs", schema)}
         self._chords = queries.load("chords", schema)
         self._check = check
+        self._schema = schema
         self.waits = WaitStore(connections, schema=schema, check=check)
 
     def enqueue(self, run: NewRun) -> str | None:
@@ -225,7 +226,7 @@ class RunStore:
 
         def work(connection: Connection) -> tuple[Any, list[str | None], Any, list[Stored]]:
             followed_up = part is not None or child is not None
-            if not links and not followed_up:
+            if not links and not followed_up and not in_hand.something():
                 return connection.execute(self._sql["finish"], parameters).fetchone(), [], None, []
             looked, woken = None, []
             with connection.pipeline():
@@ -233,6 +234,7 @@ class RunStore:
                     connection.execute("begin")
                 finished = connection.execute(self._sql["finish"], parameters)
                 linked = self._insert(connection, links, run, fence)
+                in_hand.put_away(connection, self._schema, run, fence)
                 if part is not None:
                     store_part(connection, self._chords, part, run, fence)
                 if followed_up:
@@ -277,7 +279,17 @@ class RunStore:
 
         Raises `LeaseLostError` when another attempt owns the run.
         """
-        row = self._one("release", self._leaving(run, fence, release))
+        parameters = self._leaving(run, fence, release)
+
+        def work(connection: Connection) -> Any:
+            if not in_hand.something():
+                return connection.execute(self._sql["release"], parameters).fetchone()
+            with connection.pipeline():
+                left = connection.execute(self._sql["release"], parameters)
+                in_hand.put_away(connection, self._schema, run, fence)
+            return left.fetchone()
+
+        row = self._connections.patiently(work)
         if row is None:
             raise LeaseLostError
         return RunState(row["state"])

@@ -269,6 +269,17 @@ select id from durable.run where forked_from = %(id)s order by key
 -- Keys that stand for this run.
 select kind, key, expires_at from durable.once where run = %(id)s order by kind, key
 
+-- name: replayable
+-- What a replay of a run begins with.
+select key, id, task, state, version, attempt, generation, retries, recoveries, seed, revision, replacements,
+       message, body, durable.clock() as now
+from durable.run where id = %(id)s
+
+-- name: history
+-- What it then meets, as a claim reads it.
+select key, seq, outcome, output, codec, digest, arguments, tries, spent, clock, kind, due
+from durable.checkpoint where run_key = %(run)s order by seq
+
 -- name: payloads
 -- What a run was called with and what it ended with, for an export.
 select message, body, result, result_type from durable.run where id = %(id)s
