@@ -24,7 +24,7 @@ class DurableStep(bootsteps.StartStopStep):
     def create(self, worker: Any) -> Any:
         """Start the keeper: every step is created before any is started, so this is before the pool forks."""
         store = worker.app.backend.store
-        _ = store.connections.pool  # a missing or newer schema stops the worker here, with its message
+        store.connections.begin()  # a missing or newer schema stops the worker here, with its message
         self._keeper = Keeper(
             worker.app,
             store,
