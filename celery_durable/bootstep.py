@@ -30,7 +30,7 @@ class DurableStep(bootsteps.StartStopStep):
         plain.register(worker.app)
         revoking.install()
         store = worker.app.backend.store
-        _ = store.connections.pool  # a missing or newer schema stops the worker here, with its message
+        store.connections.begin()  # a missing or newer schema stops the worker here, with its message
         self._keeper = Keeper(
             worker.app,
             store,
