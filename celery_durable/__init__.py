@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         RunStateError,
         SerializationError,
         SignalTimeout,
+        SignalTokenError,
         StepInterruptedError,
         StepNotFoundError,
         StepTimeLimitError,
@@ -33,11 +34,11 @@ if TYPE_CHECKING:
         TransactionUsageError,
     )
     from celery_durable.operations import Runs
-    from celery_durable.operations.sending import send_signal
+    from celery_durable.operations.sending import send_signal, send_signal_with_token
     from celery_durable.steps import step
     from celery_durable.task import DurableTask
     from celery_durable.transactions import transaction
-    from celery_durable.waits import sleep, sleep_until, wait_for_signal
+    from celery_durable.waits import continue_as, sleep, sleep_until, wait_for_signal
 
 _WHERE = {
     "ConfigurationError": "exceptions",
@@ -55,6 +56,7 @@ _WHERE = {
     "Runs": "operations",
     "SerializationError": "exceptions",
     "SignalTimeout": "exceptions",
+    "SignalTokenError": "exceptions",
     "StepInterruptedError": "exceptions",
     "StepNotFoundError": "exceptions",
     "StepTimeLimitError": "exceptions",
@@ -62,6 +64,7 @@ _WHERE = {
     "StoreUnavailableError": "exceptions",
     "TransactionUsageError": "exceptions",
     "call": "children",
+    "continue_as": "waits",
     "current_run": "context",
     "gather": "children",
     "idempotency_key": "context",
@@ -69,6 +72,7 @@ _WHERE = {
     "now": "clock",
     "random": "clock",
     "send_signal": "operations.sending",
+    "send_signal_with_token": "operations.sending",
     "sleep": "waits",
     "sleep_until": "waits",
     "step": "steps",
@@ -93,6 +97,7 @@ __all__ = [
     "Runs",
     "SerializationError",
     "SignalTimeout",
+    "SignalTokenError",
     "StepInterruptedError",
     "StepNotFoundError",
     "StepTimeLimitError",
@@ -100,6 +105,7 @@ __all__ = [
     "StoreUnavailableError",
     "TransactionUsageError",
     "call",
+    "continue_as",
     "current_run",
     "gather",
     "idempotency_key",
@@ -107,6 +113,7 @@ __all__ = [
     "now",
     "random",
     "send_signal",
+    "send_signal_with_token",
     "sleep",
     "sleep_until",
     "step",
