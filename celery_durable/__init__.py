@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from celery_durable.changes import patched
     from celery_durable.children import call, gather, map  # noqa: A004
     from celery_durable.clock import now, random, uuid4
     from celery_durable.context import RunContext, current_run, idempotency_key
@@ -70,6 +71,7 @@ _WHERE = {
     "idempotency_key": "context",
     "map": "children",
     "now": "clock",
+    "patched": "changes",
     "random": "clock",
     "send_signal": "operations.sending",
     "send_signal_with_token": "operations.sending",
@@ -111,6 +113,7 @@ __all__ = [
     "idempotency_key",
     "map",
     "now",
+    "patched",
     "random",
     "send_signal",
     "send_signal_with_token",

@@ -1,4 +1,4 @@
-"""`durable resume` and `durable cancel`: of named runs, or of all that match."""
+"""`durable resume`, `durable retry` and `durable cancel`: of named runs, or of all that match."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ Examples:
   celery -A proj durable resume 3f2a 9c01 --reason 'payment API is back'
   celery -A proj durable resume --state failed --task proj.charge --since 2h --dry-run
   celery -A proj durable resume --why exhausted    every dead letter
+"""
+_RETRY = """\b
+Examples:
+  celery -A proj durable retry 3f2a --reason 'payment API is back'
+  celery -A proj durable retry --task proj.charge --since 2h --dry-run
 """
 _CANCEL = """\b
 Examples:
@@ -53,6 +58,20 @@ def resume(ctx: click.Context, /, **options: Any) -> None:
     """
     operations = Runs(app_of(ctx))
     _change(operations, operations.resume_many, "Resuming", _resumed, **options)
+
+
+@click.command(epilog=_RETRY)
+@_ids
+@bulk_options
+@_reason
+@_actor
+@as_json_option
+@click.pass_context
+@reporting
+def retry(ctx: click.Context, /, **options: Any) -> None:
+    """Try runs again at once that wait for a retry."""
+    operations = Runs(app_of(ctx))
+    _change(operations, operations.retry_now_many, "Retrying", _resumed, **options)
 
 
 @click.command(epilog=_CANCEL)

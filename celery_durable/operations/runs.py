@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from celery_durable.operations.outcomes import (
     Outcome,
     not_cancelled,
     not_resumed,
+    not_retried,
     only,
     outcomes_of,
     this_user,
@@ -157,6 +159,53 @@ class Runs:
         """
         return only(self.resume_many([run_id], reason=reason, actor=actor))
 
+    def retry_now(self, run_id: str, *, reason: str | None = None, actor: str | None = None) -> Outcome:
+        """Try a run again at once that waits for a retry.
+
+        Arguments:
+            run_id: the run's id, which is its Celery task id.
+            reason: kept with the run, for those who will ask.
+            actor: who wants it; the user of this process by default.
+
+        Raises `RunNotFoundError`, and `RunStateError` for a run that does not wait for a retry.
+        """
+        return only(self.retry_now_many([run_id], reason=reason, actor=actor))
+
+    def retry_now_many(
+        self,
+        runs: Sequence[str] | Filter,
+        *,
+        reason: str | None = None,
+        actor: str | None = None,
+        dry_run: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> Sequence[Outcome]:
+        """Try runs again at once that wait for a retry; return an outcome for each.
+
+        Arguments are those of `resume_many`.
+        """
+        store = self._store
+        late: set[str] = set()
+
+        def retry(batch: Sequence[str]) -> Sequence[Change]:
+            changes = store.inspection.retry_now(
+                batch,
+                operation=uuid.uuid4(),
+                actor=actor or this_user(),
+                reason=reason,
+                check=store.settings.check,
+            )
+            late.update(self._publish(_messages(changes)))
+            return changes
+
+        return self._each(
+            replace(runs, reason="retry") if isinstance(runs, Filter) and runs != Filter() else runs,
+            selection.RETRYABLE,
+            lambda ids: outcomes_of(ids, retry, not_retried, late),
+            dry_run=dry_run,
+            progress=progress,
+        )
+
     def signal(
         self,
         run_id: str,
@@ -243,6 +292,7 @@ class Runs:
                 actor=actor or this_user(),
                 reason=reason,
                 check=store.settings.check,
+                version=store.settings.version,
             )
             late.update(self._publish(_messages(changes)))
             return changes

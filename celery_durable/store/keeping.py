@@ -98,9 +98,16 @@ class KeeperStore:
     def _all(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
         return self.connection.execute(self._sql[name], parameters).fetchall()
 
-    def register(self, token: uuid.UUID, *, hostname: str, pid: int, version: str) -> int:
-        """Bring a worker process to life; return the id of its row."""
-        rows = self._all("register_worker", token=token, hostname=hostname, pid=pid, version=version)
+    def register(
+        self, token: uuid.UUID, *, hostname: str, pid: int, version: str, code: str | None = None
+    ) -> int:
+        """Bring a worker process to life; return the id of its row.
+
+        `version` is that of this package, `code` that of the application.
+        """
+        rows = self._all(
+            "register_worker", token=token, hostname=hostname, pid=pid, version=version, code=code
+        )
         return int(rows[0]["id"])
 
     def beat(self, token: uuid.UUID, *, reserved: int) -> bool | None:

@@ -9,6 +9,7 @@ from celery_durable.run import RunState, celery_state
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
+    from uuid import UUID
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class RunSummary:
     group: str | None
     version: str | None
     tags: Any
+    progress: Any
     created_at: datetime
     started_at: datetime | None
     claimed_at: datetime | None
@@ -167,10 +169,14 @@ class RunView(RunSummary):
 
 @dataclass(frozen=True)
 class Page:
-    """Some runs, newest first; `next` is the `before` of the page that follows, None at the end."""
+    """Some runs, newest first; `next` is the `before` of the page that follows, None at the end.
+
+    A `partial` page was not filled because only so many runs were looked at; `next` goes on behind them.
+    """
 
     runs: tuple[RunSummary, ...]
     next: int | None
+    partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -245,6 +251,27 @@ class Stats:
     tasks: tuple[TaskStats, ...]
     workers: tuple[WorkerStats, ...]
     slots: tuple[SlotStats, ...] = ()
+
+
+@dataclass(frozen=True)
+class Replayable:
+    """What a replay of a run begins with."""
+
+    key: int
+    id: str
+    task: str
+    state: str
+    version: str | None
+    attempt: int
+    generation: int
+    retries: int
+    recoveries: int
+    seed: UUID
+    revision: int
+    replacements: int
+    message: bytes
+    body: bytes
+    now: datetime
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_durable import checkpoint as outcomes
 from celery_durable.exceptions import LeaseLostError
-from celery_durable.store import queries
+from celery_durable.store import in_hand, queries
 from celery_durable.store.bulk import batches, columns_of, complete, size_of
 from celery_durable.store.writes import Stored, Wait, closed
 
@@ -52,6 +52,7 @@ class WaitStore:
 
     def __init__(self, connections: Connections, *, schema: str, check: timedelta) -> None:
         self._connections = connections
+        self._schema = schema
         self._sql = queries.load("waits", schema)
         self._runs = queries.load("runs", schema)
         self._check = check
@@ -87,6 +88,7 @@ class WaitStore:
                 elif wait.kind == outcomes.CHILDREN:
                     connection.execute(self._sql["collect"], parameters)
                 left = connection.execute(self._sql["leave"], parameters)
+                in_hand.put_away(connection, self._schema, run, fence)
                 if children is not None:
                     connection.execute("commit")
             return left.fetchone(), [row for cursor in started for row in cursor.fetchall()]

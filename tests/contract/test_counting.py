@@ -326,6 +326,25 @@ def test_a_run_in_a_long_chain_takes_no_more_than_another(world: World, meter: M
     assert costs == 2
 
 
+def test_a_long_chain_whose_answer_was_lost_is_stored_and_sent_once(world: World, meter: Meter) -> None:
+    task = world.task(nothing)
+    messages(world)
+    before = count_of_links(meter)
+    fault = meter.proxy.lose_answer("chains", "enqueue_chain")
+
+    result = chain(*[task.si()] * 30).apply_async()
+
+    assert fault.met == 1
+    assert count_of_links(meter) - before == 29
+    assert messages(world) == 1
+    assert result.parent is not None
+
+
+def count_of_links(meter: Meter) -> int:
+    (row,) = execute(meter.store, "select count(*) as links from durable.chain_link")
+    return int(row["links"])
+
+
 def test_a_finish_with_a_link_that_is_a_run_takes_no_more(world: World, meter: Meter) -> None:
     linked = world.task(nothing)
 

@@ -76,6 +76,10 @@ class Tables:
         )
         return {row["key"]: row for row in rows}
 
+    def wait_for_step(self, run_id: str, key: str) -> None:
+        """Return when a step is stored."""
+        eventually(lambda: key in self.steps(run_id), what=f"step {key} of run {run_id} to be stored")
+
     def workers(self) -> set[str]:
         """Return the node names of the workers that count as alive."""
         return {row["hostname"] for row in self.rows("select hostname from durable.worker")}

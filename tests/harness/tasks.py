@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import os
 import signal
@@ -26,6 +27,7 @@ class Here:
 
     ledger: Ledger
     gates: Gates
+    app: Celery
 
 
 _here: list[Here] = []
@@ -182,6 +184,73 @@ def plain(text: str) -> str:
     return text
 
 
+@durable.step
+async def work_later(name: str, seconds: float = 0.0) -> str:
+    """Leave a trace, wait at the gate of this name, leave another; the loop goes on meanwhile."""
+    here, run = _here[-1], durable.current_run()
+    key = durable.idempotency_key().removeprefix(f"{run.id}/")
+    with here.ledger.recorded(name, run.id, {"key": key, "attempt": run.attempt}):
+        await asyncio.to_thread(here.gates.pass_through, name)
+        await asyncio.sleep(seconds)
+    return f"{name} done"
+
+
+async def concurrent(names: list[str], seconds: float = 0.0) -> list[str]:
+    """Do two steps per name, all names at once, and a sync step after that."""
+    _body("concurrent")
+
+    async def both(name: str) -> str:
+        await work_later(f"{name}1", seconds)
+        return await work_later(f"{name}2")
+
+    done = await asyncio.gather(*(both(name) for name in names))
+    return [*done, work.options(name="last")("last")]
+
+
+async def restless(self: Task[..., Any], failures: int) -> list[Any]:
+    """Raise after the first step, `failures` times; say who executes it, and where."""
+    first = await work_later.options(name="first")("first")
+    if self.request.retries < failures:
+        message = f"failure {self.request.retries + 1}"
+        raise ValueError(message)
+    child = _here[-1].app.tasks["plain"].delay("child")
+    return [
+        first,
+        self.request.id,
+        self.request.retries,
+        child.id,
+        id(asyncio.get_running_loop()),
+        os.getpid(),
+    ]
+
+
+async def asks_for_a_retry(self: Task[..., Any]) -> int:
+    """Ask for one retry."""
+    await work_later.options(name="first")("first")
+    if not self.request.retries:
+        raise self.retry(countdown=0.1)
+    return int(self.request.retries)
+
+
+async def rests(seconds: float) -> str:
+    """Sleep in the database while a step of another asyncio task is in flight."""
+
+    async def sleeps() -> None:
+        await asyncio.sleep(0.05)
+        durable.sleep(seconds)
+
+    _, value = await asyncio.gather(sleeps(), work_later.options(name="beside")("beside", 0.2))
+    return value
+
+
+async def stuck() -> None:
+    """Never return; clean up when cancelled."""
+    try:
+        await asyncio.Event().wait()
+    finally:
+        _here[-1].ledger.write("cleaned up", "stuck")
+
+
 @durable.transaction
 def entry(connection: Any, name: str, seconds: float) -> str:
     """Leave a row in a table of the user's; be slow about it."""
@@ -244,7 +313,7 @@ def on_success(value: Any) -> Any:
 
 def register(app: Celery, ledger: Ledger, gates: Gates) -> None:
     """Give the app these tasks."""
-    _here.append(Here(ledger, gates))
+    _here.append(Here(ledger, gates, app))
     soon = {"retry_backoff": False, "retry_jitter": False, "default_retry_delay": 0.3}
     app.task(flow, name="flow", **soon)
     app.task(poison, name="poison", **soon)
@@ -262,6 +331,11 @@ def register(app: Celery, ledger: Ledger, gates: Gates) -> None:
     app.task(threaded, name="threaded", **soon)
     app.task(plain, name="plain", **soon)
     app.task(bookkeeping, name="bookkeeping", **soon)
+    app.task(concurrent, name="concurrent", **soon)
+    app.task(restless, name="restless", bind=True, **soon)
+    app.task(asks_for_a_retry, name="asks_for_a_retry", bind=True, **soon)
+    app.task(rests, name="rests", **soon)
+    app.task(stuck, name="stuck", **soon)
     app.task(join, name="join", **soon)
     app.task(join, name="fragile", base=Fragile, **soon)
     app.task(echo, name="not_durable", base=Task)

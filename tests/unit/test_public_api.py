@@ -39,6 +39,7 @@ NAMES = [
     "idempotency_key",
     "map",
     "now",
+    "patched",
     "random",
     "send_signal",
     "send_signal_with_token",

@@ -98,6 +98,12 @@ from (select r.id, extract(epoch from durable.clock() - r.due) as seconds
       where r.state = 'pending' and r.published_at is not null and r.due < durable.clock()
       order by r.due limit 1000) as found
 union all
+select 'stranded', count(*), max(seconds)::float8, (array_agg(id))[1:3]
+from (select r.id, extract(epoch from durable.clock() - r.created_at) as seconds
+      from durable.run r
+      where r.state = 'waiting' and r.reason = 'version'
+        and not exists (select from durable.worker w where w.code = r.version) limit 1000) as found
+union all
 select 'exhausted', count(*), max(seconds)::float8, (array_agg(id))[1:3]
 from (select r.id, extract(epoch from durable.clock() - r.finished_at) as seconds
       from durable.run r where r.state = 'failed' and r.reason = 'exhausted' order by r.key desc limit 1000) as found

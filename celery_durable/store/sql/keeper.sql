@@ -2,7 +2,8 @@
 
 -- name: register_worker
 -- A worker process comes to life under a random token; a dead id never comes back.
-insert into durable.worker (token, hostname, pid, version) values (%(token)s, %(hostname)s, %(pid)s, %(version)s)
+insert into durable.worker (token, hostname, pid, version, code)
+values (%(token)s, %(hostname)s, %(pid)s, %(version)s, %(code)s)
 on conflict (token) do update set hostname = excluded.hostname
 returning id
 

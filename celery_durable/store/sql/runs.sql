@@ -122,8 +122,18 @@ order by c.seq
 -- name: standing
 -- Why a claim was refused.
 select r.state, r.expires_at <= durable.clock() and r.attempt = 0 as expired,
-       exists (select from durable.worker where token = %(token)s) as worker_alive, r.slot is not null as slotted
+       exists (select from durable.worker where token = %(token)s) as worker_alive, r.slot is not null as slotted,
+       r.version
 from (select) as one left join durable.run r on r.id = %(id)s
+
+-- name: wait_for_version
+-- A run that may not be executed here comes back: soon if a worker of its version is alive, else once a minute.
+update durable.run r
+set state = 'waiting', reason = 'version', published_at = null,
+    due = durable.clock() + case when exists (select from durable.worker w where w.code = r.version)
+                                 then interval '1 second' else interval '1 minute' end
+where r.id = %(id)s and r.state = 'pending' and r.version <> %(version)s
+returning r.key
 
 -- name: expire
 -- A run that nobody claimed in time is over.
