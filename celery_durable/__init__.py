@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         LeaseLostError,
         NondeterminismError,
         PayloadTooLargeError,
+        RollbackError,
         RunCancelled,
         RunNotFoundError,
         RunStateError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     )
     from celery_durable.operations import Runs
     from celery_durable.operations.sending import send_signal
+    from celery_durable.rollback import on_rollback
     from celery_durable.steps import step
     from celery_durable.task import DurableTask
     from celery_durable.transactions import transaction
@@ -49,6 +51,7 @@ _WHERE = {
     "LeaseLostError": "exceptions",
     "NondeterminismError": "exceptions",
     "PayloadTooLargeError": "exceptions",
+    "RollbackError": "exceptions",
     "RunCancelled": "exceptions",
     "RunContext": "context",
     "RunNotFoundError": "exceptions",
@@ -69,6 +72,7 @@ _WHERE = {
     "map": "children",
     "now": "clock",
     "patched": "changes",
+    "on_rollback": "rollback",
     "random": "clock",
     "send_signal": "operations.sending",
     "sleep": "waits",
@@ -88,6 +92,7 @@ __all__ = [
     "LeaseLostError",
     "NondeterminismError",
     "PayloadTooLargeError",
+    "RollbackError",
     "RunCancelled",
     "RunContext",
     "RunNotFoundError",
@@ -107,6 +112,7 @@ __all__ = [
     "idempotency_key",
     "map",
     "now",
+    "on_rollback",
     "patched",
     "random",
     "send_signal",

@@ -45,6 +45,10 @@ class Suspended(BaseException):
         self.messages = messages
 
 
+class ReplayedError(BaseException):
+    """The body of a run that rolls back would do something new: all that it has registered is known."""
+
+
 class Seam(Protocol):
     """What an attempt needs from the world above: Celery's way with values, errors and shutdown."""
 
