@@ -276,6 +276,43 @@ class RunStore:
             raise LeaseLostError
         return Finished(self.to_send(links, linked), looked and Look(**looked), woken)
 
+    def roll_back(self, run: int, fence: uuid.UUID, outcome: Finish, compensations: Sequence[str]) -> None:
+        """Store how a run ends once its compensations are made; raise `LeaseLostError` without the lease."""
+        parameters = {**outcome.__dict__, "run": run, "fence": fence, "state": outcome.state.value}
+        if self._one("roll_back", {**parameters, "rollbacks": list(compensations)}) is None:
+            raise LeaseLostError
+
+    def rolled_back(
+        self,
+        run: int,
+        fence: uuid.UUID,
+        *,
+        problem: str | None,
+        result: bytes | None,
+        result_type: str | None,
+        undone: bool,
+        unreported: bool,
+    ) -> str | None:
+        """End a run whose compensations are made, or failed with a `problem`; return the reason of its end.
+
+        `result` is kept for a cancelled run, whose caller has to hear of the problem. Raises `LeaseLostError`
+        when another attempt owns the run.
+        """
+        parameters = {
+            "run": run,
+            "fence": fence,
+            "problem": problem,
+            "result": result,
+            "result_type": result_type,
+            "undone": undone,
+            "unreported": unreported,
+        }
+        row = self._one("rolled_back", parameters)
+        if row is None:
+            raise LeaseLostError
+        reason: str | None = row["reason"]
+        return reason
+
     def add(self, connection: Connection, new: Sequence[NewRun | PlainMessage]) -> list[str | None]:
         """Store runs and messages in the transaction that is open; return their states, for `to_send()`."""
         with connection.pipeline():

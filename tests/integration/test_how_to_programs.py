@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
 PAGES = {
+    "book_trip": "sagas.md",
     "approvals": "wait.md",
     "call_once": "call-once.md",
     "fetch_all": "async.md",
