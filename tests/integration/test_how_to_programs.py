@@ -23,6 +23,7 @@ PAGES = {
     "approvals": "wait.md",
     "call_once": "call-once.md",
     "fetch_all": "async.md",
+    "change_code": "change-code.md",
     "fork_orders": "resume-fork-edit.md",
     "limit_exports": "limit-concurrency.md",
     "pay_once": "transactions.md",
