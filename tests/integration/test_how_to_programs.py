@@ -22,6 +22,7 @@ HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
 PAGES = {
     "approvals": "wait.md",
     "call_once": "call-once.md",
+    "call_partner": "call-http-services.md",
     "fetch_all": "async.md",
     "change_code": "change-code.md",
     "fork_orders": "resume-fork-edit.md",
