@@ -12,6 +12,7 @@ from celery_durable.exceptions import DurableError, StepUsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from datetime import datetime
 
     from celery_durable.executor import Execution
     from celery_durable.executor.crew import Crew
@@ -164,6 +165,11 @@ class RunContext:
     def attempt(self) -> int:
         """The number of this attempt, from 1."""
         return self._execution.attempt
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the run is cancelled if it is not over by then, by the database's clock; None for never."""
+        return self._execution.claim.deadline
 
     @property
     def cancelled(self) -> bool:

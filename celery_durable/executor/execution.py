@@ -108,6 +108,12 @@ class Execution:
         return self._journal.cancelled
 
     @property
+    def overdue(self) -> bool:
+        """Whether this run's deadline has passed."""
+        deadline = self.claim.deadline
+        return deadline is not None and deadline <= self._chance.reckoned()
+
+    @property
     def leaving(self) -> Suspended | None:
         """How the run leaves its worker, once it does: whatever its body still makes of that."""
         return self._journal.leaving

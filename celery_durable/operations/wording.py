@@ -72,6 +72,7 @@ _WAITS_FOR = {
     "timer": "sleeps",
     "sleep": "sleeps",
     "children": "waits for its children",
+    "turn": "waits for its turn among its siblings",
     "slot": "waits for a slot",
     "replaced": "was replaced: it ends as the task in its place does",
 }
@@ -113,6 +114,8 @@ _ENDED_BY = {
     "cancelled": "by an operator",
     "revoked": "by a revoke",
     "expired": "because nobody took it before it expired",
+    "deadline": "at its deadline",
+    "parent": "with its parent",
     "ignored": "because its task raised Ignore",
 }
 

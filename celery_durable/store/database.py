@@ -96,6 +96,12 @@ class Store:
             )
         return self._transactions[database]
 
+    def close(self) -> None:
+        """Close the connections of this process, those of transactions too."""
+        for transactions in self._transactions.values():
+            transactions.close()
+        self.connections.close()
+
     def url_of(self, database: str) -> str:
         """Return the URL of a user's database, given by its name in `durable_databases` or as a URL."""
         databases = self.settings.databases or {}

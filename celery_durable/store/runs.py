@@ -403,6 +403,10 @@ class RunStore:
         parameters = {"id": run_id, "token": token, "terminated": terminated}
         return self._one("revoke", parameters, budget=_ENQUEUE_BUDGET) is not None
 
+    def was_resumed(self, run_id: str, *, budget: float) -> bool:
+        """Return whether a run that was revoked has been resumed since."""
+        return self._one("was_resumed", {"id": run_id}, budget=budget) is not None
+
     def reported(self, run_id: str, problem: str | None = None) -> None:
         """Note that a failed run's error callbacks, chain and chord have been told, or why they cannot be."""
         self._one("reported", {"id": run_id, "problem": problem}, budget=_ENQUEUE_BUDGET, fetch=False)

@@ -56,7 +56,7 @@ def pointed(app: Celery, *, backend: str, broker: str, **settings: Any) -> Itera
 
 def _close(app: Celery) -> None:
     for store in vars(app).get("durable_stores", {}).values():
-        store.connections.close()
+        store.close()
 
 
 def _forget_connections(app: Celery) -> None:

@@ -92,7 +92,9 @@ class Poller:
             leader.wake.set()
 
     def block(self, wait: Wait, until: float) -> None:
-        """Return when something has arrived for `wait`, or at the moment `until`; it is asked for by then.
+        """Return when something has arrived for `wait`, or at the moment `until`.
+
+        No wait ends at its timeout without having been asked for.
 
         Raises `StoreUnavailableError` when Postgres has been away for longer than the outage budget.
         """
@@ -110,7 +112,7 @@ class Poller:
                         break
                 if time.monotonic() >= until:
                     break
-            if not wait.asked and not wait.served:
+            if wait.ends_at(until) and not wait.asked and not wait.served:
                 self._ask(place, wait, [wait], Question(0.0))
         finally:
             place.active.pop(id(wait), None)

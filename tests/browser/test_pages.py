@@ -190,11 +190,13 @@ def test_nothing_is_hard_to_perceive_or_to_reach(
     worker.step(claim, "fetch", 1)
     worker.step(claim, "charge", 2, "error", tries=3)
     worker.fail(claim)
-    for path in ("/durable", f"/durable/run/{run_id}", "/durable/overview", "/durable?q=nothing-like-it"):
-        page = open_page(basic, path, color_scheme=theme)
+    page = open_page(basic, "/durable?q=nothing-like-it", color_scheme=theme)
+    for path in ("/durable", f"/durable/run/{run_id}", "/durable/overview"):
+        assert serious(page) == [], page.url
+        page.goto(basic.url + path)
         expect(page.locator("html")).to_have_attribute("data-bs-theme", theme)
-        assert serious(page) == [], path
         assert page.locator("h1").count() == 1, path
+    assert serious(page) == [], page.url
     phone = open_page(
         basic, f"/durable/run/{run_id}", viewport={"width": 360, "height": 740}, color_scheme=theme
     )

@@ -84,6 +84,7 @@ function settle() { // after content has come in
 
 const status = $("[data-live]");
 function say(state, words) {
+  if (document.hidden && state !== "paused") return; // an answer that came after the tab was hidden
   if (!status || (status.dataset.is === state && status.textContent === words)) return;
   status.dataset.is = state;
   status.textContent = words;
