@@ -354,6 +354,10 @@ class Execution:
         # What it was to wait for may be there meanwhile: then it comes back at once.
         return later() or Suspended("released")
 
+    def note(self, step: str, evidence: Callable[[], str]) -> None:
+        """Keep evidence (JSON, asked for then) of a step's body, to be stored with that step's next write."""
+        self._journal.note(step, evidence)
+
     def annotate(self, *, tags: dict[str, str] | None = None, progress: Any = None) -> None:
         """Store labels or progress, for people to see."""
         self._journal.annotate(tags, progress)

@@ -38,6 +38,7 @@ PARAMETERS: dict[str, Any] = {
     "before": 20_000,
     "body": b"[]",
     "bucket": MINUTE,
+    "calls": ['{"call": "1"}'],
     "carrier": "download",
     "chain": str(FENCE),
     "cause": "cancelled",

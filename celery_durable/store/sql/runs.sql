@@ -194,6 +194,16 @@ with fence as (
 )
 select fence.cancel_requested, exists (select from stored) as stored from fence
 
+-- name: note_calls
+-- Evidence of calls that a step's body made, stored with the step; known by the call's id if it is stored again.
+insert into durable.event (run_key, kind, detail)
+select r.key, 'call', made.detail
+from durable.run r, unnest(%(calls)s::text[]::jsonb[]) with ordinality as made (detail, number)
+where r.key = %(run)s and r.fence = %(fence)s
+  and not exists (select from durable.event known
+                  where known.run_key = r.key and known.detail ->> 'call' = made.detail ->> 'call')
+order by made.number
+
 -- name: relax
 -- In front of a checkpoint that is cheap to repeat: this one commit does not wait for the disk.
 select set_config('synchronous_commit', 'off', true) as synchronous_commit
