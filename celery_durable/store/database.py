@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from celery_durable.store.inspection import InspectionStore
     from celery_durable.store.once import OnceStore
     from celery_durable.store.posting import PostingStore
+    from celery_durable.store.slots import SlotStore
     from celery_durable.store.transactions import TransactionStore
 
 _PRUNED_AT_ONCE = 500
@@ -53,7 +54,13 @@ class Store:
         )
         self._transactions: dict[str | None, TransactionStore] = {}
         lease = timedelta(seconds=settings.lease)
-        self.runs = RunStore(self.connections, schema=settings.schema, check=settings.check, lease=lease)
+        self.runs = RunStore(
+            self.connections,
+            schema=settings.schema,
+            check=settings.check,
+            lease=lease,
+            version=settings.only_version,
+        )
         self.chords = ChordStore(self.connections, self.runs, schema=settings.schema, lease=lease)
         self.results = ResultStore(self.connections, schema=settings.schema)
 
@@ -88,6 +95,12 @@ class Store:
                 outage_budget=self.settings.outage_budget,
             )
         return self._transactions[database]
+
+    def close(self) -> None:
+        """Close the connections of this process, those of transactions too."""
+        for transactions in self._transactions.values():
+            transactions.close()
+        self.connections.close()
 
     def url_of(self, database: str) -> str:
         """Return the URL of a user's database, given by its name in `durable_databases` or as a URL."""
@@ -125,6 +138,19 @@ class Store:
         from celery_durable.store.forking import ForkStore
 
         return ForkStore(self.connections, schema=self.settings.schema, check=self.settings.check)
+
+    @cached_property
+    def slots(self) -> SlotStore:
+        """The statements of runs that need a slot."""
+        from celery_durable.store.slots import SlotStore
+
+        return SlotStore(
+            self.connections,
+            self.runs,
+            schema=self.settings.schema,
+            check=self.settings.check,
+            version=self.settings.only_version,
+        )
 
     @cached_property
     def once(self) -> OnceStore:
