@@ -287,12 +287,11 @@ def test_postgres_may_restart_and_the_consumers_do_not_notice(
 def test_an_answer_that_is_lost_loses_and_repeats_nothing(connect: Any, store: Store, statement: str) -> None:
     with proxied(store.url) as proxy:
         reader = Reader(connect(proxy.url), prefetch=1)
-        publish(connect(), "first")
+        publish(connect(), "first", "second")
         reader.wait_for(1)
         fault = proxy.lose_answer("consumers", statement)
 
-        reader.messages[0].ack()
-        publish(connect(), "second")
+        reader.messages[0].ack()  # travels with the claim of the second message
 
         assert reader.wait_for(2) == ["first", "second"]
         eventually(lambda: fault.met)
