@@ -309,6 +309,9 @@ def test_a_signal_is_sent_to_a_run_and_kept_with_its_sender(
         assert [(one["name"], one["actor"], one["taken_by"]) for one in told["signals"]] == [
             ("approved", "ada", None)
         ]
+        carried = client.get(f"/durable/run/{result.id}/payload?part=signal&number=0").json()
+        assert json.loads(carried["text"]) == {"by": "ada"}
+        assert client.get(f"/durable/run/{result.id}/payload?part=signal&number=1").status_code == 404
         assert client.post("/api/durable/run/story/signal", json=sent, headers=ACTION).status_code == 409
 
 

@@ -185,6 +185,12 @@ class Page(Handler):
 class Answer(Handler):
     """An answer for programs and scripts: JSON, errors included."""
 
+    async def answer_large(self, value: Any) -> None:
+        """Send a JSON document that takes a while to be written."""
+        text = await self.in_thread(json.dumps, value, default=document)
+        self.set_header("Content-Type", "application/json; charset=UTF-8")
+        self.finish(text)
+
     def answer(self, value: Any, status: int = 200) -> None:
         """Send a JSON document."""
         self.set_status(status)

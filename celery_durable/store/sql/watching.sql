@@ -108,6 +108,13 @@ select r.result_type, r.state, octet_length(r.result) as bytes,
        substring(r.result from %(start)s for %(size)s) as data
 from durable.run r where r.id = %(id)s
 
+-- name: payload_of_signal
+-- What one of the signals to a run carried, or a part of it; they are numbered in the order they are shown in.
+select s.codec, octet_length(s.payload) as bytes, substring(s.payload from %(start)s for %(size)s) as data
+from durable.signal s
+where s.run_key = (select key from durable.run where id = %(id)s)
+order by s.key offset %(number)s limit 1
+
 -- name: state_at
 -- What was known when a step was called: the outcomes of those before it, cut to a size that a page can show.
 select c.key, c.seq, c.outcome, c.arguments, c.codec, c.error, octet_length(c.output) as bytes,
