@@ -71,6 +71,8 @@ select (select extract(epoch from durable.clock() - w.beat_at)::float8
        (select count(*) from durable.worker w
         where w.beat_at > durable.clock() - %(lease)s::interval and w.hostname not like 'keeper@%%') as workers,
        (select extract(epoch from l.expires_at - durable.clock())::float8 from durable.leader l) as led_for,
+       (select count(*) from durable.worker w
+        where w.beat_at > durable.clock() - %(lease)s::interval and w.code = r.version) as of_its_version,
        (select count(*) from durable.run s
         where s.slot = r.slot and s.state in ('running', 'cancelling')) as slot_taken,
        (select count(*) from (select from durable.run p
