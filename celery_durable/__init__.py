@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         RunStateError,
         SerializationError,
         SignalTimeout,
+        SignalTokenError,
         StepInterruptedError,
         StepNotFoundError,
         StepTimeLimitError,
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
         TransactionUsageError,
     )
     from celery_durable.operations import Runs
-    from celery_durable.operations.sending import send_signal
+    from celery_durable.operations.sending import send_signal, send_signal_with_token
     from celery_durable.steps import step
     from celery_durable.task import DurableTask
     from celery_durable.transactions import transaction
-    from celery_durable.waits import sleep, sleep_until, wait_for_signal
+    from celery_durable.waits import continue_as, sleep, sleep_until, wait_for_signal
 
 _WHERE = {
     "ConfigurationError": "exceptions",
@@ -56,6 +57,7 @@ _WHERE = {
     "Runs": "operations",
     "SerializationError": "exceptions",
     "SignalTimeout": "exceptions",
+    "SignalTokenError": "exceptions",
     "StepInterruptedError": "exceptions",
     "StepNotFoundError": "exceptions",
     "StepTimeLimitError": "exceptions",
@@ -63,6 +65,7 @@ _WHERE = {
     "StoreUnavailableError": "exceptions",
     "TransactionUsageError": "exceptions",
     "call": "children",
+    "continue_as": "waits",
     "current_run": "context",
     "gather": "children",
     "idempotency_key": "context",
@@ -71,6 +74,7 @@ _WHERE = {
     "patched": "changes",
     "random": "clock",
     "send_signal": "operations.sending",
+    "send_signal_with_token": "operations.sending",
     "sleep": "waits",
     "sleep_until": "waits",
     "step": "steps",
@@ -95,6 +99,7 @@ __all__ = [
     "Runs",
     "SerializationError",
     "SignalTimeout",
+    "SignalTokenError",
     "StepInterruptedError",
     "StepNotFoundError",
     "StepTimeLimitError",
@@ -102,6 +107,7 @@ __all__ = [
     "StoreUnavailableError",
     "TransactionUsageError",
     "call",
+    "continue_as",
     "current_run",
     "gather",
     "idempotency_key",
@@ -110,6 +116,7 @@ __all__ = [
     "patched",
     "random",
     "send_signal",
+    "send_signal_with_token",
     "sleep",
     "sleep_until",
     "step",

@@ -117,6 +117,10 @@ class SignalTimeout(DurableError):  # noqa: N818  (says what happened, as Celery
     """No signal of this name came in time."""
 
 
+class SignalTokenError(DurableError):
+    """A token for a signal is damaged, forged or expired."""
+
+
 class Fatal(DurableError):  # noqa: N818  (a verdict that users raise, as in `raise durable.Fatal(...)`)
     """The run cannot succeed: fail at once, without retries."""
 

@@ -264,6 +264,10 @@ with mine as (
                             where run_key = r.key and outcome = 'ok'), 0)
 ), forgotten as (
     delete from durable.checkpoint c using released r where %(discard)s = 'all' and c.run_key = r.key
+), received as (  -- a week is for senders that send one again
+    delete from durable.signal s using released r
+    where %(discard)s = 'all' and s.run_key = r.key and s.taken_by is not null
+      and s.sent_at < durable.clock() - interval '7 days'
 )
 select coalesce(released.state, mine.state) as state
 from mine left join released on released.key = mine.key
