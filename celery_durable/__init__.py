@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from celery_durable.changes import patched
     from celery_durable.children import call, gather, map  # noqa: A004
     from celery_durable.clock import now, random, uuid4
     from celery_durable.context import RunContext, current_run, idempotency_key
@@ -67,6 +68,7 @@ _WHERE = {
     "idempotency_key": "context",
     "map": "children",
     "now": "clock",
+    "patched": "changes",
     "random": "clock",
     "send_signal": "operations.sending",
     "sleep": "waits",
@@ -105,6 +107,7 @@ __all__ = [
     "idempotency_key",
     "map",
     "now",
+    "patched",
     "random",
     "send_signal",
     "sleep",

@@ -30,6 +30,8 @@ from celery_durable.executor import Execution
 from celery_durable.run import Refusal, RunState
 from celery_durable.seam import Suspended
 from celery_durable.settling import Settlement
+from celery_durable.store import in_hand
+from celery_durable.transport import capture
 
 if TYPE_CHECKING:
     from celery_durable.backend import DurableBackend
@@ -123,6 +125,11 @@ class Attempt:
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Claim the run, run its body and settle it; raise what tells Celery's tracer the outcome."""
+        database = self.backend.store.identity
+        with in_hand.holding(capture.claim_of(self.request.get("properties"), database)):
+            return self._run(args, kwargs)
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         claim, history = self._claim(args, kwargs)
         try:
             return self._execute(claim, history, args, kwargs)
@@ -172,7 +179,7 @@ class Attempt:
             raise
         except BaseException:
             if execution.leaving is not None:
-                raise execution.leaving from None
+                raise execution.departed(execution.leaving) from None
             raise
         execution.conclude()
         return value

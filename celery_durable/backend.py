@@ -161,9 +161,11 @@ class DurableBackend(ChordMixin, WaitingMixin, Backend):
 
         That is a custom state set inside the body, and Celery's revoke, which any process may announce.
         """
+        frame = context.current()
+        if frame is not None and frame.execution.rehearsed:
+            return result
         if not _is_run(request):
             return super().store_result(task_id, result, state, traceback, request, **kwargs)
-        frame = context.current()
         if frame is not None and frame.execution.id == task_id:
             encoded = self.encoded(self.encode_result(result, state))
             claim = frame.execution.claim

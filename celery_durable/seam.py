@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from celery_durable.serialization import ValueCodec
     from celery_durable.store.transactions import TransactionStore
@@ -21,6 +21,8 @@ class Suspended(BaseException):
         delay: seconds until the run is due.
         reason: what it waits for.
         stored: the store knows already: the run has left.
+        later: the write that lets it leave, put off until its steps in flight are finished; returns how it
+            has left, or None when there is nothing to wait for any more.
         messages: of other runs, to be published once it has.
     """
 
@@ -31,6 +33,7 @@ class Suspended(BaseException):
         reason: str | None = None,
         *,
         stored: bool = False,
+        later: Callable[[], Suspended | None] | None = None,
         messages: Sequence[Stored] = (),
     ) -> None:
         super().__init__(outcome)
@@ -38,6 +41,7 @@ class Suspended(BaseException):
         self.delay = timedelta(seconds=delay)
         self.reason = reason
         self.stored = stored
+        self.later = later
         self.messages = messages
 
 

@@ -214,10 +214,9 @@ class Settlement:
 
     def cancelled(self) -> Exception:
         """End a run that was asked to stop."""
-        self._finish(
-            Finish(state=RunState.CANCELLED, reason="cancelled", unreported=has_dependents(self.request))
-        )
-        self._after_commit(lambda: tell_revoked(self.backend, self.request, "cancelled"))
+        reason = "deadline" if self.execution.overdue else "cancelled"
+        self._finish(Finish(state=RunState.CANCELLED, reason=reason, unreported=has_dependents(self.request)))
+        self._after_commit(lambda: tell_revoked(self.backend, self.request, reason))
         logger.info("%s was cancelled", self._where)
         return Ignore("run cancelled")
 

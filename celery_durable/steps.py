@@ -79,7 +79,9 @@ class Step(Generic[P, R]):
         frame = context.current()
         if frame is None or frame.step is not None:
             return self.function(*args, **kwargs)
-        result: R = frame.execution.step(frame, self, args, kwargs)
+        execution = frame.execution
+        perform: Any = execution.step_later if self.is_async else execution.step
+        result: R = perform(frame, self, args, kwargs)
         return result
 
     def __get__(self, instance: object, owner: type | None = None) -> Callable[..., R]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmarks.cases import chords, imports, latency, plain, runs, scale, throughput
+from benchmarks.cases import chords, imports, latency, plain, runs, scale, throughput, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -21,6 +21,7 @@ CASES: dict[str, Callable[[Setting], Iterable[Row]]] = {
     "plain": plain.run,
     "chords": chords.run,
     "scale": scale.run,
+    "waiting": waiting.run,
     "imports": imports.run,
 }
 """Every benchmark by the name that `--only` takes."""

@@ -19,8 +19,10 @@ _COMMANDS = {
     "signal": "signal:signal",
     "fork": "fork:fork",
     "export": "export:export",
+    "check": "check:check",
     "stats": "stats:stats",
     "prune": "prune:prune",
+    "queues": "queues:queues",
     "keeper": "keeper:keeper",
     "doctor": "doctor:doctor",
 }

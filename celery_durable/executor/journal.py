@@ -33,6 +33,8 @@ class Journal:
         cancelled: whether somebody asked the run to stop.
         told: whether the body has been told so.
         leaving: how the run leaves its worker; what is still executed of its body can do nothing more.
+        thread: the thread that executes the body itself.
+        in_flight: says whether steps are being executed beside the body.
 
     Arguments:
         claim: the lease.
@@ -53,6 +55,8 @@ class Journal:
         self.told = False
         self._seq = last_seq
         self._lock = threading.Lock()
+        self.thread = threading.get_ident()
+        self.in_flight: Callable[[], bool] = lambda: False
 
     def may_go_on(self) -> None:
         """Stop at a step boundary: the lease is gone, the run is cancelled, or the worker shuts down."""

@@ -16,7 +16,7 @@ from celery_durable.exceptions import (
     StepUsageError,
     StoreError,
 )
-from celery_durable.executor.asks import Body, Pause, Write, answered
+from celery_durable.executor.asks import Abandoned, Body, Pause, Write, answered
 from celery_durable.limits import time_limit
 from celery_durable.seam import Suspended
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from celery_durable.seam import Seam
     from celery_durable.steps import Step
     from celery_durable.transactions import TransactionStep
+
+
+_FOR_GOOD = (Abandoned, SerializationError, StepUsageError)
 
 
 class Call(NamedTuple):
@@ -68,7 +71,6 @@ class Performer:
 
     def __init__(self, journal: Journal, settings: Settings, seam: Seam) -> None:
         self.inside: str | None = None
-        self._thread = threading.get_ident()
         self._journal = journal
         self._settings = settings
         self._seam = seam
@@ -124,7 +126,7 @@ class Performer:
         return coder.decode(output, step.returns), codec, output  # before it is stored: it must come back
 
     def _body(self, frame: context.Frame, step: Step[Any, Any], call: Call, *handle: Any) -> Any:
-        owner = threading.get_ident() == self._thread
+        owner = threading.get_ident() == self._journal.thread
         if owner:
             self.inside = call.key
         function: Callable[..., Any] = step.function
@@ -173,6 +175,8 @@ class Performer:
         )
 
     def _failure(self, call: Call, this: Try, error: Exception, delay: float | None) -> StepWrite:
+        if isinstance(error, Abandoned):
+            return self._entry(call, this, outcomes.ERROR, codec=outcomes.ABANDONED, error=str(error))
         form, dumped = self._seam.dump_error(error)
         outcome = outcomes.ERROR if delay is None else outcomes.TRYING
         return self._entry(call, this, outcome, output=dumped, codec=form, error=texts.line(error))
@@ -186,7 +190,7 @@ class Performer:
 
 
 def _delay(step: Step[Any, Any], error: Exception, failures: int) -> float | None:
-    if step.step_options.at_most_once or isinstance(error, (SerializationError, StepUsageError)):
+    if step.step_options.at_most_once or isinstance(error, _FOR_GOOD):
         return None
     return step.step_options.delay_after(error, failures)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery_durable import checkpoint as outcomes
@@ -60,7 +61,6 @@ class Waiter:
         self._chance = chance
         self._settings = settings
         self._seam = seam
-        self._thread = threading.get_ident()
 
     def sleep(self, frame: context.Frame, length: timedelta | None, until: datetime | None) -> None:
         """Return after `length`, or at `until`; the run leaves its worker meanwhile if that is long."""
@@ -114,7 +114,7 @@ class Waiter:
     @contextmanager
     def call(self, frame: context.Frame, name: str) -> Iterator[str]:
         """Give a wait its key; it belongs to the body itself, which has one order."""
-        if frame.step is not None or threading.get_ident() != self._thread:
+        if frame.step is not None or threading.get_ident() != self._journal.thread:
             where = f"the step {frame.step!r}" if frame.step is not None else "a thread of the body's own"
             message = f"{name} is called in {where}: a run waits in its body, between its steps"
             raise StepUsageError(message, step=name)
@@ -163,15 +163,19 @@ class Waiter:
     def leave(self, wait: Wait, children: Children | None = None) -> Waited:
         """Store a wait and leave the worker for it; return only if what it waits for is there."""
         self.may_wait()
+        if self._journal.in_flight():  # steps on an event loop: they are finished before the run leaves
+            later = partial(self._later, wait, children)
+            raise self._journal.leave(Suspended("suspended", reason=wait.kind, later=later))
         waited = self._journal.wait(wait, leave=True, children=children)
         if waited.left:
-            messages = [] if children is None else to_publish(children.runs, waited.started)
-            raise self._journal.leave(
-                Suspended("suspended", reason=wait.kind, stored=True, messages=messages)
-            )
+            raise self._journal.leave(_left(wait, waited, children))
         if waited.stop:
             raise RunCancelled
         return waited
+
+    def _later(self, wait: Wait, children: Children | None) -> Suspended | None:
+        waited = self._journal.wait(wait, leave=True, children=children)
+        return _left(wait, waited, children) if waited.left else None
 
     def may_wait(self) -> None:
         """A cancelled run waits for nothing, not even while it cleans up."""
@@ -187,3 +191,8 @@ def to_publish(runs: Sequence[NewRun], started: dict[str, str]) -> list[Stored]:
         for run in runs
         if run.publish and started.get(run.id, "waiting" if started else "pending") == "pending"
     ]
+
+
+def _left(wait: Wait, waited: Waited, children: Children | None) -> Suspended:
+    messages = [] if children is None else to_publish(children.runs, waited.started)
+    return Suspended("suspended", reason=wait.kind, stored=True, messages=messages)

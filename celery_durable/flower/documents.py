@@ -31,7 +31,7 @@ def document(value: object) -> object:
 
 def run_document(run: RunSummary) -> dict[str, Any]:
     """Return the documented JSON of a run in a list."""
-    parts = ("key", "now", "attempts", "steps", "events")
+    parts = ("key", "now", "attempts", "steps", "events", "signals")
     fields = {name: value for name, value in vars(run).items() if name not in parts}
     return {"id": fields.pop("id"), "celery_state": run.celery_state, **fields}
 
@@ -51,6 +51,7 @@ def story_document(story: Story) -> dict[str, Any]:
         "attempts": run.attempts,
         "steps": run.steps,
         "events": run.events,
+        "signals": run.signals,
         "parent": story.parent,
         "root": story.root,
         "children": story.children,

@@ -6,12 +6,14 @@ import logging
 import re
 from typing import Any
 
-from tornado.escape import xhtml_escape
+from tornado.escape import url_unescape, xhtml_escape
 from tornado.web import TemplateModule
 
 from celery_durable.flower.sites import enabled
 
 logger = logging.getLogger(__name__)
+
+_ID = "__id__"
 
 
 class NavTemplate(TemplateModule):
@@ -41,4 +43,14 @@ class NavTemplate(TemplateModule):
             f'<li class="nav-item"><a class="nav-link{" active" if active else ""}" '
             f'href="{xhtml_escape(url)}"{current}>Durable</a></li>'
         )
-        return rendered[:end] + item.encode() + rendered[end:]
+        return rendered[:end] + (item + self._run_of_task()).encode() + rendered[end:]
+
+    def _run_of_task(self) -> str:
+        """Return a link to the run of the task whose page this is; nothing on other pages."""
+        before, _, after = self.handler.reverse_url("task", _ID).partition(_ID)
+        path = self.handler.request.path or ""
+        if not path.startswith(before) or not path.endswith(after) or len(path) <= len(before):
+            return ""
+        run = url_unescape(path[len(before) : len(path) - len(after)], plus=False)
+        url = self.handler.reverse_url("durable_run", run)
+        return f'<li class="nav-item"><a class="nav-link" href="{xhtml_escape(url)}">Its durable run</a></li>'

@@ -16,6 +16,7 @@ from celery_durable.flower.live import Live
 from celery_durable.flower.redaction import Redaction
 from celery_durable.flower.settings import has_authentication, option, shows_payloads
 from celery_durable.operations import Runs
+from celery_durable.store.url import strip_prefix
 from celery_durable.store.watching import Watching
 
 if TYPE_CHECKING:
@@ -65,11 +66,17 @@ class Site:
     @cached_property
     def runs(self) -> Runs:
         """The operations, on the store that the pages show."""
-        from celery_durable.store import Store
-
         if isinstance(_backend(self.app), DurableBackend) and not option(self.application, "dsn"):
             return Runs(self.app)
-        return Runs(self.app, store=Store(self.place.url, self.place.settings))
+        from celery import Celery
+
+        app = Celery(set_as_current=False)
+        app.conf.update(self.app.conf.without_defaults())
+        app.conf.update(
+            result_backend=f"durable+{strip_prefix(self.place.url)}",
+            durable_schema=self.place.settings.schema,
+        )
+        return Runs(app)
 
     @property
     def payloads(self) -> bool:

@@ -38,6 +38,10 @@ class Facts:
         queues: queues that some worker consumes; None when nobody knows.
         max_retries: how often the task is retried; None when unknown or for ever.
         children: how many children have ended, and how many there are.
+        unfinished: some of those that have not, in words.
+        slot: the key of the runs among which only so many are executed at a time.
+        slot_limit: how many; None when only their starts are limited.
+        slot_taken: how many are executed now.
     """
 
     run: RunSummary
@@ -50,6 +54,10 @@ class Facts:
     queues: frozenset[str] | None = None
     max_retries: int | None = None
     children: tuple[int, int] = (0, 0)
+    unfinished: Sequence[str] = ()
+    slot: str | None = None
+    slot_limit: int | None = None
+    slot_taken: int = 0
 
     @property
     def alive(self) -> bool:
@@ -189,6 +197,14 @@ def _waiting(facts: Facts, zone: tzinfo | None) -> Diagnosis:
     if run.reason == "children" and facts.children[1]:
         done, all_of_them = facts.children
         because.append(f"{done:,} of {all_of_them:,} children have ended")
+        because += [f"not yet {', '.join(facts.unfinished)}"] if facts.unfinished else []
+    if run.reason == "slot" and facts.slot is not None:
+        taken = (
+            f"{facts.slot_taken} of {facts.slot_limit} are taken"
+            if facts.slot_limit
+            else "its starts are limited"
+        )
+        because.append(f"{taken} of the concurrency key {facts.slot!r}")
     if not facts.workers:
         return Diagnosis("warning", words, ("no worker is alive to go on with it then",), _START_A_WORKER)
     tone: Tone = "warning" if run.reason == "retry" else "calm"
@@ -218,14 +234,14 @@ def _final(facts: Facts, zone: tzinfo | None) -> Diagnosis:
 
 def why_so_many_attempts(attempts: Sequence[AttemptView]) -> list[tuple[int, str]]:
     """Return why a run was attempted again: how often for each reason, the most frequent first."""
-    ended = [attempt for attempt in attempts if attempt.outcome not in (None, "succeeded", "cancelled")]
+    ended = [attempt for attempt in attempts if attempt.outcome not in _WELL]
     return [(count, reason) for reason, count in Counter(map(_reason, ended)).most_common()]
 
 
+_WELL = (None, "succeeded", "cancelled", "suspended")  # nothing went wrong: no reason to be tried again
 _ENDINGS = {
     "lost": "it lost its worker",
     "released": "its worker was shut down",
-    "suspended": "it left the worker to wait",
     "replaced": "it was replaced",
 }
 

@@ -88,27 +88,36 @@ class Connections:
         """
         return [None] if self.size > 1 else []
 
-    @property
-    def pool(self) -> ConnectionPool[Connection]:
-        """The pool of this process, for what runs beside its first connection."""
-        self.begin()
-        return self._pool if self._pool is not None else self._open()
-
     def begin(self) -> None:
-        """Check the schema once; a child forgets what it inherited without touching its sockets."""
-        if self._checked and self._pid == os.getpid():
-            return
+        """Check the schema, unless that has been done in this process, and keep no connection."""
+        self._arrive()
+        if not self._checked:
+            with self.dedicated() as connection:
+                self._check_first(lambda _: None)(connection)
+
+    def _arrive(self) -> None:
+        """Begin anew in a child of a fork: it forgets what it inherited without touching its sockets."""
         if self._pid != os.getpid():
             # Kept, not closed: closing would say goodbye on sockets that the parent still uses.
             self._inherited += [self._pool, self._first]
             self._pool, self._first, self._checked = None, self._no_connection(), False
             self._pid, self._lock = os.getpid(), threading.Lock()
-        if django_alias(self.url) is not None:
+        if not self._checked and django_alias(self.url) is not None:
             self._keeps = not django_databases.may_be_dropped()
-        if self._on_open is not None:  # not under the lock: threads must not queue for a server that is away
-            with self.dedicated() as connection:
+
+    def _check_first(self, work: Callable[[Connection], T]) -> Callable[[Connection], T]:
+        """Return `work` with the check of the schema before it, on the same connection.
+
+        Threads that begin at once may check more than once; they do not queue for a server that is away.
+        """
+
+        def checked(connection: Connection) -> T:
+            if not self._checked and self._on_open is not None:
                 self._on_open(connection)
-        self._checked = True
+            self._checked = True
+            return work(connection)
+
+        return checked
 
     def _open(self) -> ConnectionPool[Connection]:
         with self._lock:
@@ -159,7 +168,9 @@ class Connections:
 
     def once(self, work: Callable[[Connection], T]) -> T:
         """Do `work` with a connection of this process, without a second try."""
-        self.begin()
+        self._arrive()
+        if not self._checked:
+            work = self._check_first(work)
         first = self._first
         try:
             connection = first.pop()
@@ -179,7 +190,7 @@ class Connections:
         if not self._keeps:
             with self.dedicated() as connection:
                 return work(connection)
-        pool = self.pool
+        pool = self._pool or self._open()
         connection = pool.getconn()
         try:
             return work(connection)

@@ -6,6 +6,7 @@ from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from celery_durable.checkpoint import Checkpoint
 from celery_durable.run import RunState
 from celery_durable.store import queries
 from celery_durable.store.questions import Filter, list_runs, whole_run
@@ -16,6 +17,7 @@ from celery_durable.store.views import (
     Match,
     Payloads,
     QueueStats,
+    Replayable,
     SlotStats,
     Stats,
     TaskStats,
@@ -68,6 +70,15 @@ class InspectionStore:
         outputs = self._read(self._sql["outputs"], {"id": run_id})
         return Payloads(**rows[0], outputs=tuple(tuple(row.values()) for row in outputs))
 
+    def replayable(self, run_id: str) -> tuple[Replayable, Sequence[Checkpoint]] | None:
+        """Return what is stored of a run, to be replayed; None when there is no such run."""
+        rows = self._read(self._sql["replayable"], {"id": run_id})
+        if not rows:
+            return None
+        history = self._read(self._sql["history"], {"run": rows[0]["key"]})
+        steps = [Checkpoint(**{**step, "clock": tuple(step["clock"] or ())}) for step in history]
+        return Replayable(**rows[0]), steps
+
     def stats(self, window: timedelta) -> Stats:
         """Return runs by state, queues, workers, and what ended within `window`, by task."""
 
@@ -100,11 +111,19 @@ class InspectionStore:
         return [Count(**row) for row in self._read(self._sql["counts"], {})]
 
     def cancel(
-        self, ids: Sequence[str], *, operation: uuid.UUID, actor: str | None, reason: str | None
+        self,
+        ids: Sequence[str],
+        *,
+        operation: uuid.UUID,
+        actor: str | None,
+        reason: str | None,
+        cause: str = "cancelled",
+        budget: float = _WRITE_BUDGET,
     ) -> Sequence[Change]:
         """Cancel runs, all in one transaction; return what became of each known one.
 
         `operation` is a fresh id for each call: it lets the write recognise itself after a lost answer.
+        `cause` is the reason that those have which end at once.
         """
         sql = self._sql["cancel"]
         parameters = {
@@ -112,10 +131,9 @@ class InspectionStore:
             "operation": operation,
             "actor": actor,
             "reason": reason,
+            "cause": cause,
         }
-        rows = self._patiently(
-            lambda connection: connection.execute(sql, parameters).fetchall(), _WRITE_BUDGET
-        )
+        rows = self._patiently(lambda connection: connection.execute(sql, parameters).fetchall(), budget)
         return [_change(row) for row in rows]
 
     def retry_now(
@@ -152,13 +170,16 @@ class InspectionStore:
         actor: str | None,
         reason: str | None,
         check: timedelta,
+        version: str | None = None,
     ) -> Sequence[Change]:
         """Open a new generation of failed and cancelled runs; return what became of each known one.
 
-        The caller publishes the messages of those that changed.
+        They are of `version` from now on, if it is given. The caller publishes the messages of those that
+        changed.
         """
         audit = {"operation": operation, "actor": actor, "reason": reason}
         parameters = {"ids": list(dict.fromkeys(ids)), "operation": operation, "check": check}
+        parameters["version"] = version
 
         def work(connection: Connection) -> list[Row]:
             with connection.transaction():

@@ -9,6 +9,7 @@ from celery_durable.run import RunState, celery_state
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
+    from uuid import UUID
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +251,27 @@ class Stats:
     tasks: tuple[TaskStats, ...]
     workers: tuple[WorkerStats, ...]
     slots: tuple[SlotStats, ...] = ()
+
+
+@dataclass(frozen=True)
+class Replayable:
+    """What a replay of a run begins with."""
+
+    key: int
+    id: str
+    task: str
+    state: str
+    version: str | None
+    attempt: int
+    generation: int
+    retries: int
+    recoveries: int
+    seed: UUID
+    revision: int
+    replacements: int
+    message: bytes
+    body: bytes
+    now: datetime
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,31 @@ def test_a_failed_run_is_resumed_from_its_page_with_a_reason(
     expect(page.get_by_text("cancelled", exact=True).first).to_be_visible()
 
 
+def test_a_run_is_forked_from_the_step_that_failed_with_other_arguments(
+    world: World, basic: FlowerServer, open_page: Callable[..., Page]
+) -> None:
+    result = world.send("plain", "wrong", queue="nobody")
+    worker = Worker(store_of(world))
+    claim = worker.claim(result.id)
+    worker.step(claim, "reserve", 1)
+    worker.step(claim, "charge", 2, "error")
+    worker.fail(claim)
+    page = open_page(basic, f"/durable/run/{result.id}")
+    page.get_by_role("button", name="Fork").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_text("Kept: reserve. Will run again: charge")).to_be_visible()
+    arguments = dialog.get_by_label("Arguments, which may be edited")
+    expect(arguments).to_have_value(re.compile("wrong"))
+    arguments.fill('{"args": ["right"], "kwargs": {}}')
+    dialog.get_by_label("Why").fill("a wrong text")
+    dialog.get_by_role("button", name="Fork").click()
+    page.wait_for_url(re.compile(f"/durable/run/(?!{result.id})"))
+    expect(page.get_by_text("fork of")).to_be_visible()
+    expect(page.get_by_role("button", name=re.compile("^reserve"))).to_be_visible()
+    page.get_by_role("button", name="Arguments").click()
+    expect(page.get_by_role("dialog").get_by_text("right")).to_be_visible()
+
+
 def test_many_runs_are_resumed_by_a_filter_after_they_were_counted(
     world: World, basic: FlowerServer, open_page: Callable[..., Page]
 ) -> None:
@@ -165,11 +190,13 @@ def test_nothing_is_hard_to_perceive_or_to_reach(
     worker.step(claim, "fetch", 1)
     worker.step(claim, "charge", 2, "error", tries=3)
     worker.fail(claim)
-    for path in ("/durable", f"/durable/run/{run_id}", "/durable/overview", "/durable?q=nothing-like-it"):
-        page = open_page(basic, path, color_scheme=theme)
+    page = open_page(basic, "/durable?q=nothing-like-it", color_scheme=theme)
+    for path in ("/durable", f"/durable/run/{run_id}", "/durable/overview"):
+        assert serious(page) == [], page.url
+        page.goto(basic.url + path)
         expect(page.locator("html")).to_have_attribute("data-bs-theme", theme)
-        assert serious(page) == [], path
         assert page.locator("h1").count() == 1, path
+    assert serious(page) == [], page.url
     phone = open_page(
         basic, f"/durable/run/{run_id}", viewport={"width": 360, "height": 740}, color_scheme=theme
     )

@@ -32,12 +32,14 @@ LOOKS_AT_EVERYTHING = {
     ("health", "server"),
     ("health", "held"),
     ("health", "tables"),
+    ("messages", "queues"),
 }
 FILTERS = ["states", "task", "reason", "has_error", "has_no_error", "worker", "since", "until", "keys", "ids"]
 # No index serves these: they look at the runs of a window of keys.
 IN_A_WINDOW = ["version", "tags", "ran_on", "text", "words"]
 # Small by nature: one row per worker process, one leader, messages on their way, the server's own catalogue.
 SMALL_TABLES = {"worker", "leader", "outbox", "migration", "pg_database", "pg_namespace", "pg_class"}
+SMALL_TABLES |= {"queue", "binding", "consumer", "message_id_seq"}  # of the broker
 
 FILL = """
 insert into durable.worker (token, hostname, pid, version)
@@ -78,6 +80,15 @@ insert into durable.once (task, kind, key, run)
     select 'task-' || n % 20, 'idempotency', 'key-' || n, 'run-' || n from generate_series(1, 20000) n;
 insert into durable.result (task_id, status, date_done)
     select 'plain-' || n, 'SUCCESS', now() - n * interval '1 minute' from generate_series(1, 20000) n;
+insert into durable.queue (name) select 'queue-' || n from generate_series(1, 10) n;
+insert into durable.binding (exchange, kind, routing_key, queue)
+    select 'exchange-' || n % 3, 'direct', n, 'queue-' || n from generate_series(1, 10) n;
+insert into durable.consumer (hostname, pid, queues)
+    select 'host', n, array['queue-' || n % 10] from generate_series(1, 20) n;
+insert into durable.message (queue, priority, payload, holder, expires_at)
+    select 'queue-' || n % 10, n % 3, repeat('x', 800)::bytea, case when n % 50 = 0 then n % 25 end,
+           case when n % 20 = 1 then now() - (n % 9 - 4) * interval '1 hour' end
+    from generate_series(1, 20000) n;
 insert into durable.transaction_step (run_id, step_key, attempt, fence)
     select 'run-' || n, 'step', 1, gen_random_uuid() from generate_series(1, 20000) n;
 insert into durable.result_group (id, result, result_type, date_done)

@@ -40,15 +40,19 @@ PARAMETERS: dict[str, Any] = {
     "bucket": MINUTE,
     "carrier": "download",
     "chain": str(FENCE),
+    "cause": "cancelled",
     "check": MINUTE,
     "chord": "group-7",
     "clock": [MOMENT],
     "closed": FENCE,
+    "code": "2026-05",
     "codec": "json",
     "codecs": ["json"],
     "content_encoding": "utf-8",
     "content_type": "application/json",
     "countdown": None,
+    "deadline": MINUTE,
+    "deadline_at": None,
     "delay": MINUTE,
     "detached": False,
     "digest": b"d",
@@ -155,6 +159,34 @@ PARAMETERS: dict[str, Any] = {
     "words": "%x%",
     "worker": "worker@one",
 }
+BROKER: dict[str, Any] = {
+    "auto_delete": True,
+    "beats": [1, 2],
+    "consumer": 7,
+    "counted": [True, False],
+    "exchange": "video",
+    "floors": [0, 7],
+    "ids": [1, 2],
+    "kind": "topic",
+    "listens": True,
+    "lives": [MINUTE, None],
+    "max_returns": 20,
+    "names": ["celery", "video"],
+    "numbers": [1, 1],
+    "pattern": "^a$",
+    "payload": b"{}",
+    "payloads": [b"{}", b"{}"],
+    "priorities": [9, 0],
+    "queue": "celery",
+    "queues": ["celery", "video"],
+    "routing_key": "a.b",
+    "runs": ["run-7", "run-8"],
+    "sleepers": [7, 8],
+    "ttl": MINUTE,
+    "urgencies": [9, 0],
+    "wakeable": True,
+}
+OF_A_NOUN = {"messages": BROKER, "consumers": BROKER, "posting": BROKER}
 IN_PARTICULAR: dict[tuple[str, str], dict[str, Any]] = {
     ("runs", "enqueue_bulk"): dict.fromkeys(vars(NewRun("", "", "", None, b"", b""))),
     ("runs", "enqueue_outbox"): {"id": ["a", "b"], "message": [b"{}", b"{}"], "body": [b"[]", b"[]"]},
@@ -173,6 +205,7 @@ IN_PARTICULAR: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("waits", "collect"): {"awaits": str(FENCE)},
     ("keeper", "bury"): {"ids": [1, 2]},
+    ("posting", "put_away"): {"id": 7, "number": 1},
     ("runs", "update_state"): {"state": "PROGRESS"},
 }
 _TYPES = (
@@ -187,7 +220,7 @@ EVERY_QUERY = [(noun, name) for noun in NOUNS for name in queries.load(noun)]
 
 
 def given(noun: str, name: str, sql: str) -> dict[str, Any]:
-    values = {**PARAMETERS, **IN_PARTICULAR.get((noun, name), {})}
+    values = {**PARAMETERS, **OF_A_NOUN.get(noun, {}), **IN_PARTICULAR.get((noun, name), {})}
     missing = {match for match in queries_parameters(sql) if match not in values}
     assert not missing, (
         f"{noun}.{name} has the new parameters {missing}: add what they look like to PARAMETERS"

@@ -295,6 +295,23 @@ def test_a_fork_says_first_which_steps_run_again(basic: FlowerServer, world: Wor
         assert (wrong.status_code, wrong.json()["error"]["type"]) == (404, "StepNotFoundError")
 
 
+def test_a_signal_is_sent_to_a_run_and_kept_with_its_sender(
+    basic: FlowerServer, world: World, store: Store
+) -> None:
+    result = world.send("plain", "text")
+    with basic.client(ADA) as client:
+        path = f"/api/durable/run/{result.id}/signal"
+        sent = {"name": "approved", "payload": {"by": "ada"}, "idempotency_key": "form-17"}
+        assert client.post(path, json={"payload": 1}, headers=ACTION).status_code == 400
+        assert client.post(path, json=sent, headers=ACTION).json() == {"delivered": True}
+        assert client.post(path, json=sent, headers=ACTION).json() == {"delivered": False}
+        told = client.get(f"/api/durable/run/{result.id}").json()
+        assert [(one["name"], one["actor"], one["taken_by"]) for one in told["signals"]] == [
+            ("approved", "ada", None)
+        ]
+        assert client.post("/api/durable/run/story/signal", json=sent, headers=ACTION).status_code == 409
+
+
 def test_bulk_counts_first_changes_what_it_can_and_refuses_an_empty_filter(
     basic: FlowerServer, store: Store
 ) -> None:
@@ -363,6 +380,13 @@ def test_without_an_app_a_dsn_shows_the_runs_and_without_either_there_is_no_tab(
         server.client() as client,
     ):
         assert "story" in client.get("/durable").text
+    worker = Worker(backend.store)
+    failed = worker.fail(worker.start())
+    with (
+        flower(world, BASIC, f"--durable_dsn={backend.url}", app=None) as server,
+        server.client(ADA) as client,
+    ):
+        assert resume(client, failed).json()["changed"] is True
     with flower(world, app=None) as server, server.client() as client:
         assert 'href="/durable"' not in client.get("/tasks").text
         assert client.get("/durable").status_code == 404

@@ -106,6 +106,40 @@ def test_what_an_attempt_did_when_it_lost_its_worker_is_part_of_the_step_that_ca
     assert [bar.kind for bar in found.rows["three"].bars] == ["ok"]
 
 
+def test_a_wait_begins_when_it_is_stored_and_ends_when_it_is_over() -> None:
+    steps = (
+        step("sleep", 1, 0, kind="sleep", outcome="waiting", due=at(4)),
+        step("approved", 5, 3, kind="signal"),
+        step("paid", 8, 0, kind="signal", outcome="waiting", due=at(500)),
+    )
+    attempts = (attempt(1, 0, 1, "suspended"), attempt(2, 4, 5, "suspended"), attempt(3, 8, 8, "suspended"))
+    rows = lay_out(run("waiting", 10, reason="signal", attempts=attempts, steps=steps)).rows
+
+    assert [(row.outcome, row.bars[0].at, row.bars[0].wide) for row in rows.values()] == [
+        ("waited", 10, 30),
+        ("waited", 50, 30),
+        ("waiting", 80, 20),
+    ]
+
+
+def test_children_lie_under_the_wait_that_started_them_and_their_work_is_not_folded() -> None:
+    def child(name: str, created: float) -> dict[str, Any]:
+        times = {"created_at": at(created), "started_at": at(created + 1), "finished_at": at(created + 90)}
+        return {"id": name, "task": "page", "state": "succeeded", **times}
+
+    attempts = (attempt(1, 0, 1, "suspended"), attempt(2, 92, 93, "succeeded"))
+    steps = (step("gather", 1, 91, kind="children"),)
+    finished = run("succeeded", 100, finished_at=at(93), attempts=attempts, steps=steps)
+    found = lay_out(finished, [child("a", 1), child("b", 2)])
+
+    assert {key: [row.run for row in rows] for key, rows in found.children.items()} == {
+        "gather": ["a"],
+        None: ["b"],
+    }
+    assert [bar.kind for bar in found.children["gather"][0].bars] == ["queue", "succeeded"]
+    assert found.folds == ()
+
+
 def test_what_is_executed_now_begins_at_the_latest_checkpoint() -> None:
     running = run("running", 10, attempts=(attempt(1, 0, None, None),), steps=(step("one", 4, 1),))
     now = lay_out(running).executing

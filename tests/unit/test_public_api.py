@@ -37,6 +37,7 @@ NAMES = [
     "idempotency_key",
     "map",
     "now",
+    "patched",
     "random",
     "send_signal",
     "sleep",

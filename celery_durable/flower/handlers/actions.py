@@ -100,6 +100,21 @@ class Fork(Change):
         self.answer(asdict(await self.in_thread(fork)))
 
 
+class Signal(Change):
+    """Send a signal to a run."""
+
+    @authenticated
+    async def post(self, run_id: str) -> None:
+        """Send the signal that the body names; its payload is what `wait_for_signal` returns."""
+        sent = self.body()
+        name, key = _typed(sent, "name", str), _typed(sent, "idempotency_key", str)
+        if not name:
+            raise HTTPError(400, "Name the signal")
+        payload = sent.get("payload")
+        send = partial(self.site.runs.signal, run_id, name, payload, idempotency_key=key, actor=self.user)
+        self.answer({"delivered": await self.in_thread(send)})
+
+
 class Bulk(Change):
     """Change many runs: chosen ones, or all that match a filter that says something."""
 

@@ -23,6 +23,7 @@ from celery_durable.exceptions import (
     RunStateError,
     SerializationError,
     StepNotFoundError,
+    StepUsageError,
     StoreUnavailableError,
 )
 from celery_durable.flower.documents import document
@@ -44,6 +45,7 @@ _STATUS: dict[type[DurableError], int] = {
     StepNotFoundError: 404,
     RunStateError: 409,
     SerializationError: 400,
+    StepUsageError: 400,
     StoreUnavailableError: UNAVAILABLE,
 }
 

@@ -95,14 +95,15 @@ def _hash(text: str) -> str:
 def actions_of(story: Story) -> list[str]:
     """Return the names of what can be done to a run in its state."""
     state = story.run.state
-    if state in (RunState.FAILED, RunState.CANCELLED):
-        return ["resume"]
-    if state.final:
-        return []
-    actions = ["cancel"] if not story.run.cancel_requested else []
-    if state is RunState.WAITING and story.run.reason == "retry":
-        actions.insert(0, "retry")
-    return actions
+    waits_for = story.run.reason if state is RunState.WAITING else None
+    possible = {
+        "resume": state in (RunState.FAILED, RunState.CANCELLED),
+        "retry": waits_for == "retry",
+        "signal": waits_for == "signal",
+        "fork": True,
+        "cancel": not state.final and not story.run.cancel_requested,
+    }
+    return [name for name, now in possible.items() if now]
 
 
 class _Payloads(Answer):

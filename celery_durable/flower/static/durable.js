@@ -84,6 +84,7 @@ function settle() { // after content has come in
 
 const status = $("[data-live]");
 function say(state, words) {
+  if (document.hidden && state !== "paused") return; // an answer that came after the tab was hidden
   if (!status || (status.dataset.is === state && status.textContent === words)) return;
   status.dataset.is = state;
   status.textContent = words;
@@ -370,19 +371,65 @@ const dialog = $('[data-dialog="action"]');
 const ACTIONS = {
   resume: ["Resume", "Execute it again from its last checkpoint. Finished steps stay and do not run again; retries count from zero."],
   retry: ["Retry now", "Do not wait for the retry's time: try again at once."],
+  signal: ["Send signal", "Send it what it waits for."],
+  fork: ["Fork", "Start a new run with the checkpoints before a step. This run stays as it is."],
   cancel: ["Cancel", "End it for good: at once if it waits, at its next step if it is being executed."],
 };
 
-function confirmAction(name, words, work) {
+// What an action asks for beside a reason: fields, and how they become part of what is sent.
+function field(label, control) { return make("label", {}, label, " ", control); }
+function json(text, label) {
+  try { return JSON.parse(text); } catch { throw new Problem(`${label} is not JSON; a text needs its quotes`); }
+}
+const EXTRA = {
+  signal(button) {
+    const name = make("input", { className: "form-control", value: button.dataset.awaits, required: true });
+    const payload = make("textarea", { className: "form-control", rows: 4, value: "null", spellcheck: false });
+    return { fields: [field("Signal", name), field("Payload, as JSON", payload)], body: () => ({ name: name.value, payload: json(payload.value, "The payload") }), silent: true };
+  },
+  fork(button) {
+    const first = make("select", { className: "form-select" }, make("option", { value: "", textContent: "From the very beginning" }));
+    for (const row of $$("tr.dur-step")) first.append(make("option", { value: row.dataset.step, textContent: row.dataset.step }));
+    const failed = $$("tr.dur-step").find((row) => row.dataset.outcome === "error");
+    if (failed) first.value = failed.dataset.step;
+    const plan = make("p", { className: "dur-muted" });
+    const edited = make("textarea", { className: "form-control", rows: 4, spellcheck: false });
+    let original = "";
+    const show = () => act(button.dataset.url, { dry_run: true, ...(first.value ? { from_step: first.value } : {}) }).then((answer) => {
+      const list = (keys) => (keys.length > 12 ? `${keys.slice(0, 12).join(", ")} and ${keys.length - 12} more` : keys.join(", ") || "none");
+      plan.textContent = `Kept: ${list(answer.kept)}. Will run again: ${list(answer.again)}, and what comes after.`;
+    }).catch((error) => { plan.textContent = error.message; });
+    first.onchange = show;
+    show();
+    const fields = [field("First step to run again", first), plan];
+    if (root.dataset.payloads === "1") {
+      fields.push(field("Arguments, which may be edited", edited));
+      ask(`${root.dataset.payload}?part=arguments`).then((answer) => { if (answer.whole && answer.form === "json") edited.value = original = answer.text; });
+    }
+    const body = () => {
+      const sent = first.value ? { from_step: first.value } : {};
+      if (edited.value !== original) {
+        const { args, kwargs } = json(edited.value, "Arguments");
+        Object.assign(sent, { args, kwargs });
+      }
+      return sent;
+    };
+    return { fields, body, then: (answer) => { location.href = button.dataset.run.replace("__id__", encodeURIComponent(answer.id)); } };
+  },
+};
+
+function confirmAction(name, words, work, extra) {
   $("[data-title]", dialog).textContent = ACTIONS[name][0];
   $("[data-words]", dialog).textContent = words;
-  $("[data-extra]", dialog).replaceChildren();
+  $("[data-extra]", dialog).replaceChildren(...(extra?.fields ?? []));
   const [button, error, progress] = ["[data-do]", "[data-error]", "progress"].map((selector) => $(selector, dialog));
   button.textContent = ACTIONS[name][0];
   button.disabled = false;
   error.hidden = true;
   progress.hidden = true;
   const form = $("form", dialog);
+  form.elements.reason.required = !extra?.silent; // a signal is kept with its sender, and explains itself
+  form.elements.reason.closest("label").hidden = Boolean(extra?.silent);
   form.onsubmit = async (event) => {
     if (event.submitter?.value !== "do") return;
     event.preventDefault();
@@ -401,7 +448,7 @@ function confirmAction(name, words, work) {
     refresh();
   };
   dialog.showModal();
-  form.elements.reason.focus();
+  $("input:not([hidden]), select", form)?.focus();
 }
 
 function chosenIds() { return $$("[data-check]:checked").map((box) => box.value); }
@@ -501,7 +548,11 @@ root.addEventListener("click", (event) => {
   } else if (on("[data-errors]")) { zoom.trouble = !zoom.trouble; dressTimeline(); }
   else if ((hit = on("[data-action]"))) {
     const { action, url } = hit.dataset;
-    confirmAction(action, ACTIONS[action][1], async (reason) => { await act(url, { reason }); });
+    const extra = EXTRA[action]?.(hit);
+    confirmAction(action, ACTIONS[action][1], async (reason) => {
+      const answer = await act(url, { reason, ...(extra?.body() ?? {}) });
+      extra?.then?.(answer);
+    }, extra);
   } else if ((hit = on("[data-bulk-action]"))) bulk(hit.dataset.bulkAction).catch((error) => say("trouble", error.message));
   else if ((hit = on("[data-check-all]"))) { $$("[data-check]").forEach((box) => { box.checked = hit.checked; }); dressBulk(); }
   else if (on("[data-check], [data-all-matching]")) dressBulk();

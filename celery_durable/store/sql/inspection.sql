@@ -131,12 +131,14 @@ with target as materialized (
     order by r.key for no key update
 ), ended as (
     update durable.run r
-    set state = 'cancelled', reason = 'cancelled', due = null, finished_at = durable.clock(),
-        fence = gen_random_uuid(), custom_state = null, unreported = true
+    set state = 'cancelled', reason = %(cause)s, due = null, finished_at = durable.clock(),
+        -- no owner: Postgres checks constraints on the row of the snapshot, before it looks at the one it locked
+        worker = null, pid = null,
+        fence = gen_random_uuid(), custom_state = null, unreported = true, cascading = r.awaits is not null
     from target t where r.key = t.key and t.state in ('pending', 'waiting')
     returning r.key
 ), asked as (
-    update durable.run r set cancel_requested = true
+    update durable.run r set cancel_requested = true, cascading = r.awaits is not null
     from target t where r.key = t.key and t.state in ('running', 'cancelling') and not t.cancel_requested
     returning r.key
 ), noted as (
@@ -193,7 +195,8 @@ with target as materialized (
     update durable.run r
     set state = 'pending', reason = null, due = durable.clock() + %(check)s::interval, published_at = durable.clock(),
         checks = 0, fence = gen_random_uuid(), generation = r.generation + 1, worker = null, pid = null,
-        retries = 0, recoveries = 0, cancel_requested = false, expires_at = null, finished_at = null,
+        retries = 0, recoveries = 0, version = coalesce(%(version)s, r.version), cancel_requested = false,
+        expires_at = null, deadline = null, finished_at = null,
         custom_state = null, result = null, result_type = null, traceback = null, meta = null
     from target t where r.key = t.key and t.state in ('failed', 'cancelled')
     returning r.key, r.generation
@@ -268,6 +271,17 @@ select id from durable.run where forked_from = %(id)s order by key
 -- name: keys
 -- Keys that stand for this run.
 select kind, key, expires_at from durable.once where run = %(id)s order by kind, key
+
+-- name: replayable
+-- What a replay of a run begins with.
+select key, id, task, state, version, attempt, generation, retries, recoveries, seed, revision, replacements,
+       message, body, durable.clock() as now
+from durable.run where id = %(id)s
+
+-- name: history
+-- What it then meets, as a claim reads it.
+select key, seq, outcome, output, codec, digest, arguments, tries, spent, clock, kind, due
+from durable.checkpoint where run_key = %(run)s order by seq
 
 -- name: payloads
 -- What a run was called with and what it ended with, for an export.
