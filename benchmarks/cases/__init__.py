@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmarks.cases import chords, imports, latency, plain, runs, scale, throughput
+from benchmarks.cases import canvas, chords, imports, latency, plain, runs, scale, throughput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -20,6 +20,7 @@ CASES: dict[str, Callable[[Setting], Iterable[Row]]] = {
     "resume": runs.resumed,
     "plain": plain.run,
     "chords": chords.run,
+    "canvas": canvas.run,
     "scale": scale.run,
     "imports": imports.run,
 }
