@@ -33,7 +33,7 @@ def make_app(name: str, *, broker: str, backend: str, plain: bool = False) -> Ce
         result_expires=600,  # what a batch leaves behind in Redis goes soon
     )
     make_task: Any = app.task
-    for task in (nothing, steps, resumable, steps_until, step_and_insert):
+    for task in (nothing, nap, steps, resumable, steps_until, step_and_insert):
         make_task(name=f"benchmarks.{task.__name__}", bind=task is resumable)(task)
     make_task(name="benchmarks.durations", base=Task)(durations)
     app.finalize()
@@ -64,6 +64,12 @@ def note(number: int) -> dict[str, Any]:
 def nothing() -> int:
     """Be a task without steps."""
     return 1
+
+
+def nap(seconds: float) -> float:
+    """Do nothing for a while; return the moment of its end, by the machine's clock."""
+    Event().wait(seconds)
+    return time.time()
 
 
 def steps(count: int) -> int:

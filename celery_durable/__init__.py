@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from celery_durable.changes import patched
+    from celery_durable.children import call, gather, map  # noqa: A004
     from celery_durable.clock import now, random, uuid4
     from celery_durable.context import RunContext, current_run, idempotency_key
     from celery_durable.exceptions import (
@@ -32,8 +34,10 @@ if TYPE_CHECKING:
         TransactionUsageError,
     )
     from celery_durable.operations import Runs
+    from celery_durable.operations.sending import send_signal
     from celery_durable.steps import step
     from celery_durable.task import DurableTask
+    from celery_durable.transactions import transaction
     from celery_durable.waits import sleep, sleep_until, wait_for_signal
 
 _WHERE = {
@@ -58,13 +62,19 @@ _WHERE = {
     "StepUsageError": "exceptions",
     "StoreUnavailableError": "exceptions",
     "TransactionUsageError": "exceptions",
+    "call": "children",
     "current_run": "context",
+    "gather": "children",
     "idempotency_key": "context",
+    "map": "children",
     "now": "clock",
+    "patched": "changes",
     "random": "clock",
+    "send_signal": "operations.sending",
     "sleep": "waits",
     "sleep_until": "waits",
     "step": "steps",
+    "transaction": "transactions",
     "uuid4": "clock",
     "wait_for_signal": "waits",
 }
@@ -91,13 +101,19 @@ __all__ = [
     "StepUsageError",
     "StoreUnavailableError",
     "TransactionUsageError",
+    "call",
     "current_run",
+    "gather",
     "idempotency_key",
+    "map",
     "now",
+    "patched",
     "random",
+    "send_signal",
     "sleep",
     "sleep_until",
     "step",
+    "transaction",
     "uuid4",
     "wait_for_signal",
 ]

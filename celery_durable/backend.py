@@ -18,7 +18,7 @@ from kombu.utils import json
 from celery_durable import chains, config, context, hooks, outgoing, texts
 from celery_durable.chords import ChordMixin
 from celery_durable.envelope import HEADER, as_bytes
-from celery_durable.exceptions import ConfigurationError, StoreUnavailableError, TransactionUsageError
+from celery_durable.exceptions import ConfigurationError, StoreUnavailableError
 from celery_durable.run import celery_state
 from celery_durable.serialization import ValueCodec
 from celery_durable.store.url import redact
@@ -99,7 +99,10 @@ class DurableBackend(ChordMixin, WaitingMixin, Backend):
         if self._store is None:
             from celery_durable.store import Store  # with the database driver, so not before it is needed
 
-            self._store = Store(self.url, config.load(durable_settings(self.app)))
+            settings = config.load(durable_settings(self.app))
+            # Threads that ask for the app's backend at the same time are given one each: it must not matter.
+            stores: dict[Any, Store] = vars(self.app).setdefault("durable_stores", {})
+            self._store = stores.setdefault((self.url, settings), Store(self.url, settings))
         return self._store
 
     def codec(self, serializer: str | None) -> tuple[str, ValueCodec]:
@@ -122,7 +125,7 @@ class DurableBackend(ChordMixin, WaitingMixin, Backend):
             return None
         kind = content_type or self.content_type
         encoding = "utf-8" if kind == "application/json" or kind.endswith("yaml") else "binary"
-        return serialization.loads(_decompressed(bytes(data)), kind, encoding, accept=self.accept)
+        return serialization.loads(decompressed(bytes(data)), kind, encoding, accept=self.accept)
 
     def error_meta(self, error: BaseException) -> bytes:
         """Return an exception as a result is stored."""
@@ -158,9 +161,11 @@ class DurableBackend(ChordMixin, WaitingMixin, Backend):
 
         That is a custom state set inside the body, and Celery's revoke, which any process may announce.
         """
+        frame = context.current()
+        if frame is not None and frame.execution.rehearsed:
+            return result
         if not _is_run(request):
             return super().store_result(task_id, result, state, traceback, request, **kwargs)
-        frame = context.current()
         if frame is not None and frame.execution.id == task_id:
             encoded = self.encoded(self.encode_result(result, state))
             claim = frame.execution.claim
@@ -320,13 +325,6 @@ class DurableBackend(ChordMixin, WaitingMixin, Backend):
         """Watch what the app sends; a result needs no preparation."""
         outgoing.watch(self.app)
 
-    def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> Any:
-        """Refuse a chord that is to be part of a transaction: who counts its parts is no part of it."""
-        if "transaction" in body.options:
-            message = "A chord takes no transaction=: start it from a durable task that does"
-            raise TransactionUsageError(message)
-        return super().apply_chord(header_result_args, body, **kwargs)
-
     def as_uri(self, include_password: bool = False) -> str:  # noqa: FBT001, FBT002  (Celery's signature)
         """Return the URL as configured, without the password unless asked for."""
         return "durable+" + (self.url if include_password else redact(self.url))
@@ -336,7 +334,8 @@ class DurableBackend(ChordMixin, WaitingMixin, Backend):
         return reduce(args, {**(kwargs or {}), "url": self.url})
 
 
-def _decompressed(data: bytes) -> bytes:
+def decompressed(data: bytes) -> bytes:
+    """Return a stored result as it was before `result_compression`."""
     # Celery 5.7 marks what `result_compression` has compressed; older ones do not compress.
     decompress = getattr(base, "decompress_payload", None)
     return decompress(data) if decompress else data

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
+from celery.canvas import chord
+
 from celery_durable import envelope
+from celery_durable.exceptions import TransactionUsageError
 from celery_durable.store.writes import Stored
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from celery import Celery
 
     from celery_durable.store import Store
@@ -100,3 +106,22 @@ class Enlistment:
                 unsent.send()
             unsent = by_app[id(self._app)] = Unsent(self._app, self._store, transaction)
         return unsent
+
+
+def _refusing(apply_async: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(apply_async)
+    def checked(self: Any, *args: Any, **options: Any) -> Any:
+        if options.get("transaction") is not None:
+            message = "A chord takes no transaction=: start it from a durable task that is given one"
+            raise TransactionUsageError(message)
+        return apply_async(self, *args, **options)
+
+    checked.refuses_transactions = True  # type: ignore[attr-defined]
+    return checked
+
+
+def refuse_chords() -> None:
+    """Have a chord say that it takes no transaction: what counts its parts is stored beside it."""
+    apply_async: Any = chord.apply_async
+    if not getattr(apply_async, "refuses_transactions", False):
+        chord.apply_async = _refusing(apply_async)  # type: ignore[method-assign]

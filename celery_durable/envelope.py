@@ -89,6 +89,18 @@ def with_revision(message: bytes, revision: int) -> bytes:
     return json.dumps(envelope).encode()
 
 
+def with_id(message: bytes, run_id: str) -> bytes:
+    """Return a stored message under the id of another run that is a tree of its own."""
+    envelope = json.loads(message)
+    headers = envelope["headers"]
+    if headers.get("root_id") == headers["id"]:
+        headers["root_id"] = run_id
+    headers["id"] = run_id
+    if "correlation_id" in envelope:
+        envelope["correlation_id"] = run_id
+    return json.dumps(envelope).encode()
+
+
 class Breaker:
     """Remembers that the broker is away, so that not every caller waits for it to answer.
 

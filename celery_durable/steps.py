@@ -16,8 +16,11 @@ from celery_durable.serialization import return_annotation
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from celery_durable.transactions import TransactionStep
+
 P = ParamSpec("P")
 R = TypeVar("R")
+Options = TypeVar("Options", bound="StepOptions")
 
 
 @dataclass(frozen=True)
@@ -40,29 +43,45 @@ class StepOptions(RetryPolicy):
     at_most_once: bool = False
     commit: Literal["sync", "async"] = "sync"
 
+    def check(self, name: str) -> None:
+        """Raise `StepUsageError` for what cannot be meant of this kind of step."""
 
-_OPTIONS = {field.name for field in fields(StepOptions)}
+
+@dataclass(frozen=True)
+class StepCall:
+    """A call of a step that is not made yet."""
+
+    step: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __call__(self) -> Any:
+        """Make the call."""
+        return self.step(*self.args, **self.kwargs)
 
 
 class Step(Generic[P, R]):
     """A function whose calls inside a run are checkpointed."""
 
     def __init__(self, function: Callable[P, R], options: StepOptions) -> None:
-        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
-            message = f"{function.__qualname__} is a coroutine or generator: a step is a plain function"
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            message = f"{function.__qualname__} is a generator: a step is a function, or an `async def` one"
             raise StepUsageError(message)
         functools.update_wrapper(self, function)
         self.function = function
+        self.is_async = inspect.iscoroutinefunction(function)
         self.step_options = options
         self.name = options.name or function.__name__
-        self._parameters = _positional_names(function)
+        self._parameters = positional_names(function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function; inside a run, return what is stored for this call if it was made before."""
         frame = context.current()
         if frame is None or frame.step is not None:
             return self.function(*args, **kwargs)
-        result: R = frame.execution.step(frame, self, args, kwargs)
+        execution = frame.execution
+        perform: Any = execution.step_later if self.is_async else execution.step
+        result: R = perform(frame, self, args, kwargs)
         return result
 
     def __get__(self, instance: object, owner: type | None = None) -> Callable[..., R]:
@@ -79,7 +98,16 @@ class Step(Generic[P, R]):
 
     def options(self, **options: Any) -> Step[P, R]:
         """Return this step with other options: `download.options(key="intro")(url)`."""
-        return Step(self.function, _checked(self.name, self.step_options, options))
+        return type(self)(self.function, checked(self.name, self.step_options, options))
+
+    @property
+    def transacted(self) -> TransactionStep[P, R] | None:
+        """This step if it is a transaction, which stores itself."""
+        return None
+
+    def s(self, *args: P.args, **kwargs: P.kwargs) -> StepCall:
+        """Return a call to be made later: `durable.gather(*(fetch.s(url) for url in urls))`."""
+        return StepCall(self, args, kwargs)
 
     def named_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments by name, so that `f(1)` and `f(x=1)` are one call."""
@@ -95,7 +123,8 @@ class Step(Generic[P, R]):
         return return_annotation(self.function)
 
 
-def _positional_names(function: Callable[..., Any]) -> tuple[str, ...]:
+def positional_names(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the names of a function's parameters that can be given by position."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
@@ -104,11 +133,13 @@ def _positional_names(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)
 
 
-def _checked(name: str, base: StepOptions, options: dict[str, Any]) -> StepOptions:
+def checked(name: str, base: Options, options: dict[str, Any]) -> Options:
+    """Return `base` with other options, after a look at each of them."""
+    known = {field.name for field in fields(base)}
     for option in options:
-        if option not in _OPTIONS:
-            near = difflib.get_close_matches(option, _OPTIONS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(_OPTIONS))}"
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(known))}"
             message = f"Step {name!r} has no option {option!r}; {hint}"
             raise StepUsageError(message)
     for option in ("autoretry_for", "dont_autoretry_for"):
@@ -119,6 +150,7 @@ def _checked(name: str, base: StepOptions, options: dict[str, Any]) -> StepOptio
         options["autoretry_for"] = (Exception,)
     chosen = replace(base, **options)
     _check(name, chosen)
+    chosen.check(name)
     return chosen
 
 
@@ -169,8 +201,6 @@ def step(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         return Step(function, StepOptions())
 
     def decorate(function: Callable[..., Any]) -> Step[..., Any]:
-        return Step(
-            function, _checked(options.get("name") or function.__name__, StepOptions(), dict(options))
-        )
+        return Step(function, checked(options.get("name") or function.__name__, StepOptions(), dict(options)))
 
     return decorate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmarks.cases import canvas, chords, imports, latency, plain, runs, scale, throughput
+from benchmarks.cases import canvas, chords, imports, latency, plain, runs, scale, throughput, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -22,6 +22,7 @@ CASES: dict[str, Callable[[Setting], Iterable[Row]]] = {
     "chords": chords.run,
     "canvas": canvas.run,
     "scale": scale.run,
+    "waiting": waiting.run,
     "imports": imports.run,
 }
 """Every benchmark by the name that `--only` takes."""

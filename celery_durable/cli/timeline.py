@@ -12,6 +12,7 @@ from celery_durable.operations.wording import clock, relative, span, summary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
     from rich.console import RenderableType
 
@@ -29,6 +30,9 @@ _OUTCOMES = {
     "retry": "yellow",
     "started": "yellow",
     "discarded": "dim",
+    "slept": "green",
+    "sleeps": "blue",
+    "waiting": "blue",
 }
 
 
@@ -43,6 +47,9 @@ def story(run: RunView, *, width: int, unicode: bool = True) -> Iterator[Rendera
     if run.steps:
         yield Text("\nSteps", "bold")
         yield _steps(run, narrow=width < _NARROW, block="█" if unicode else "#")
+    if run.signals:
+        yield Text("\nSignals", "bold")
+        yield _signals(run)
     if run.events:
         yield Text("\nEvents", "bold")
         yield _events(run)
@@ -63,6 +70,14 @@ def _facts(run: RunView) -> Iterator[str]:
         yield f"fork of {run.forked_from}"
     if run.forks:
         yield f"forked as {', '.join(run.forks)}"
+    if run.slot:
+        limits = [f"{run.slot_limit} at a time"] if run.slot_limit else []
+        if run.slot_rate and run.slot_period:
+            limits.append(f"{run.slot_rate} in {span(run.slot_period.total_seconds())}")
+        yield f"concurrency key {run.slot!r}, {', '.join(limits)}"
+    for key in run.keys:
+        until = "" if key.expires_at is None else f" until {clock(key.expires_at, run.now)}"
+        yield f"{key.kind} key {key.key!r}{until}"
     if run.result_bytes is not None:
         yield f"result {run.result_bytes:,} bytes"
     if run.tags:
@@ -108,21 +123,41 @@ def _steps(run: RunView, *, narrow: bool, block: str) -> Table:
     table = _grid(*names, right=("TRIES", "ATTEMPT", "TOOK"))
     longest = max(step.seconds for step in run.steps)
     for step in run.steps:
-        style = _OUTCOMES.get(step.outcome, "")
-        row: list[RenderableType] = [Text(step.key), Text(step.outcome, style), str(step.tries)]
+        outcome, note = _outcome(step, run.now)
+        style = _OUTCOMES.get(outcome, "")
+        row: list[RenderableType] = [Text(step.key), Text(outcome, style), str(step.tries)]
         if narrow:
-            row += [span(step.seconds), Text(step.error or "")]
+            row += [span(step.seconds), Text(note)]
         else:
             bar = Text(bar_of(step, longest, block), style)
-            row += [str(step.attempt), span(step.seconds), bar, Text(step.error or "")]
+            row += [str(step.attempt), span(step.seconds), bar, Text(note)]
         table.add_row(*row)
     return table
+
+
+def _outcome(step: StepView, now: datetime) -> tuple[str, str]:
+    """Return in a word and a remark how a step ended, or what a wait is waiting for."""
+    if step.due is None or step.outcome != "waiting":
+        return step.outcome, step.error or ""
+    until = f"until {clock(step.due, now)} ({relative(step.due, now)})"
+    if step.kind == "sleep":
+        return ("sleeps", until) if step.due > now else ("slept", until)
+    return step.outcome, until
 
 
 def bar_of(step: StepView, longest: float, block: str) -> str:
     """Return a bar as long as a step's share of the longest one, at least one block."""
     share = step.seconds / longest if longest > 0 else 0.0
     return block * max(1, round(share * _BAR))
+
+
+def _signals(run: RunView) -> Table:
+    table = _grid("SENT", "SIGNAL", "BY", "BYTES", "RECEIVED BY", right=("BYTES",))
+    for signal in run.signals:
+        sent = clock(signal.sent_at, run.now)
+        size, by = f"{signal.payload_bytes:,}", Text(signal.actor or "")
+        table.add_row(sent, Text(signal.name), by, size, Text(signal.taken_by or "nobody yet"))
+    return table
 
 
 def _events(run: RunView) -> Table:

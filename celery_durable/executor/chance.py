@@ -57,3 +57,8 @@ class Chance:
         with self._lock:
             drawn, self._times_new = self._times_new, []
         return drawn or None
+
+    def put_back(self, drawn: list[datetime] | None) -> None:
+        """Return moments that were not stored after all."""
+        with self._lock:
+            self._times_new = [*(drawn or ()), *self._times_new]

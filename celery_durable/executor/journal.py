@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from celery_durable.checkpoint import StepWrite
 from celery_durable.exceptions import LeaseLostError, RunCancelled, SerializationError
+from celery_durable.executor.ids import DerivedIds
 from celery_durable.seam import Suspended
+from celery_durable.store.forms import Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,9 +18,11 @@ if TYPE_CHECKING:
     from celery_durable.executor.chance import Chance
     from celery_durable.run import Claim
     from celery_durable.seam import Seam
+    from celery_durable.store.forms import Kept, TransactionForm
     from celery_durable.store.runs import RunStore
+    from celery_durable.store.transactions import TransactionStore
     from celery_durable.store.waits import Waited
-    from celery_durable.store.writes import Wait
+    from celery_durable.store.writes import Children, Wait
 
 
 class Journal:
@@ -29,6 +33,8 @@ class Journal:
         cancelled: whether somebody asked the run to stop.
         told: whether the body has been told so.
         leaving: how the run leaves its worker; what is still executed of its body can do nothing more.
+        thread: the thread that executes the body itself.
+        in_flight: says whether steps are being executed beside the body.
 
     Arguments:
         claim: the lease.
@@ -49,6 +55,8 @@ class Journal:
         self.told = False
         self._seq = last_seq
         self._lock = threading.Lock()
+        self.thread = threading.get_ident()
+        self.in_flight: Callable[[], bool] = lambda: False
 
     def may_go_on(self) -> None:
         """Stop at a step boundary: the lease is gone, the run is cancelled, or the worker shuts down."""
@@ -115,11 +123,45 @@ class Journal:
             self.lost = True
             raise
 
-    def wait(self, wait: Wait, *, leave: bool) -> Waited:
-        """Store a wait, and leave the worker for it if that is wanted."""
+    def transact(
+        self,
+        transactions: TransactionStore,
+        key: str,
+        form: TransactionForm,
+        body: Callable[[Any], StepWrite],
+    ) -> Kept:
+        """Run a body whose writes commit together with what it returns to be stored."""
+        place = Place(self.claim.key, DerivedIds(self.claim).run, self.claim.attempt, self.claim.fence, key)
+        entry: StepWrite | None = None
+
+        def inside(handle: Any) -> StepWrite:
+            nonlocal entry
+            self._take_back(entry)
+            entry = body(handle)
+            return entry
+
+        try:
+            kept = transactions.perform(place, form, inside, self.may_go_on)
+        except BaseException as error:
+            self._take_back(entry)
+            self.lost = self.lost or isinstance(error, LeaseLostError)
+            raise
+        self.cancelled = kept.stop or self.cancelled
+        return kept
+
+    def _take_back(self, entry: StepWrite | None) -> None:
+        """Return the moments of what was not stored after all."""
+        if entry is not None:
+            self._chance.put_back(entry.clock)
+
+    def wait(self, wait: Wait, *, leave: bool, children: Children | None = None) -> Waited:
+        """Store a wait, start its children, and leave the worker for it if that is wanted."""
         waits, claim = self.runs.waits, self.claim
         try:
-            waited = (waits.leave if leave else waits.begin)(claim.key, claim.fence, wait)
+            if leave:
+                waited = waits.leave(claim.key, claim.fence, wait, children)
+            else:
+                waited = waits.begin(claim.key, claim.fence, wait)
         except LeaseLostError:
             self.lost = True
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery_durable import checkpoint as outcomes
@@ -13,18 +14,25 @@ from celery_durable.exceptions import (
     SerializationError,
     StepInterruptedError,
     StepUsageError,
+    StoreError,
 )
+from celery_durable.executor.asks import Abandoned, Body, Pause, Write, answered
 from celery_durable.limits import time_limit
 from celery_durable.seam import Suspended
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
-    from celery_durable.checkpoint import Checkpoint
+    from celery_durable.checkpoint import Checkpoint, StepWrite
     from celery_durable.config import Settings
+    from celery_durable.executor.asks import Ask
     from celery_durable.executor.journal import Journal
     from celery_durable.seam import Seam
     from celery_durable.steps import Step
+    from celery_durable.transactions import TransactionStep
+
+
+_FOR_GOOD = (Abandoned, SerializationError, StepUsageError)
 
 
 class Call(NamedTuple):
@@ -34,10 +42,23 @@ class Call(NamedTuple):
     arguments: tuple[bytes, str]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    seq: int | None = None  # shared by calls that are made side by side
+
+
+class Try(NamedTuple):
+    """One try of a call, as it is counted."""
+
+    tries: int
+    spent: int
+    seq: int
+    began: float
 
 
 class Performer:
     """Runs step bodies for one attempt.
+
+    What a step goes through is written once, as a generator of what it asks for: a body to be run, a write, a
+    pause. Who drives it does so at once, or awaits each of them.
 
     Attributes:
         inside: the key of the step whose body the attempt's own thread is in.
@@ -50,7 +71,6 @@ class Performer:
 
     def __init__(self, journal: Journal, settings: Settings, seam: Seam) -> None:
         self.inside: str | None = None
-        self._thread = threading.get_ident()
         self._journal = journal
         self._settings = settings
         self._seam = seam
@@ -60,55 +80,53 @@ class Performer:
         self, frame: context.Frame, step: Step[Any, Any], call: Call, known: Checkpoint | None
     ) -> Any:
         """Run the step until it is finished or its tries are used up, and store each of them."""
+        return answered(self.tries(step, call, known, lambda *handle: self._body(frame, step, call, *handle)))
+
+    def tries(
+        self, step: Step[Any, Any], call: Call, known: Checkpoint | None, body: Callable[..., Any]
+    ) -> Generator[Ask, Any, Any]:
+        """Yield what the step asks for; return its value."""
         journal, options = self._journal, step.step_options
+        transaction: Any = step.transacted
         tries, spent = (known.tries, known.spent) if known is not None else (0, 0)
-        seq = journal.next_seq()
+        seq = call.seq or journal.next_seq()
         if known is not None and known.outcome == outcomes.STARTED:
             raise _interrupted(call.key)
         while True:
             journal.may_go_on()
             tries += 1
+            this = Try(tries, spent, seq, time.monotonic())
             if options.at_most_once:
-                journal.save(
-                    journal.entry(
-                        call.key, outcomes.STARTED, call.arguments, tries=tries, spent=spent, seq=seq
-                    )
-                )
-            began = time.monotonic()
+                yield self._saved(self._entry(call, this, outcomes.STARTED))
             try:
-                value, codec, output = self._value(frame, step, call)
+                if transaction is not None:
+                    return (yield Write(partial(self._transact, transaction, call, this, body)))
+                value = yield Body(body)
+                value, codec, output = self._stored_form(step, call, value)
             except self._control_flow:
                 raise
             except Exception as error:
+                if transaction is not None and isinstance(error, StoreError):
+                    raise
                 delay = _delay(step, error, tries - spent)
-                self._save_error(call, error, delay, tries, spent, seq, began)
+                yield self._saved(self._failure(call, this, error, delay))
                 if delay is None:
                     raise
-                self._pause(delay)
+                self._leave_for(delay)
+                yield Pause(delay)
             else:
-                entry = journal.entry(
-                    call.key,
-                    outcomes.OK,
-                    call.arguments,
-                    tries=tries,
-                    spent=spent,
-                    seq=seq,
-                    output=output,
-                    codec=codec,
-                    seconds=time.monotonic() - began,
-                )
-                journal.save(entry, relaxed=options.commit == "async")
+                entry = self._entry(call, this, outcomes.OK, output=output, codec=codec)
+                yield self._saved(entry, relaxed=options.commit == "async")
                 return value
 
-    def _value(self, frame: context.Frame, step: Step[Any, Any], call: Call) -> tuple[Any, str, bytes]:
+    def _stored_form(self, step: Step[Any, Any], call: Call, value: Any) -> tuple[Any, str, bytes]:
         """Return a body's value as the run gets it, and as it is stored."""
-        value = self._body(frame, step, call)
         codec, coder = self._seam.codec(step.step_options.serializer)
         output = coder.encode(value, step.returns, where=f"step {call.key!r}")
         return coder.decode(output, step.returns), codec, output  # before it is stored: it must come back
 
-    def _body(self, frame: context.Frame, step: Step[Any, Any], call: Call) -> Any:
-        owner = threading.get_ident() == self._thread
+    def _body(self, frame: context.Frame, step: Step[Any, Any], call: Call, *handle: Any) -> Any:
+        owner = threading.get_ident() == self._journal.thread
         if owner:
             self.inside = call.key
         function: Callable[..., Any] = step.function
@@ -116,46 +134,63 @@ class Performer:
             with context.inside_step(frame, call.key):
                 limit = step.step_options.time_limit
                 if limit is None:
-                    return function(*call.args, **call.kwargs)
+                    return function(*handle, *call.args, **call.kwargs)
                 with time_limit(limit, f"Step {call.key!r}"):
-                    return function(*call.args, **call.kwargs)
+                    return function(*handle, *call.args, **call.kwargs)
         finally:
             if owner:
                 self.inside = None
 
-    def _save_error(  # noqa: PLR0917  (one failed try in full)
-        self,
-        call: Call,
-        error: Exception,
-        delay: float | None,
-        tries: int,
-        spent: int,
-        seq: int,
-        began: float,
-    ) -> None:
-        form, dumped = self._seam.dump_error(error)
-        entry = self._journal.entry(
-            call.key,
-            outcomes.ERROR if delay is None else outcomes.TRYING,
-            call.arguments,
-            tries=tries,
-            spent=spent,
-            seq=seq,
-            output=dumped,
-            codec=form,
-            error=texts.line(error),
-            seconds=time.monotonic() - began,
-        )
-        self._journal.save(entry)
+    def _transact(
+        self, step: TransactionStep[..., Any], call: Call, this: Try, body: Callable[..., Any]
+    ) -> Any:
+        """Run a body in its transaction, which stores its value; or find that it has been stored before."""
+        returned: Any = None
 
-    def _pause(self, delay: float) -> None:
+        def inside(handle: Any) -> StepWrite:
+            nonlocal returned
+            returned, codec, output = self._stored_form(step, call, body(handle))
+            return self._entry(call, this, outcomes.OK, output=output, codec=codec)
+
+        database = step.step_options.database
+        kept = self._journal.transact(self._seam.transactions(database), call.key, step.form, inside)
+        if kept.before:
+            returned = self._seam.codec(kept.codec)[1].decode(kept.output or b"", step.returns)
+        if database is not None:
+            self._journal.save(self._entry(call, this, outcomes.OK, output=kept.output, codec=kept.codec))
+        return returned
+
+    # -- what is stored -----------------------------------------------------------------------------------
+
+    def _entry(self, call: Call, this: Try, outcome: str, **more: Any) -> StepWrite:
+        return self._journal.entry(
+            call.key,
+            outcome,
+            call.arguments,
+            tries=this.tries,
+            spent=this.spent,
+            seq=this.seq,
+            seconds=0.0 if outcome == outcomes.STARTED else time.monotonic() - this.began,
+            **more,
+        )
+
+    def _failure(self, call: Call, this: Try, error: Exception, delay: float | None) -> StepWrite:
+        if isinstance(error, Abandoned):
+            return self._entry(call, this, outcomes.ERROR, codec=outcomes.ABANDONED, error=str(error))
+        form, dumped = self._seam.dump_error(error)
+        outcome = outcomes.ERROR if delay is None else outcomes.TRYING
+        return self._entry(call, this, outcome, output=dumped, codec=form, error=texts.line(error))
+
+    def _saved(self, entry: StepWrite, *, relaxed: bool = False) -> Write:
+        return Write(lambda: self._journal.save(entry, relaxed=relaxed))
+
+    def _leave_for(self, delay: float) -> None:
         if delay > self._settings.step_sleep:
             raise self._journal.leave(Suspended("suspended", delay, "retry"))
-        threading.Event().wait(delay)
 
 
 def _delay(step: Step[Any, Any], error: Exception, failures: int) -> float | None:
-    if step.step_options.at_most_once or isinstance(error, (SerializationError, StepUsageError)):
+    if step.step_options.at_most_once or isinstance(error, _FOR_GOOD):
         return None
     return step.step_options.delay_after(error, failures)
 

@@ -12,7 +12,7 @@ from kombu import serialization
 from kombu.utils import json
 
 from celery_durable import chains, envelope
-from celery_durable.checkpoint import ERROR, OK, STARTED
+from celery_durable.checkpoint import CHILDREN, ERROR, OK, STARTED, WAITING
 from celery_durable.exceptions import SerializationError, StepNotFoundError
 from celery_durable.store.forking import NewFork
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from celery_durable.store.forking import Source, SourceStep
 
-_KEPT = (OK, ERROR, STARTED)  # an at-most-once step that was begun is not begun again by copying its run
+# An at-most-once step that was begun is not begun again by copying its run; a wait with later steps is over.
+_KEPT = (OK, ERROR, STARTED, WAITING)
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def new_fork(
 
     def encoded(key: str, value: Any) -> tuple[bytes, str]:
         step, where = known[key], f"the override of step {key!r}"
-        if step.outcome == OK and step.codec is None:
+        if step.outcome == OK and step.codec in (None, CHILDREN):
             message = f"{where}: this step is no call of yours, its value is an id that only the run can give"
             raise SerializationError(message, where=where)
         name, codec = backend.codec(step.codec if step.outcome == OK else None)

@@ -15,7 +15,15 @@ from __future__ import annotations
 
 from celery_durable.serialization.codec import ValueCodec
 from celery_durable.serialization.digests import digest
-from celery_durable.serialization.hints import MISSING, return_annotation
+from celery_durable.serialization.hints import MISSING, parameter_annotation, return_annotation
 from celery_durable.serialization.serializers import JsonSerializer, Serializer
 
-__all__ = ["MISSING", "JsonSerializer", "Serializer", "ValueCodec", "digest", "return_annotation"]
+__all__ = [
+    "MISSING",
+    "JsonSerializer",
+    "Serializer",
+    "ValueCodec",
+    "digest",
+    "parameter_annotation",
+    "return_annotation",
+]

@@ -27,18 +27,23 @@ def return_annotation(function: Callable[..., object]) -> object:
     Args:
         function: A plain, async or wrapped function; of enclosing functions, it knows the names it uses.
     """
+    return parameter_annotation(function, "return")
+
+
+def parameter_annotation(function: Callable[..., object], name: str) -> object:
+    """Find the annotation of a parameter, as `return_annotation` does."""
     while hasattr(function, "__wrapped__"):
         function = function.__wrapped__
     try:
-        hint = function.__annotations__.get("return", MISSING)
+        hint = function.__annotations__.get(name, MISSING)
     except (AttributeError, NameError):  # Python 3.14 evaluates them on access
         return MISSING
     code = getattr(function, "__code__", None)
     cells = getattr(function, "__closure__", None) or ()
     enclosing = {}
-    for name, cell in zip(code.co_freevars if code else (), cells, strict=False):
+    for free, cell in zip(code.co_freevars if code else (), cells, strict=False):
         try:
-            enclosing[name] = cell.cell_contents
+            enclosing[free] = cell.cell_contents
         except ValueError:  # a variable of the enclosing function that is not bound yet
             continue
     return resolve(hint, getattr(function, "__globals__", {}), enclosing)

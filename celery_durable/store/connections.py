@@ -15,8 +15,9 @@ from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
 from celery_durable.exceptions import ConfigurationError
+from celery_durable.store import django_databases
 from celery_durable.store.patience import PASSING, persist, unavailable
-from celery_durable.store.url import conninfo, redact
+from celery_durable.store.url import conninfo, django_alias, redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 T = TypeVar("T")
 
-_KEEPALIVE = {
+KEEPALIVE = {
     "connect_timeout": 5,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -56,6 +57,8 @@ class Connections:
         on_open: called once per process with the first connection; checks the schema.
     """
 
+    kind: type[Connection] = Connection
+
     def __init__(
         self,
         url: str,
@@ -67,12 +70,13 @@ class Connections:
     ) -> None:
         self.url = url
         self.outage_budget = outage_budget
-        self._size = size
-        self._prepare = prepare
+        self.size = size
+        self.prepare = prepare
         self._on_open = on_open
         self._pool: ConnectionPool[Connection] | None = None
         self._first = self._no_connection()
         self._checked = False
+        self._keeps = True
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._inherited: list[object] = []
@@ -82,37 +86,48 @@ class Connections:
 
         Most processes write from one thread; asking the pool costs them a tenth of a step.
         """
-        return [None] if self._size > 1 else []
+        return [None] if self.size > 1 else []
 
-    @property
-    def pool(self) -> ConnectionPool[Connection]:
-        """The pool of this process, for what runs beside its first connection."""
-        self._begin()
-        return self._pool if self._pool is not None else self._open()
+    def begin(self) -> None:
+        """Check the schema, unless that has been done in this process, and keep no connection."""
+        self._arrive()
+        if not self._checked:
+            with self.dedicated() as connection:
+                self._check_first(lambda _: None)(connection)
 
-    def _begin(self) -> None:
-        """Check the schema once; a child forgets what it inherited without touching its sockets."""
-        if self._checked and self._pid == os.getpid():
-            return
+    def _arrive(self) -> None:
+        """Begin anew in a child of a fork: it forgets what it inherited without touching its sockets."""
         if self._pid != os.getpid():
             # Kept, not closed: closing would say goodbye on sockets that the parent still uses.
             self._inherited += [self._pool, self._first]
             self._pool, self._first, self._checked = None, self._no_connection(), False
             self._pid, self._lock = os.getpid(), threading.Lock()
-        if self._on_open is not None:  # not under the lock: threads must not queue for a server that is away
-            with self.dedicated() as connection:
+        if not self._checked and django_alias(self.url) is not None:
+            self._keeps = not django_databases.may_be_dropped()
+
+    def _check_first(self, work: Callable[[Connection], T]) -> Callable[[Connection], T]:
+        """Return `work` with the check of the schema before it, on the same connection.
+
+        Threads that begin at once may check more than once; they do not queue for a server that is away.
+        """
+
+        def checked(connection: Connection) -> T:
+            if not self._checked and self._on_open is not None:
                 self._on_open(connection)
-        self._checked = True
+            self._checked = True
+            return work(connection)
+
+        return checked
 
     def _open(self) -> ConnectionPool[Connection]:
         with self._lock:
             if self._pool is None:
                 self._pool = ConnectionPool(
                     self._conninfo,
-                    connection_class=Connection,
+                    connection_class=self.kind,
                     kwargs=self._options(),
                     min_size=0,
-                    max_size=max(1, self._size - 1),
+                    max_size=max(1, self.size - 1),
                     max_idle=300,
                     timeout=5,
                     reconnect_timeout=5,
@@ -127,9 +142,9 @@ class Connections:
 
     def _options(self) -> dict[str, Any]:
         return {
-            **_KEEPALIVE,
+            **KEEPALIVE,
             "autocommit": True,
-            "prepare_threshold": 0 if self._prepare else None,
+            "prepare_threshold": 0 if self.prepare else None,
             "row_factory": dict_row,
             "application_name": "celery-durable",
         }
@@ -137,7 +152,7 @@ class Connections:
     def connect(self) -> Connection:
         """Open a connection outside the pool; the caller closes it."""
         try:
-            return Connection.connect(self._conninfo(), **self._options())
+            return self.kind.connect(self._conninfo(), **self._options())
         except psycopg.ProgrammingError as exc:
             message = f"{redact(self.url)!r} is not a URL that libpq understands: {exc}"
             raise ConfigurationError(message) from exc
@@ -153,7 +168,9 @@ class Connections:
 
     def once(self, work: Callable[[Connection], T]) -> T:
         """Do `work` with a connection of this process, without a second try."""
-        self._begin()
+        self._arrive()
+        if not self._checked:
+            work = self._check_first(work)
         first = self._first
         try:
             connection = first.pop()
@@ -163,13 +180,17 @@ class Connections:
             connection = connection or self.connect()
             return work(connection)
         finally:
-            if first is not self._first or not _usable(connection):  # closed meanwhile, or left at work
+            # closed meanwhile, left at work, or in the way of a test runner that drops its database
+            if first is not self._first or not _usable(connection) or not self._keeps:
                 _close(connection)
                 connection = None
             first.append(connection)
 
     def _pooled(self, work: Callable[[Connection], T]) -> T:
-        pool = self.pool
+        if not self._keeps:
+            with self.dedicated() as connection:
+                return work(connection)
+        pool = self._pool or self._open()
         connection = pool.getconn()
         try:
             return work(connection)
@@ -181,7 +202,7 @@ class Connections:
         try:
             return self.once(work)
         except PASSING as error:
-            raise unavailable(error, repr(redact(self.url)), self._drain) from error
+            raise unavailable(error, repr(redact(self.url)), self.drain) from error
 
     def patiently(
         self,
@@ -206,10 +227,11 @@ class Connections:
                 began,
                 self.outage_budget if budget is None else budget,
                 give_up,
-                self._drain,
+                self.drain,
             )
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
+        """Replace the pool's open connections: the server went away."""
         if self._pool is not None and self._pid == os.getpid():
             self._pool.drain()
 

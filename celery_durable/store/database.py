@@ -6,12 +6,15 @@ from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from celery_durable.exceptions import ConfigurationError
 from celery_durable.store import migrate
 from celery_durable.store.chords import ChordStore
 from celery_durable.store.connections import Connections
+from celery_durable.store.in_hand import database_of
 from celery_durable.store.keeping import KeeperStore
 from celery_durable.store.results import ResultStore
 from celery_durable.store.runs import RunStore
+from celery_durable.store.signals import SignalStore
 from celery_durable.store.url import strip_prefix
 
 if TYPE_CHECKING:
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
     from celery_durable.store.connections import Connection
     from celery_durable.store.forking import ForkStore
     from celery_durable.store.inspection import InspectionStore
+    from celery_durable.store.once import OnceStore
+    from celery_durable.store.posting import PostingStore
+    from celery_durable.store.slots import SlotStore
+    from celery_durable.store.transactions import TransactionStore
 
 _PRUNED_AT_ONCE = 500
 
@@ -45,10 +52,71 @@ class Store:
             outage_budget=settings.outage_budget,
             on_open=self._check,
         )
+        self._transactions: dict[str | None, TransactionStore] = {}
         lease = timedelta(seconds=settings.lease)
-        self.runs = RunStore(self.connections, schema=settings.schema, check=settings.check, lease=lease)
+        self.runs = RunStore(
+            self.connections,
+            schema=settings.schema,
+            check=settings.check,
+            lease=lease,
+            version=settings.only_version,
+        )
         self.chords = ChordStore(self.connections, self.runs, schema=settings.schema, lease=lease)
         self.results = ResultStore(self.connections, schema=settings.schema)
+
+    @cached_property
+    def posting(self) -> PostingStore:
+        """Runs and their messages in one commit, where the broker is this database."""
+        from celery_durable.store.posting import PostingStore
+
+        settings = self.settings
+        return PostingStore(self.connections, schema=settings.schema, check=settings.check)
+
+    @property
+    def identity(self) -> str:
+        """What tells this database and schema from another."""
+        return database_of(self.url, self.settings.schema)
+
+    def transactions(self, database: str | None = None) -> TransactionStore:
+        """Return the transactions of steps: in this database, or in one that the settings or a URL name.
+
+        Raises `ConfigurationError` for a name that `durable_databases` does not have.
+        """
+        if database not in self._transactions:
+            from celery_durable.store import transactions
+
+            elsewhere = database is not None
+            kind = transactions.ElsewhereTransactions if elsewhere else transactions.TransactionStore
+            self._transactions[database] = kind(
+                self.url if database is None else self.url_of(database),
+                schema=self.settings.schema,
+                size=self.settings.pool_size,
+                prepare=self.settings.prepare_statements,
+                outage_budget=self.settings.outage_budget,
+            )
+        return self._transactions[database]
+
+    def close(self) -> None:
+        """Close the connections of this process, those of transactions too."""
+        for transactions in self._transactions.values():
+            transactions.close()
+        self.connections.close()
+
+    def url_of(self, database: str) -> str:
+        """Return the URL of a user's database, given by its name in `durable_databases` or as a URL."""
+        databases = self.settings.databases or {}
+        if database in databases:
+            return databases[database]
+        if "://" in database:
+            return database
+        known = ", ".join(map(repr, sorted(databases))) or "none"
+        message = f"durable_databases has no {database!r}; it has {known}. A URL does as well"
+        raise ConfigurationError(message)
+
+    @cached_property
+    def signals(self) -> SignalStore:
+        """The statement that delivers signals."""
+        return SignalStore(self.connections, schema=self.settings.schema, check=self.settings.check)
 
     @cached_property
     def inspection(self) -> InspectionStore:
@@ -70,6 +138,26 @@ class Store:
         from celery_durable.store.forking import ForkStore
 
         return ForkStore(self.connections, schema=self.settings.schema, check=self.settings.check)
+
+    @cached_property
+    def slots(self) -> SlotStore:
+        """The statements of runs that need a slot."""
+        from celery_durable.store.slots import SlotStore
+
+        return SlotStore(
+            self.connections,
+            self.runs,
+            schema=self.settings.schema,
+            check=self.settings.check,
+            version=self.settings.only_version,
+        )
+
+    @cached_property
+    def once(self) -> OnceStore:
+        """The statements that store a run unless its key has one."""
+        from celery_durable.store.once import OnceStore
+
+        return OnceStore(self.connections, schema=self.settings.schema, check=self.settings.check)
 
     @cached_property
     def callers(self) -> CallersStore:

@@ -1,4 +1,8 @@
-"""The database a URL names: `postgresql://…` as libpq takes it, or `embedded://` for a server of our own."""
+"""The database a URL names.
+
+`postgresql://…` as libpq takes it, `embedded://` for a server of our own, or `django://alias` for one of
+Django's `settings.DATABASES`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,10 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from celery_durable.exceptions import ConfigurationError
 
 _POSTGRES = frozenset({"postgresql", "postgres"})
-_EXAMPLE = "durable+postgresql://user:password@host:5432/database or durable+embedded://"
+_EXAMPLE = (
+    "durable+postgresql://user:password@host:5432/database, durable+embedded:// or, in a Django project, "
+    "durable+django://default"
+)
 
 
 def strip_prefix(url: str) -> str:
@@ -19,14 +26,18 @@ def strip_prefix(url: str) -> str:
 def conninfo(url: str) -> str:
     """Return what libpq connects to for a backend URL, starting the embedded server if that is meant.
 
-    Raises `ConfigurationError` for a URL of another kind and `EmbeddedPostgresError` when the embedded
-    server cannot be started.
+    Raises `ConfigurationError` for a URL of another kind or an unknown alias, and `EmbeddedPostgresError`
+    when the embedded server cannot be started.
     """
     url = strip_prefix(url)
     parts = urlsplit(url)
     dialect, _, driver = parts.scheme.partition("+")
     if dialect == "embedded":
         return _embedded(parts.netloc, parts.path)
+    if alias := django_alias(url):
+        from celery_durable.store import django_databases
+
+        return django_databases.conninfo(alias)
     if dialect not in _POSTGRES:
         message = f"{redact(url)!r} is not a database URL of celery-durable: use {_EXAMPLE}"
         raise ConfigurationError(message, url=redact(url))
@@ -49,6 +60,19 @@ def _embedded(netloc: str, path: str) -> str:
     from celery_durable.store.embedded import ensure_server
 
     return ensure_server(Path(unquote(path)) if path.strip("/") else None)
+
+
+def django_alias(url: str) -> str | None:
+    """Return the alias that a `django://alias` URL names, None for any other URL."""
+    parts = urlsplit(strip_prefix(url))
+    return (parts.netloc or "default") if parts.scheme == "django" else None
+
+
+def driver() -> str:
+    """Return name and version of the database driver."""
+    from psycopg import __version__
+
+    return f"psycopg {__version__}"
 
 
 def redact(url: str) -> str:

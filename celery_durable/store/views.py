@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from celery_durable.run import RunState, celery_state
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from datetime import datetime, timedelta
+    from uuid import UUID
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class RunSummary:
         due: when a waiting run wakes, or when a pending run's message is next looked for.
         hostname: the worker of the latest attempt.
         error: what the latest attempt ended with, in one line.
+        awaits: the signal that a waiting run waits for.
         orphaned: whether the run is executing for a worker that is gone.
         now: the database's time of this view.
     """
@@ -44,6 +46,7 @@ class RunSummary:
     group: str | None
     version: str | None
     tags: Any
+    progress: Any
     created_at: datetime
     started_at: datetime | None
     claimed_at: datetime | None
@@ -54,6 +57,7 @@ class RunSummary:
     error: str | None
     orphaned: bool
     now: datetime
+    awaits: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", RunState(self.state))
@@ -83,7 +87,10 @@ class AttemptView:
 
 @dataclass(frozen=True, kw_only=True)
 class StepView:
-    """One stored step: `attempt` is the one that stored it, `seconds` how long its last try took."""
+    """One stored step: `attempt` is the one that stored it, `seconds` how long its last try took.
+
+    A wait has a `kind`: `sleep`, `signal` or `children`; and a `due` time if it ends by itself.
+    """
 
     key: str
     seq: int
@@ -97,6 +104,19 @@ class StepView:
     stored_at: datetime
     codec: str | None
     output_bytes: int | None
+    kind: str | None = None
+    due: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignalView:
+    """One signal that was sent to a run; `taken_by` is the key of the wait that received it, if one has."""
+
+    name: str
+    sent_at: datetime
+    actor: str | None
+    taken_by: str | None
+    payload_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +129,15 @@ class EventView:
     detail: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class KeyView:
+    """A key that stands for a run: an idempotency key, a singleton's, a throttle's or a debounce's."""
+
+    kind: str
+    key: str
+    expires_at: datetime | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunView(RunSummary):
     """The whole story of a run. Payloads are only measured: values are for whoever may read them.
@@ -116,6 +145,9 @@ class RunView(RunSummary):
     Attributes:
         forked_from: the run this one began as a fork of.
         forks: runs that began as forks of this one.
+        keys: keys that a call would be given this run for.
+        slot: the key of the runs it shares with: of these `slot_limit` are executed at a time, and
+            `slot_rate` start in each `slot_period`.
     """
 
     traceback: str | None
@@ -123,18 +155,28 @@ class RunView(RunSummary):
     result_bytes: int | None
     body_bytes: int
     forked_from: str | None = None
+    slot: str | None = None
+    slot_limit: int | None = None
+    slot_rate: int | None = None
+    slot_period: timedelta | None = None
     forks: tuple[str, ...] = ()
+    keys: tuple[KeyView, ...] = ()
     attempts: tuple[AttemptView, ...] = ()
     steps: tuple[StepView, ...] = ()
     events: tuple[EventView, ...] = ()
+    signals: tuple[SignalView, ...] = ()
 
 
 @dataclass(frozen=True)
 class Page:
-    """Some runs, newest first; `next` is the `before` of the page that follows, None at the end."""
+    """Some runs, newest first; `next` is the `before` of the page that follows, None at the end.
+
+    A `partial` page was not filled because only so many runs were looked at; `next` goes on behind them.
+    """
 
     runs: tuple[RunSummary, ...]
     next: int | None
+    partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,6 +223,15 @@ class TaskStats:
 
 
 @dataclass(frozen=True)
+class SlotStats:
+    """How many runs of a concurrency key are executed, and how many wait for a slot."""
+
+    slot: str
+    running: int
+    waiting: int
+
+
+@dataclass(frozen=True)
 class WorkerStats:
     """A worker process: how many runs it executes, and the seconds since its last heartbeat."""
 
@@ -199,6 +250,28 @@ class Stats:
     queues: tuple[QueueStats, ...]
     tasks: tuple[TaskStats, ...]
     workers: tuple[WorkerStats, ...]
+    slots: tuple[SlotStats, ...] = ()
+
+
+@dataclass(frozen=True)
+class Replayable:
+    """What a replay of a run begins with."""
+
+    key: int
+    id: str
+    task: str
+    state: str
+    version: str | None
+    attempt: int
+    generation: int
+    retries: int
+    recoveries: int
+    seed: UUID
+    revision: int
+    replacements: int
+    message: bytes
+    body: bytes
+    now: datetime
 
 
 @dataclass(frozen=True)

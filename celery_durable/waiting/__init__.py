@@ -71,8 +71,10 @@ class WaitingMixin:
         """Return the value of a result when it is final."""
         self._ensure_not_eager()
         try:
-            for _ in self._arrivals({result.id: [result]}, **options):
-                pass
+            for meta in self._arrivals({result.id: [result]}, **options):
+                on_interval = options.get("on_interval")
+                if on_interval and meta["status"] in states.PROPAGATE_STATES:
+                    on_interval()  # raises what a parent failed with, which says more than that it failed
         finally:
             self._promises.release(result)
         return result.maybe_throw(callback=callback, propagate=propagate)
@@ -156,10 +158,8 @@ class WaitingMixin:
             if not wait.results:
                 return
             self._poller.block(wait, ticks.until(deadline))
-            if wait.served:
-                continue
-            ticks.call()
-            if deadline is not None and time.monotonic() >= deadline:
+            ticks.call_if_due()
+            if not wait.served and deadline is not None and time.monotonic() >= deadline:
                 message = "The operation timed out."
                 raise ResultTimeoutError(message) from wait.trouble
 
@@ -193,9 +193,11 @@ class _Ticks:
         """Return the moment up to which to wait for results."""
         return self._next if deadline is None else min(self._next, deadline)
 
-    def call(self) -> None:
-        """Call it: that moment has come."""
+    def call_if_due(self) -> None:
+        """Call it, if that moment has come."""
         began = time.monotonic()
+        if began < self._next:
+            return
         if self._call is not None:
             self._call()
         took = time.monotonic() - began

@@ -61,6 +61,7 @@ class _Place:
         self.asleep: dict[int, Wait] = {}
         self.silent: dict[str, float] = {}
         self.allowance = Allowance(now=time.monotonic())
+        self.answered_at = 0.0
         self.cost = 0.0
         self.more = False
         self.promises_at = 0.0
@@ -91,7 +92,9 @@ class Poller:
             leader.wake.set()
 
     def block(self, wait: Wait, until: float) -> None:
-        """Return when something has arrived for `wait`, or at the moment `until`; it is asked for by then.
+        """Return when something has arrived for `wait`, or at the moment `until`.
+
+        No wait ends at its timeout without having been asked for.
 
         Raises `StoreUnavailableError` when Postgres has been away for longer than the outage budget.
         """
@@ -109,7 +112,7 @@ class Poller:
                         break
                 if time.monotonic() >= until:
                     break
-            if not wait.asked and not wait.served:
+            if wait.ends_at(until) and not wait.asked and not wait.served:
                 self._ask(place, wait, [wait], Question(0.0))
         finally:
             place.active.pop(id(wait), None)
@@ -120,12 +123,11 @@ class Poller:
         """Pause and ask once; return the promises to be kept."""
         wait.wake.clear()
         waits, now = list(place.active.values()), time.monotonic()
-        asked = _next_question(place, waits, now)
-        if wait.trouble is not None:
-            asked = Question(min(_LONGEST_PAUSE, _FIRST_PAUSE + (now - (wait.away_since or now)) / 2))
-        pause = min(asked.pause, until - now)
-        if pause > 0 and wait.wake.wait(pause):
+        asked = _next_question(place, wait, waits, now)
+        if asked.pause > 0 and wait.wake.wait(max(0.0, min(asked.pause, until - now))):
             return []  # somebody has joined
+        if asked.pause > until - now and not wait.ends_at(until):
+            return []
         within = max(0.0, min(asked.within, until - time.monotonic()))
         return self._ask(place, wait, waits, Question(0.0, within, asked.every))
 
@@ -138,8 +140,10 @@ class Poller:
         place.allowance.spend(now)
         try:
             arrivals = self._answers(place, waits, asked, now, patience)
+            place.answered_at = time.monotonic()
         except StoreUnavailableError as error:
             wait.trouble, wait.asked = error, True
+            place.answered_at = time.monotonic()
             wait.away_since = now if wait.away_since is None else wait.away_since
             if now - wait.away_since >= self._asking.outage_budget:
                 raise
@@ -191,18 +195,24 @@ class Poller:
         ]
 
 
-def _next_question(place: _Place, waits: list[Wait], now: float) -> Question:
-    """Return how to ask for what these wait for: at once for one that has just begun."""
-    age = min(now - wait.began for wait in waits)
-    watching = any(wait.watching for wait in waits)
-    longest = min(wait.longest for wait in waits)
-    ids = sum(len(wait.results) for wait in waits)
+def _next_question(place: _Place, wait: Wait, waits: list[Wait], now: float) -> Question:
+    """Return how to ask for what these wait for, and the pause before it: none for one that has just begun.
+
+    The pause is counted from the last answer; who asked then need not be who is to ask now.
+    """
+    age = min(now - one.began for one in waits)
+    watching = any(one.watching for one in waits)
+    longest = min(one.longest for one in waits)
+    ids = sum(len(one.results) for one in waits)
     asked = question(age, ids, place.cost, watching=watching, longest=longest)
-    fresh = not all(wait.asked for wait in waits)
+    fresh = not all(one.asked for one in waits)
     if place.more or (fresh and len(waits) == 1):
         return Question(0.0, asked.within, asked.every)
-    pause = max(0.0 if fresh else asked.pause, place.allowance.delay(now))
-    return Question(pause, asked.within, asked.every)
+    pause = asked.pause
+    if wait.trouble is not None:
+        pause = min(_LONGEST_PAUSE, _FIRST_PAUSE + (now - (wait.away_since or now)) / 2)
+    left = 0.0 if fresh else place.answered_at + pause - now
+    return Question(max(left, place.allowance.delay(now)), asked.within, asked.every)
 
 
 def _sleep(place: _Place, wait: Wait, until: float) -> None:

@@ -86,6 +86,10 @@ class Wait:
         """Whether there is something for it to take."""
         return bool(self.arrived or self.told)
 
+    def ends_at(self, moment: float) -> bool:
+        """Whether this is its timeout, so that there is no later moment to ask."""
+        return self.deadline is not None and moment >= self.deadline
+
     def take(self, arrival: Arrival) -> list[Any]:
         """Take what has arrived, if it is waited for; return the result objects that this wait will tell."""
         if self.watching and arrival.id in self.results and self._is_news(arrival):

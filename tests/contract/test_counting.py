@@ -22,7 +22,7 @@ from inspecting import Worker, execute
 from metering import Meter, metered
 
 import celery_durable as durable
-from celery_durable import hooks
+from celery_durable import batching, hooks
 from celery_durable.run import RunState
 from celery_durable.store.runs import Finish, Release
 
@@ -137,8 +137,9 @@ def messages(world: World) -> int:
 
 @pytest.mark.parametrize("losing", [False, True])
 def test_a_group_takes_one_round_trip_and_one_commit_for_each_five_hundred_members(
-    world: World, meter: Meter, *, losing: bool
+    world: World, meter: Meter, monkeypatch: pytest.MonkeyPatch, *, losing: bool
 ) -> None:
+    monkeypatch.setattr(batching, "_LINGER", 60.0)  # however slow the machine
     task = world.task(nothing)
     members = group(task.s(number) for number in range(1200))
     members.apply_async()
@@ -227,6 +228,30 @@ def test_each_failed_try_takes_one_round_trip_and_one_commit(world: World, meter
 
 def test_an_at_most_once_step_takes_two_round_trips_and_two_commits(world: World, meter: Meter) -> None:
     assert inside(world, meter, charge) == [2, FREE, FREE]
+
+
+@pytest.mark.parametrize("statements", [0, 3])
+def test_a_transaction_step_takes_two_round_trips_beside_its_statements_and_one_commit(
+    world: World, meter: Meter, statements: int
+) -> None:
+    @durable.transaction
+    def look(connection: psycopg.Connection[Any]) -> None:
+        for _ in range(statements):
+            connection.execute("select 1", prepare=True)
+
+    trips: list[int] = []
+    commits: list[int] = []
+
+    def body() -> None:
+        for _ in range(2):
+            before, sent = meter.trips, len(meter.proxy.statements)
+            look()
+            trips.append(meter.trips - before)
+            commits.append(meter.proxy.statements[sent:].count("commit"))
+
+    world.run(world.task(body))
+
+    assert (trips[1], commits[1]) == (2 + statements, 1)
 
 
 def test_starting_a_child_takes_one_round_trip_and_one_commit_and_its_replay_nothing(
@@ -419,3 +444,94 @@ def test_a_write_that_changes_nothing_any_more_takes_one_round_trip(meter: Meter
     meter.store.runs.finish(claim.key, claim.fence, outcome)
 
     assert meter.cost(lambda: meter.store.runs.finish(claim.key, claim.fence, outcome)) == ONE
+
+
+def suspended(world: World, meter: Meter, wait: Callable[[], Any]) -> int:
+    """Return what a wait that leaves the worker costs, from its call on."""
+    before: list[int] = []
+
+    def body() -> None:
+        before.append(meter.trips)
+        wait()
+
+    task = world.task(body)
+    for _ in range(3):  # prepares the statements, those of the message that follows, too
+        world.run(task)
+    return meter.trips - before[-1]
+
+
+def test_going_to_sleep_takes_one_round_trip(world: World, meter: Meter) -> None:
+    assert suspended(world, meter, lambda: durable.sleep(hours=1)) == ONE
+
+
+def test_waiting_for_a_signal_takes_one_round_trip(world: World, meter: Meter) -> None:
+    assert suspended(world, meter, lambda: durable.wait_for_signal("approved")) == ONE
+
+
+@pytest.mark.parametrize("children", [1, 10, 1500])
+def test_starting_children_and_waiting_for_them_takes_one_round_trip(
+    world: World, meter: Meter, children: int
+) -> None:
+    task = world.task(nothing)
+
+    assert suspended(world, meter, lambda: durable.map(task, range(children))) == ONE
+
+
+def test_sending_a_signal_takes_one_round_trip(world: World, meter: Meter) -> None:
+    run_id = world.task(lambda_named("body", lambda: durable.wait_for_signal("approved"))).delay().id
+    for number in range(2):
+        durable.send_signal(run_id, "approved", number, app=world.app)
+
+    assert meter.cost(lambda: durable.send_signal(run_id, "approved", 2, app=world.app)) == ONE
+
+
+def lambda_named(name: str, body: Callable[[], Any]) -> Callable[[], Any]:
+    body.__name__ = name
+    return body
+
+
+def test_the_end_of_a_child_takes_one_round_trip_also_when_it_wakes_its_parent(
+    world: World, meter: Meter
+) -> None:
+    before: list[int] = []
+
+    def child(_: int) -> None:
+        before.append(meter.trips)
+
+    task = world.task(child)
+    costs: list[int] = []
+    for _ in range(3):
+        world.run(world.task(lambda_named("parent", lambda: durable.map(task, range(2)))))
+        rows = execute(
+            meter.store,
+            "select id from durable.run where task = %s and state = 'pending' order by key",
+            task.name,
+        )
+        for number, row in enumerate(rows):
+            world.deliver(task, row["id"], number)
+            costs.append(meter.trips - before[-1])
+
+    assert costs[-2:] == [ONE, ONE]
+
+
+def test_a_replayed_wait_takes_nothing(world: World, meter: Meter) -> None:
+    def rested() -> Any:
+        durable.sleep(milliseconds=2)
+        return durable.wait_for_signal("approved")
+
+    costs: list[int] = []
+    raised: list[bool] = []
+
+    def body(self: Task[..., Any]) -> None:
+        costs.append(meter.cost(rested))
+        if not raised:
+            raised.append(True)
+            raise self.retry(countdown=0)
+
+    task = world.task(body, bind=True)
+    run_id = task.delay().id
+    durable.send_signal(run_id, "approved", 1, app=world.app)
+    world.deliver(task, run_id)
+    world.deliver(task, run_id)
+
+    assert costs[1] == FREE

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import chain
-from contending import background, wait_until_blocked
+from contending import background, keeper, move_clock, wait_until_blocked
 from delivering import World, delivering
 from inspecting import execute, open_transaction
 
@@ -117,6 +117,37 @@ def test_a_fork_has_the_times_and_random_numbers_of_its_source_and_keys_of_its_o
     assert (times, drawn) == (other_times, other_drawn)
     assert receipt == f"100 by {source}/charge"
     assert other_receipt == f"100 by {forked.id}/charge"
+
+
+def waiting(article: str) -> str:
+    price = look_up(article)
+    durable.sleep(hours=1)
+    approval = durable.wait_for_signal("approved")
+    return f"{charge(price)}, {approval}"
+
+
+def test_a_fork_has_the_waits_of_its_source_behind_it_and_may_have_been_told_something_else(
+    world: World, store: Store
+) -> None:
+    source = world.run(world.task(waiting), "a book")
+    move_clock(store, "2 hours")
+    world.app.backend.store.connections.close()  # so that it sees the time, too
+    with keeper(store) as statements:
+        assert [one.id for one in statements.wake(10)] == [source]
+    durable.send_signal(source, "approved", "by ada", app=world.app)
+    world.deliver(source)
+    done.clear()
+
+    forked = Runs(world.app).fork(
+        source, from_step="charge", overrides={"wait_for_signal:approved": "by grace"}
+    )
+    assert forked.id is not None
+    world.deliver(forked.id)
+
+    assert world.result(source) == f"100 by {source}/charge, by ada"
+    assert world.result(forked.id) == f"100 by {forked.id}/charge, by grace"
+    assert forked.kept == ("look_up", "sleep", "wait_for_signal:approved")
+    assert done == ["charge"]
 
 
 def test_a_dry_run_says_what_would_run_again_and_stores_nothing(world: World) -> None:

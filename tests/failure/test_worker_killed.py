@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,15 +15,11 @@ if TYPE_CHECKING:
     from harness.world import World
 
 
-@pytest.fixture(params=["redis", "rabbitmq", "embedded"])
+@pytest.fixture(params=["redis", "rabbitmq", "postgres"])
 def on_each_broker(request: pytest.FixtureRequest, new_world: Callable[..., Any]) -> Iterator[World]:
-    with ExitStack() as stack:
-        if request.param == "embedded":
-            url = stack.enter_context(brokers.embedded_broker())
-        else:
-            variable = {"redis": "DURABLE_TEST_REDIS", "rabbitmq": "DURABLE_TEST_AMQP"}[request.param]
-            url = brokers.service(variable)
-        yield stack.enter_context(new_world(broker=url))
+    variable = {"redis": "DURABLE_TEST_REDIS", "rabbitmq": "DURABLE_TEST_AMQP"}.get(request.param)
+    with new_world(broker=brokers.service(variable) if variable else brokers.SAME_POSTGRES) as world:
+        yield world
 
 
 def kill_one_of_two(world: World, *, leader: bool) -> None:

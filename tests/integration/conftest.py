@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from awaiting import Scene, scene_on
 from harness import brokers, postgres
 from harness.setup import Setup
 from harness.world import World
@@ -49,6 +50,20 @@ def odd(postgres_url: str) -> Iterator[World]:
     """Return an app whose tasks do unusual things, and one worker for all tests."""
     with odd_world(postgres_url, brokers.service("DURABLE_TEST_REDIS")) as made:
         made.worker(app="oddities.app", concurrency=2)
+        yield made
+
+
+@pytest.fixture(scope="session")
+def url(postgres_url: str) -> Iterator[str]:
+    """Return the URL of one database for all who only wait."""
+    with postgres.fresh_database(postgres_url) as made:
+        yield made
+
+
+@pytest.fixture
+def scene(url: str) -> Iterator[Scene]:
+    """Return an app that waits for results through a proxy."""
+    with scene_on(url) as made:
         yield made
 
 

@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
+import psycopg
 import pytest
 from celery import Celery
 from celery.bin.celery import celery as celery_command
@@ -106,6 +107,30 @@ def test_init_before_a_deploy_leaves_out_what_old_workers_cannot_live_with(
     cli = command(f"durable+{database_url}")
 
     assert [one["phase"] for one in cli.json("init", "--phase", "pre")["applied"]] == ["pre"] * len(NUMBERS)
+
+
+def test_init_makes_the_table_of_transaction_steps_in_a_users_database(
+    command: Callable[..., Cli], database_url: str
+) -> None:
+    cli = command(
+        "durable+postgresql://localhost:1/away", durable_databases={"billing": database_url}
+    )  # the store itself is not asked
+
+    def tables() -> list[str]:
+        with psycopg.connect(database_url) as connection:
+            rows = connection.execute(
+                "select tablename from pg_tables where schemaname = 'durable'"
+            ).fetchall()
+        return [name for (name,) in rows]
+
+    assert "Would create durable.transaction_step" in cli("init", "--database", "billing", "--dry-run")
+    assert tables() == []
+    assert cli.json("init", "--database", "billing")["table"] == "durable.transaction_step"
+    assert "There is now durable.transaction_step" in cli("init", "--database", database_url)
+    assert tables() == ["transaction_step"]
+    assert "durable_databases has no 'biling'; it has 'billing'" in cli(
+        "init", "--database", "biling", status=1
+    )
 
 
 def test_init_by_several_at_once_applies_everything_once(tmp_path: Path, database_url: str) -> None:

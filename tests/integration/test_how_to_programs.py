@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
-PAGES = {"fork_orders": "resume-fork-edit.md"}
+PAGES = {
+    "approvals": "wait.md",
+    "call_once": "call-once.md",
+    "fetch_all": "async.md",
+    "fork_orders": "resume-fork-edit.md",
+    "limit_exports": "limit-concurrency.md",
+    "pay_once": "transactions.md",
+    "place_orders": "sqlalchemy.md",
+}
 
 
 def printed_on(page: str) -> str:

@@ -422,8 +422,10 @@ def test_a_plain_task_in_a_group_is_refused_before_it_is_sent(shop: Shop, engine
 
 def test_a_chord_is_refused_before_anything_is_stored(shop: Shop, engine: Engine) -> None:
     with Session(engine) as session:
-        with pytest.raises((TypeError, durable.TransactionUsageError)):
+        with pytest.raises(durable.TransactionUsageError, match="A chord takes no"):
             chord([shop.fulfil.s(1), shop.fulfil.s(2)], shop.fulfil.s()).apply_async(transaction=session)
+        with pytest.raises(durable.TransactionUsageError, match="A chord takes no"):
+            (group(shop.fulfil.s(1), shop.fulfil.s(2)) | shop.fulfil.s()).apply_async(transaction=session)
         session.commit()
 
     assert (shop.runs(), shop.sent()) == ({}, [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import uuid
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -20,14 +21,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from celery_durable.steps import Step
+    from celery_durable.store import Store
 
 MOMENT = datetime(2026, 1, 1, tzinfo=timezone.utc)
 _APP = Celery("replaying", broker="memory://", backend="durable+postgresql://localhost:1/nowhere")
 
 
-def seam() -> Any:
+def seam(store: Store | None = None) -> Any:
     """Return Celery's side, as a worker has it."""
     backend: Any = _APP.backend
+    if store is not None:
+        backend = copy.copy(backend)
+        backend._store = store
     return WorkerSeam(backend)
 
 

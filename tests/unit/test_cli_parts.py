@@ -79,7 +79,15 @@ def a_run() -> RunView:
     step: dict[str, Any] = {"arguments": "()", "spent": 0, "codec": None, "output_bytes": 1, "stored_at": NOW}
     values |= {"key": 1, "id": "a-run", "task": "media.process", "queue": "media", "state": RunState.FAILED}
     values |= {"attempt": 1, "generation": 0, "retries": 1, "recoveries": 0, "cancel_requested": False}
-    values |= {"created_at": NOW, "finished_at": NOW, "now": NOW, "orphaned": False, "body_bytes": 10}
+    values |= {
+        "created_at": NOW,
+        "finished_at": NOW,
+        "now": NOW,
+        "orphaned": False,
+        "body_bytes": 10,
+        "forks": (),
+        "keys": (),
+    }
     values |= {"error": "ValueError: [bold]no[/bold]", "traceback": "Traceback\n  x[0] [red]\nValueError: no"}
     values["attempts"] = (
         AttemptView(

@@ -42,18 +42,17 @@ class CallersStore:
         self._schema = schema
         self._sql = queries.load("callers", schema)
         self._check = check
-        self._ours: weakref.WeakSet[object] = weakref.WeakSet()
+        self._known: weakref.WeakKeyDictionary[object, bool] = weakref.WeakKeyDictionary()
 
     def is_ours(self, transaction: CallersTransaction) -> bool:
         """Say whether a transaction is one of the store's database; asked once per engine or connection."""
-        if transaction.database in self._ours:
-            return True
+        database = transaction.database
+        if database in self._known:
+            return self._known[database]
         here = self._here()  # first: the tables may be made on the way
         there = transaction.row(self._sql["place"], {"schema": self._schema})
-        if not there["ready"] or there["place"] != here["place"]:
-            return False
-        self._ours.add(transaction.database)
-        return True
+        self._known[database] = there["place"] == here["place"]
+        return self._known[database]
 
     def enqueue_within(self, transaction: CallersTransaction, run: NewRun) -> Within:
         """Store a run in the caller's transaction.

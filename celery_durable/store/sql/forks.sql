@@ -18,9 +18,11 @@ for share
 -- The new run. It has the random seed of its source, and its own id, attempts, counters and links. It counts as
 -- published: the caller does it next.
 insert into durable.run
-    (id, task, queue, priority, state, due, published_at, message, body, root, version, seed, tags, forked_from)
+    (id, task, queue, priority, state, due, published_at, message, body, root, version, seed, tags, forked_from,
+     slot, slot_limit, slot_rate, slot_period, slot_rank)
 select %(id)s, task, queue, priority, 'pending', durable.clock() + %(check)s::interval, durable.clock(),
-       %(message)s, %(body)s, %(id)s, %(version)s, seed, tags, id
+       %(message)s, %(body)s, %(id)s, %(version)s, seed, tags, id,
+       slot, slot_limit, slot_rate, slot_period, slot_rank
 from durable.run where key = %(run)s
 on conflict (id) do nothing
 returning key
@@ -29,9 +31,9 @@ returning key
 -- Its first checkpoints: copies, some with another value. One of them carries every time that the source has read
 -- from the clock up to there, in the order in which they were read.
 insert into durable.checkpoint
-    (run_key, key, seq, outcome, output, codec, digest, arguments, fence, attempt, tries, spent, error, clock,
-     seconds, stored_at)
-select %(fork)s, c.key, c.seq, case when o.key is null then c.outcome else 'ok' end,
+    (run_key, key, seq, kind, due, outcome, output, codec, digest, arguments, fence, attempt, tries, spent, error,
+     clock, seconds, stored_at)
+select %(fork)s, c.key, c.seq, c.kind, c.due, case when o.key is null then c.outcome else 'ok' end,
        case when o.key is null then c.output else o.output end,
        case when o.key is null then c.codec else o.codec end,
        c.digest, c.arguments, c.fence, 0, c.tries, c.spent, case when o.key is null then c.error end,

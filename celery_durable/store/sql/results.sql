@@ -42,13 +42,15 @@ select * from durable.finished(%(ids)s, %(within)s, %(every)s, %(most)s)
 -- A final run goes with all that belongs to it, with the last one of a tree its chains; one that is not over stays.
 with gone as (
     delete from durable.run where id = %(task_id)s and finished_at is not null
-    returning key, coalesce(root, id) as tree
+    returning key, id, coalesce(root, id) as tree
 ), checkpoints as (
     delete from durable.checkpoint c using gone where c.run_key = gone.key
 ), attempts as (
     delete from durable.attempt a using gone where a.run_key = gone.key
 ), events as (
     delete from durable.event e using gone where e.run_key = gone.key
+), signals as (
+    delete from durable.signal s using gone where s.run_key = gone.key
 ), chains as (
     delete from durable.chain c using gone
     where c.root = gone.tree
@@ -57,6 +59,8 @@ with gone as (
     returning c.id
 ), links as (
     delete from durable.chain_link l using chains where l.chain = chains.id
+), keys as (
+    delete from durable.once o using gone where o.run = gone.id
 )
 delete from durable.result where task_id = %(task_id)s
 
