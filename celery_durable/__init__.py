@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from celery_durable.changes import patched
+    from celery_durable.children import call, gather, map  # noqa: A004
     from celery_durable.clock import now, random, uuid4
     from celery_durable.context import RunContext, current_run, idempotency_key
     from celery_durable.exceptions import (
@@ -60,9 +62,13 @@ _WHERE = {
     "StepUsageError": "exceptions",
     "StoreUnavailableError": "exceptions",
     "TransactionUsageError": "exceptions",
+    "call": "children",
     "current_run": "context",
+    "gather": "children",
     "idempotency_key": "context",
+    "map": "children",
     "now": "clock",
+    "patched": "changes",
     "random": "clock",
     "send_signal": "operations.sending",
     "sleep": "waits",
@@ -95,9 +101,13 @@ __all__ = [
     "StepUsageError",
     "StoreUnavailableError",
     "TransactionUsageError",
+    "call",
     "current_run",
+    "gather",
     "idempotency_key",
+    "map",
     "now",
+    "patched",
     "random",
     "send_signal",
     "sleep",

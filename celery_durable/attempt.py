@@ -9,9 +9,9 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded, TaskRevokedError
 
-from celery_durable import chains, context, envelope, hooks, outgoing
+from celery_durable import chains, context, envelope, hooks, outgoing, slots
 from celery_durable.backend import durable_backend, tell_revoked
 from celery_durable.exceptions import (
     DurableError,
@@ -27,9 +27,11 @@ from celery_durable.exceptions import (
     StoreUnavailableError,
 )
 from celery_durable.executor import Execution
-from celery_durable.run import Refusal
+from celery_durable.run import Refusal, RunState
 from celery_durable.seam import Suspended
 from celery_durable.settling import Settlement
+from celery_durable.store import in_hand
+from celery_durable.transport import capture
 
 if TYPE_CHECKING:
     from celery_durable.backend import DurableBackend
@@ -83,6 +85,16 @@ class WorkerSeam:
         """Return the transactions of steps in the store's database, or in another one."""
         return self._backend.store.transactions(database)
 
+    def outcome_of(
+        self, state: str, reason: str | None, content_type: str | None, result: bytes | None
+    ) -> tuple[bool, Any]:
+        """Return whether a child succeeded, and its value or its exception."""
+        if state == RunState.SUCCEEDED.value:
+            return True, self._backend.decoded(result, content_type)
+        if state == RunState.CANCELLED.value:
+            return False, TaskRevokedError(reason or "cancelled")
+        return False, self.load_error(content_type, result or b"null")
+
     def draining(self) -> bool:
         """Say whether this worker is shutting down."""
         return hooks.draining()
@@ -113,7 +125,21 @@ class Attempt:
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Claim the run, run its body and settle it; raise what tells Celery's tracer the outcome."""
+        database = self.backend.store.identity
+        with in_hand.holding(capture.claim_of(self.request.get("properties"), database)):
+            return self._run(args, kwargs)
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         claim, history = self._claim(args, kwargs)
+        try:
+            return self._execute(claim, history, args, kwargs)
+        finally:
+            if claim.slot is not None:
+                slots.hand_on(self.task.app, self.backend.store, claim.slot)
+
+    def _execute(
+        self, claim: Claim, history: list[Checkpoint], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         execution = Execution(
             claim,
             history,
@@ -153,7 +179,7 @@ class Attempt:
             raise
         except BaseException:
             if execution.leaving is not None:
-                raise execution.leaving from None
+                raise execution.departed(execution.leaving) from None
             raise
         execution.conclude()
         return value
@@ -178,22 +204,38 @@ class Attempt:
         if hooks.draining():
             raise Reject("this worker is shutting down", requeue=True)
         try:
-            return self.runs.claim(
-                self.request.id,
-                task=self.task.name,
-                fence=fence,
-                token=hooks.worker_token(),
-                pid=os.getpid(),
-                revision=int(self.request.get(envelope.HEADER) or 0),
-                link=self.request.chain.wanted if isinstance(self.request.chain, chains.Rest) else None,
-                give_up=hooks.draining,
-            )
+            if not self.request.get(slots.HEADER):
+                claimer, link = self._claimer(fence), self._link_wanted
+                outcome = self.runs.claim(self.request.id, **claimer, link=link, give_up=hooks.draining)
+                if outcome is not Refusal.SLOTTED:
+                    return outcome
+            return self._claim_slot(fence)
         except StoreUnavailableError:
             raise Reject("this worker shuts down while Postgres is away", requeue=True) from None
         except StoreError as error:
             logger.error("%s[%s] cannot be claimed: %s", self.task.name, self.request.id, error)  # noqa: TRY400
             threading.Event().wait(_LONG_PAUSE)
             raise Reject(str(error), requeue=True) from None
+
+    @property
+    def _link_wanted(self) -> tuple[str, int] | None:
+        return self.request.chain.wanted if isinstance(self.request.chain, chains.Rest) else None
+
+    def _claimer(self, fence: uuid.UUID) -> dict[str, Any]:
+        return {
+            "task": self.task.name,
+            "fence": fence,
+            "token": hooks.worker_token(),
+            "pid": os.getpid(),
+            "revision": int(self.request.get(envelope.HEADER) or 0),
+        }
+
+    def _claim_slot(self, fence: uuid.UUID) -> tuple[Claim, list[Checkpoint]] | Refusal:
+        store = self.backend.store
+        claimer = {"id": self.request.id, **self._claimer(fence)}
+        outcome, woken = store.slots.claim(claimer, self._link_wanted, hooks.draining)
+        slots.publish(self.task.app, store, woken)
+        return outcome
 
     def _refused(self, refusal: Refusal) -> Ignore | Reject:
         where = f"{self.task.name}[{self.request.id}]"

@@ -125,7 +125,7 @@ class DurableBackend(ChordMixin, WaitingMixin, Backend):
             return None
         kind = content_type or self.content_type
         encoding = "utf-8" if kind == "application/json" or kind.endswith("yaml") else "binary"
-        return serialization.loads(_decompressed(bytes(data)), kind, encoding, accept=self.accept)
+        return serialization.loads(decompressed(bytes(data)), kind, encoding, accept=self.accept)
 
     def error_meta(self, error: BaseException) -> bytes:
         """Return an exception as a result is stored."""
@@ -161,9 +161,11 @@ class DurableBackend(ChordMixin, WaitingMixin, Backend):
 
         That is a custom state set inside the body, and Celery's revoke, which any process may announce.
         """
+        frame = context.current()
+        if frame is not None and frame.execution.rehearsed:
+            return result
         if not _is_run(request):
             return super().store_result(task_id, result, state, traceback, request, **kwargs)
-        frame = context.current()
         if frame is not None and frame.execution.id == task_id:
             encoded = self.encoded(self.encode_result(result, state))
             claim = frame.execution.claim
@@ -202,7 +204,7 @@ class DurableBackend(ChordMixin, WaitingMixin, Backend):
         traceback = kwargs.get("traceback") or (args[0] if args else None)
         if not claimed and not self._fail_unclaimed(task_id, exc, traceback):
             return None
-        request.chain = chains.all_of(self.app, request.chain)
+        request.chain = chains.all_of(self.app, request.chain)  # where Celery before 5.7 reads it
         outcome = super().mark_as_failure(task_id, exc, *args, **kwargs)
         if has_dependents(request):
             self.store.runs.reported(task_id)
@@ -332,7 +334,8 @@ class DurableBackend(ChordMixin, WaitingMixin, Backend):
         return reduce(args, {**(kwargs or {}), "url": self.url})
 
 
-def _decompressed(data: bytes) -> bytes:
+def decompressed(data: bytes) -> bytes:
+    """Return a stored result as it was before `result_compression`."""
     # Celery 5.7 marks what `result_compression` has compressed; older ones do not compress.
     decompress = getattr(base, "decompress_payload", None)
     return decompress(data) if decompress else data

@@ -14,6 +14,8 @@ from celery.canvas import group
 
 from celery_durable import envelope
 from celery_durable.store.bulk import BYTES, ROWS
+from celery_durable.store.posting import Post
+from celery_durable.transport import capture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from kombu import Producer
 
     from celery_durable.store import Store
+    from celery_durable.store.messages import NewMessage
     from celery_durable.store.writes import NewRun
 
 T = TypeVar("T")
@@ -38,8 +41,31 @@ class Outgoing:
 
 
 def store_and_send(store: Store, producer: Producer, outgoing: Sequence[Outgoing]) -> None:
-    """Store runs, then publish their messages."""
-    send(store, producer, outgoing, store.runs.enqueue_bulk([one.run for one in outgoing]))
+    """Store runs, then publish their messages; where the broker is the same database, all in one commit."""
+    runs = [one.run for one in outgoing]
+    if not capture.goes_to(producer, store.identity):
+        send(store, producer, outgoing, store.runs.enqueue_bulk(runs))
+        return
+    with capture.capturing(store.identity) as caught:
+        posts = [
+            Post(one.run.id, caught[-1])
+            for one in outgoing
+            if one.run.publish and _captured(producer, one, caught)
+        ]
+    states, queues = store.posting.enqueue(runs, posts)
+    posted = {post.run for post in posts if post.message.queue in queues}
+    left = [(one, state) for one, state in zip(outgoing, states, strict=True) if one.run.id not in posted]
+    if left:
+        send(store, producer, *zip(*left, strict=True))
+
+
+def _captured(producer: Producer, one: Outgoing, caught: list[NewMessage]) -> bool:
+    """Have a message made as it would be sent; return whether it was not sent, but caught."""
+    before = len(caught)
+    if one.publish.get("exchange"):  # it may lead anywhere, and only the broker's bindings tell
+        return False
+    envelope.attempt_publish(producer, partial(producer.publish, **one.publish))
+    return len(caught) > before
 
 
 def send(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import atexit
+import sys
 from typing import Any
 
 from celery import bootsteps, signals
 from celery.worker import state
 
-from celery_durable import hooks
+from celery_durable import hooks, plain, revoking
 from celery_durable.keeper import Keeper
+
+_TESTING = "celery.contrib.testing.worker"
 
 
 class DurableStep(bootsteps.StartStopStep):
@@ -20,9 +23,12 @@ class DurableStep(bootsteps.StartStopStep):
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
         self._keeper: Keeper | None = None
+        self._worker = worker
 
     def create(self, worker: Any) -> Any:
         """Start the keeper: every step is created before any is started, so this is before the pool forks."""
+        plain.register(worker.app)
+        revoking.install()
         store = worker.app.backend.store
         store.connections.begin()  # a missing or newer schema stops the worker here, with its message
         self._keeper = Keeper(
@@ -38,6 +44,8 @@ class DurableStep(bootsteps.StartStopStep):
         signals.worker_shutting_down.connect(_drain, weak=False, dispatch_uid="celery-durable-drain")
         signals.worker_shutdown.connect(self._retire, weak=False)
         atexit.register(self._retire)
+        if (testing := sys.modules.get(_TESTING)) is not None:  # its workers end without the signal above
+            testing.test_worker_stopped.connect(self._test_is_over, weak=False)
         return self
 
     def start(self, worker: Any) -> None:
@@ -52,6 +60,11 @@ class DurableStep(bootsteps.StartStopStep):
 
     def terminate(self, worker: Any) -> None:
         """Nothing yet: see `_retire`."""
+
+    def _test_is_over(self, *, worker: Any, **_: Any) -> None:
+        if worker is self._worker:
+            sys.modules[_TESTING].test_worker_stopped.disconnect(self._test_is_over)
+            self._retire()
 
     def _retire(self, **_: Any) -> None:
         keeper, self._keeper = self._keeper, None

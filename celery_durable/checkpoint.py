@@ -13,6 +13,7 @@ ERROR = "error"
 TRYING = "trying"
 STARTED = "started"
 DISCARDED = "discarded"
+ABANDONED = "abandoned"
 WAITING = "waiting"
 
 SLEEP = "sleep"
@@ -43,6 +44,11 @@ class Checkpoint:
     clock: tuple[datetime, ...] = ()
     kind: str | None = None
     due: datetime | None = None
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the body itself has cancelled this `async def` step, and does so again at a replay."""
+        return self.outcome == ERROR and self.codec == ABANDONED
 
     @property
     def finished(self) -> bool:

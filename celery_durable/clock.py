@@ -7,6 +7,7 @@ import uuid
 from datetime import datetime, timezone
 
 from celery_durable import context
+from celery_durable.exceptions import StepUsageError
 
 
 def now() -> datetime:
@@ -14,13 +15,23 @@ def now() -> datetime:
     frame = context.current()
     if frame is None or frame.step is not None:
         return datetime.now(timezone.utc)  # noqa: TID251  (outside a run there is no other clock)
+    if frame.crew is not None and frame.crew.inner:
+        message = (
+            "now() is called in an asyncio task that the body has started, where the order of calls depends "
+            "on who is faster. Call it in the body before the task is started, or inside a step"
+        )
+        raise StepUsageError(message)
     return frame.execution.now()
 
 
 def uuid4() -> uuid.UUID:
     """Return a random UUID; in a run the same one at every replay."""
     frame = context.current()
-    return uuid.uuid4() if frame is None or frame.step is not None else frame.execution.uuid4()
+    if frame is None or frame.step is not None:
+        return uuid.uuid4()
+    if frame.crew is not None and frame.crew.inner:
+        return uuid.UUID(int=frame.crew.chance.getrandbits(128), version=4)
+    return frame.execution.uuid4()
 
 
 def random() -> random_module.Random:
@@ -28,4 +39,6 @@ def random() -> random_module.Random:
     frame = context.current()
     if frame is None or frame.step is not None:
         return random_module.Random()  # noqa: S311  (the caller's choice)
+    if frame.crew is not None and frame.crew.inner:
+        return frame.crew.chance
     return frame.execution.random()

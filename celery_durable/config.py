@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, fields
 from datetime import timedelta
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from celery_durable.exceptions import ConfigurationError
@@ -13,8 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX = "durable_"
+_PACKAGE = "package:"
 Nondeterminism = Literal["error", "warn", "ignore"]
 PublishErrors = Literal["store", "raise"]
+VersionPolicy = Literal["any", "same"]
 
 _SECONDS_AT_LEAST = {
     "lease": 1.0,
@@ -46,7 +49,9 @@ class Settings:
         pool_size: connections that one process holds at most.
         prepare_statements: off for PgBouncer in transaction mode.
         keeper: whether workers run the keeper services themselves.
-        version: the code's version, recorded with every run.
+        version: the code's version, recorded with every run; `package:NAME` is that of an installed package.
+        version_policy: `any` worker executes any run, or only those of the `same` version.
+        redact: dotted path of a function that is given everything before the Flower pages show it.
         databases: URLs of further databases by name, for transaction steps.
     """
 
@@ -67,7 +72,14 @@ class Settings:
     prepare_statements: bool = True
     keeper: bool = True
     version: str | None = None
+    version_policy: VersionPolicy = "any"
+    redact: str | None = None
     databases: Mapping[str, str] | None = None
+
+    @property
+    def only_version(self) -> str | None:
+        """The version whose runs alone may be executed here; None for all of them."""
+        return self.version if self.version_policy == "same" else None
 
     @property
     def check(self) -> timedelta:
@@ -75,10 +87,15 @@ class Settings:
         return timedelta(seconds=self.check_interval)
 
 
-_CHOICES = {"publish_errors": get_args(PublishErrors), "nondeterminism": get_args(Nondeterminism)}
+_CHOICES = {
+    "publish_errors": get_args(PublishErrors),
+    "nondeterminism": get_args(Nondeterminism),
+    "version_policy": get_args(VersionPolicy),
+}
 _KINDS: dict[str, tuple[type, ...]] = {
     "schema": (str,),
     "version": (str,),
+    "redact": (str,),
     "auto_migrate": (bool,),
     "autoretry": (bool,),
     "prepare_statements": (bool,),
@@ -87,7 +104,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "max_payload": (int,),
     "pool_size": (int,),
 }
-_OPTIONAL = frozenset({"auto_migrate", "databases", "retention", "version"})
+_OPTIONAL = frozenset({"auto_migrate", "databases", "redact", "retention", "version"})
 
 
 def load(values: Mapping[str, Any]) -> Settings:
@@ -105,6 +122,13 @@ def load(values: Mapping[str, Any]) -> Settings:
         if short not in known:
             raise _unknown(name, known)
         chosen[short] = _checked(short, value)
+    if str(chosen.get("version")).startswith(_PACKAGE):
+        chosen["version"] = _version_of(chosen["version"].removeprefix(_PACKAGE))
+    if chosen.get("version_policy") == "same" and chosen.get("version") is None:
+        message = (
+            "durable_version_policy = 'same' needs durable_version: set it, for example to 'package:NAME'"
+        )
+        raise ConfigurationError(message, setting="durable_version")
     return Settings(**chosen)
 
 
@@ -136,6 +160,14 @@ def _checked(name: str, value: Any) -> Any:
     if name == "schema" and not value:
         raise _invalid(name, value, "a schema name")
     return value
+
+
+def _version_of(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError as error:
+        message = f"durable_version names the package {package!r}, which is not installed here"
+        raise ConfigurationError(message, setting="durable_version") from error
 
 
 def _invalid(name: str, value: object, expected: str) -> ConfigurationError:

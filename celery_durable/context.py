@@ -12,17 +12,23 @@ from celery_durable.exceptions import DurableError, StepUsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from datetime import datetime
 
     from celery_durable.executor import Execution
+    from celery_durable.executor.crew import Crew
 
 
 class Frame(NamedTuple):
-    """Where this thread is: in which attempt, under which inlined task, inside which step."""
+    """Where this thread is: in which attempt, under which inlined task, inside which step.
+
+    On an event loop, `crew` counts the tasks that this one starts.
+    """
 
     execution: Execution
     scope: str = ""
     step: str | None = None
     calls: dict[str, int] | None = None
+    crew: Crew | None = None
 
 
 _frame: ContextVar[Frame | None] = ContextVar("celery_durable_frame", default=None)
@@ -72,7 +78,44 @@ def inlined(task: str) -> Iterator[None]:
     if frame is None or frame.step is not None:
         yield
         return
-    token = _frame.set(Frame(frame.execution, f"{frame.scope}{task}/"))
+    token = _frame.set(frame._replace(scope=f"{frame.scope}{task}/"))
+    try:
+        yield
+    finally:
+        _frame.reset(token)
+
+
+def here() -> Frame | None:
+    """Return where this code is by its own context alone."""
+    return _frame.get()
+
+
+@contextmanager
+def led(frame: Frame, crew: Crew) -> Iterator[None]:
+    """Mark the first task of a body on an event loop."""
+    token = _frame.set(frame._replace(crew=crew))
+    try:
+        yield
+    finally:
+        _frame.reset(token)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Mark that what follows runs beside the tasks of the body, on another event loop."""
+    frame = _frame.get()
+    token = _frame.set(frame and frame._replace(crew=None))
+    try:
+        yield
+    finally:
+        _frame.reset(token)
+
+
+@contextmanager
+def among(frame: Frame, crew: Crew) -> Iterator[None]:
+    """Mark another task that a task of the body starts: its steps have keys of their own."""
+    scope, own = crew.next()
+    token = _frame.set(frame._replace(scope=scope, crew=own))
     try:
         yield
     finally:
@@ -122,6 +165,11 @@ class RunContext:
     def attempt(self) -> int:
         """The number of this attempt, from 1."""
         return self._execution.attempt
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the run is cancelled if it is not over by then, by the database's clock; None for never."""
+        return self._execution.claim.deadline
 
     @property
     def cancelled(self) -> bool:

@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _TOKEN = "CELERY_DURABLE_WORKER"  # noqa: S105  (the name of a variable)
 _DRAIN = "CELERY_DURABLE_DRAIN"
@@ -22,6 +27,22 @@ def become_worker() -> uuid.UUID:
     os.environ[_DRAIN] = str(Path(tempfile.gettempdir()) / f"celery-durable-{token}.drain")
     _sign.cache_clear()
     return token
+
+
+@contextmanager
+def worker_for_a_while() -> Iterator[uuid.UUID]:
+    """Give this process the identity of a worker, and then the one it had before; yield the token."""
+    before = {name: os.environ.get(name) for name in (_TOKEN, _DRAIN)}
+    try:
+        yield become_worker()
+    finally:
+        stop_draining()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        _sign.cache_clear()
 
 
 def worker_token() -> uuid.UUID:

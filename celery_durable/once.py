@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from celery_durable.callkeys import bound, checked, of_call, span
 from celery_durable.exceptions import ConfigurationError
 from celery_durable.serialization import digest
 from celery_durable.store.writes import Key
@@ -23,7 +22,6 @@ _BESIDE = {
     "throttle": frozenset({"throttle"}),
     "debounce": frozenset({"debounce", "debounce_max"}),
 }
-_LONGEST_KEY = 1000
 
 
 def taken_from(task: DurableTask, args: Any, kwargs: Any, options: dict[str, Any]) -> Key | None:
@@ -40,7 +38,7 @@ def taken_from(task: DurableTask, args: Any, kwargs: Any, options: dict[str, Any
         message = f"{task.name}: {', '.join(given)}: name one of idempotency_key, throttle_key, debounce_key"
         raise ConfigurationError(message)
     kind = kinds[0].removesuffix("_key")
-    key = _checked(task, kinds[0], given.pop(kinds[0]))
+    key = checked(task, kinds[0], given.pop(kinds[0]))
     if wrong := given.keys() - _BESIDE[kind]:
         message = f"{task.name}: {', '.join(sorted(wrong))} has no meaning beside {kinds[0]}"
         raise ConfigurationError(message)
@@ -50,7 +48,7 @@ def taken_from(task: DurableTask, args: Any, kwargs: Any, options: dict[str, Any
     if kind == "debounce" and options.keys() & {"countdown", "eta"}:
         message = f"{task.name}: debounce says when the run starts: leave countdown and eta away"
         raise ConfigurationError(message)
-    spans = {name: _span(task, name, value) for name, value in given.items()}
+    spans = {name: span(task, name, value) for name, value in given.items()}
     return Key(
         kind,
         key,
@@ -62,51 +60,4 @@ def taken_from(task: DurableTask, args: Any, kwargs: Any, options: dict[str, Any
 
 def _singleton(task: DurableTask, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Key:
     key = of_call(task, "singleton", args, kwargs)
-    return Key("singleton", key or digest(_bound(task, args, kwargs))[0].hex())
-
-
-def of_call(task: DurableTask, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
-    """Return the key that a task's attribute gives a call; None where it is `True`, which names no key.
-
-    It is a format string of the task's arguments, such as `"customer-{customer}"`, or a function of them.
-    """
-    wanted: Any = inspect.getattr_static(task, name)  # a function that is no method of the task
-    wanted = getattr(wanted, "__func__", wanted)
-    if wanted is True:
-        return None
-    if callable(wanted):
-        return _checked(task, name, wanted(*args, **kwargs))
-    try:
-        return _checked(task, name, str(wanted).format(**_bound(task, args, kwargs)))
-    except (LookupError, ValueError, AttributeError) as error:
-        message = f"{task.name}: {name} = {wanted!r} cannot be made of the arguments of this call: {error}"
-        raise ConfigurationError(message) from error
-
-
-def _bound(task: DurableTask, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments by name, so that `f(1)` and `f(x=1)` are one call."""
-    try:
-        bound = inspect.signature(task.run).bind(*args, **kwargs)
-    except TypeError as error:
-        message = f"{task.name} cannot be called with these arguments: {error}"
-        raise ConfigurationError(message) from error
-    bound.apply_defaults()
-    return bound.arguments
-
-
-def _checked(task: DurableTask, name: str, value: Any) -> str:
-    if not isinstance(value, str) or not value or not value.isprintable() or len(value) > _LONGEST_KEY:
-        message = f"{task.name}: {name} = {value!r} is not a printable text of 1 to {_LONGEST_KEY} characters"
-        raise ConfigurationError(message)
-    return value
-
-
-def _span(task: DurableTask, name: str, value: Any) -> timedelta:
-    try:
-        span = value if isinstance(value, timedelta) else timedelta(seconds=float(value))
-    except (TypeError, ValueError, OverflowError):
-        span = timedelta(0)
-    if span <= timedelta(0):
-        message = f"{task.name}: {name} = {value!r} is not a positive length of time"
-        raise ConfigurationError(message)
-    return span
+    return Key("singleton", key or digest(bound(task, args, kwargs))[0].hex())

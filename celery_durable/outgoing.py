@@ -4,44 +4,49 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.time import maybe_make_aware
 
-from celery_durable import batching, chains, envelope
+from celery_durable import batching, chains, envelope, slots
 from celery_durable.exceptions import PayloadTooLargeError, TransactionUsageError
 from celery_durable.store.writes import NewRun, PlainMessage, Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from celery import Celery
     from kombu import Producer
 
     from celery_durable.enlisting import Enlistment
     from celery_durable.store import Store
-    from celery_durable.store.writes import Key, NewChain
+    from celery_durable.store.writes import Key, NewChain, Slot
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a run may start and until when it must have started; never part of its message."""
+    """When a run may start, until when it must have, and when it is stopped; never part of its message."""
 
     countdown: timedelta | None = None
     eta: datetime | None = None
     expires: timedelta | None = None
     expires_at: datetime | None = None
+    deadline: timedelta | None = None
+    deadline_at: datetime | None = None
 
     @classmethod
-    def taken_from(cls, app: Celery, options: dict[str, Any], default_expires: Any) -> Schedule:
-        """Take countdown, eta and expires out of a caller's options."""
+    def taken_from(
+        cls, app: Celery, options: dict[str, Any], default_expires: Any, default_deadline: Any = None
+    ) -> Schedule:
+        """Take countdown, eta, expires and deadline out of a caller's options."""
         countdown, eta = options.pop("countdown", None), options.pop("eta", None)
         expires, expires_at = _span_or_moment(app, options.pop("expires", default_expires))
         moment = _span_or_moment(app, eta)[1] if eta is not None else None
         span = timedelta(seconds=float(countdown)) if countdown and moment is None else None
-        return cls(span, moment, expires, expires_at)
+        deadline, deadline_at = _span_or_moment(app, options.pop("deadline", default_deadline))
+        return cls(span, moment, expires, expires_at, deadline, deadline_at)
 
     def told(self, app: Celery) -> dict[str, str]:
         """Return, as message headers, what a body may read: by the caller's clock, and obeyed by nobody."""
@@ -106,7 +111,7 @@ def watch(app: Celery) -> None:
             )
             raise TransactionUsageError(message)
         collected = _collecting.get()
-        if collected is not None and collected.everything and not isinstance(producer, StoringProducer):
+        if collected is not None and not isinstance(producer, StoringProducer):
             producer = StoringProducer(app, producer, None)
         return send(producer, *args, **options)
 
@@ -123,6 +128,7 @@ class StoringProducer:
         schedule: when the run is due, or None for a task that has no run.
         enlistment: the caller's transaction that is to store the run, which then sends the message, too.
         key: a key that may stand for another run already.
+        slot: what the run shares with others, None for a run that needs no slot.
 
     Attributes:
         instead: the id of that other run.
@@ -136,6 +142,7 @@ class StoringProducer:
         *,
         enlistment: Enlistment | None = None,
         key: Key | None = None,
+        slot: Slot | None = None,
     ) -> None:
         self.instead: str | None = None
         self._app = app
@@ -143,6 +150,7 @@ class StoringProducer:
         self._schedule = schedule
         self._enlistment = enlistment
         self._key = key
+        self._slot = slot
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._producer, name)
@@ -158,6 +166,8 @@ class StoringProducer:
             return self._publish_plain(body, publish)
         headers.setdefault(envelope.HEADER, 0)
         headers.update(self._schedule.told(self._app))
+        if self._slot is not None:
+            headers[slots.HEADER] = True
         collected = _collecting.get()
         again = collected is not None and headers["id"] == collected.run_id
         body, new_chains = self._with_references(body, publish, keep=self._enlistment is None and not again)
@@ -211,7 +221,7 @@ class StoringProducer:
 
     def _publish_plain(self, body: Any, publish: dict[str, Any]) -> Any:
         collected = _collecting.get()
-        if collected is None or not collected.everything:
+        if collected is None or not (collected.everything or publish["headers"]["id"] == collected.run_id):
             return self._producer.publish(body, **publish)
         if isinstance(body, tuple):
             args, kwargs, embed = body
@@ -253,8 +263,11 @@ class StoringProducer:
             eta=schedule.eta,
             expires=schedule.expires,
             expires_at=schedule.expires_at,
+            deadline=schedule.deadline,
+            deadline_at=schedule.deadline_at,
             # Whoever wants to hear of a broker that is away has to wait for it to answer, every time.
             publish=not envelope.breaker.open or self._store.settings.publish_errors == "raise",
+            slot=self._slot and replace(self._slot, rank=slots.rank(self._producer, publish.get("priority"))),
             chains=new_chains,
         )
 
@@ -285,3 +298,9 @@ def send_collected(
     ]
     if sent:
         store.runs.outbox_done(sent)
+
+
+def send_stored(app: Celery, store: Store, messages: Sequence[Stored]) -> None:
+    """Publish messages of runs that count as published; what the broker does not take is the keeper's."""
+    if failed := envelope.publish_stored(app, messages):
+        store.runs.unpublish(failed, timedelta(0))

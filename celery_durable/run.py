@@ -70,7 +70,12 @@ class Claim:
     replacements: int
     body: bytes | None
     message: bytes | None
+    slot: str | None = None
     link: Mapping[str, Any] | None = None
+    parent: str | None = None
+    wait: UUID | None = None
+    abreast: int | None = None
+    deadline: datetime | None = None
 
 
 class Refusal(str, Enum):
@@ -82,3 +87,6 @@ class Refusal(str, Enum):
     WAITING = "waiting"
     EXPIRED = "expired"
     NO_WORKER = "no live worker row"
+    SLOTTED = "one of those that need a slot"
+    SLOT = "waiting for a slot"
+    VERSION = "one for a worker of its version"

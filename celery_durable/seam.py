@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from celery_durable.serialization import ValueCodec
     from celery_durable.store.transactions import TransactionStore
+    from celery_durable.store.writes import Stored
 
 
 class Suspended(BaseException):
@@ -18,16 +21,28 @@ class Suspended(BaseException):
         delay: seconds until the run is due.
         reason: what it waits for.
         stored: the store knows already: the run has left.
+        later: the write that lets it leave, put off until its steps in flight are finished; returns how it
+            has left, or None when there is nothing to wait for any more.
+        messages: of other runs, to be published once it has.
     """
 
     def __init__(
-        self, outcome: str, delay: float = 0.0, reason: str | None = None, *, stored: bool = False
+        self,
+        outcome: str,
+        delay: float = 0.0,
+        reason: str | None = None,
+        *,
+        stored: bool = False,
+        later: Callable[[], Suspended | None] | None = None,
+        messages: Sequence[Stored] = (),
     ) -> None:
         super().__init__(outcome)
         self.outcome = outcome
         self.delay = timedelta(seconds=delay)
         self.reason = reason
         self.stored = stored
+        self.later = later
+        self.messages = messages
 
 
 class Seam(Protocol):
@@ -47,6 +62,12 @@ class Seam(Protocol):
 
     def transactions(self, database: str | None) -> TransactionStore:
         """Return the transactions of steps in the store's database, or in another one."""
+        ...
+
+    def outcome_of(
+        self, state: str, reason: str | None, content_type: str | None, result: bytes | None
+    ) -> tuple[bool, Any]:
+        """Return whether a child succeeded, and its value or its exception."""
         ...
 
     def draining(self) -> bool:

@@ -22,9 +22,10 @@ from celery_durable.run import RunState
 from celery_durable.store.writes import Finish, Finished, Release, Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from celery_durable.executor import Execution
+    from celery_durable.run import Claim
     from celery_durable.seam import Suspended
     from celery_durable.store.writes import NewRun
     from celery_durable.task import DurableTask
@@ -74,13 +75,16 @@ class Settlement:
             meta=self.backend.extra_meta(self.request, hidden=self._result_is_ignored),  # now with the links
         )
         finished: Finished = self._written(
-            lambda: self.runs.finish(self.claim.key, self.claim.fence, finish, messages, part)
+            lambda: self.runs.finish(
+                self.claim.key, self.claim.fence, finish, messages, part=part, child=self._child
+            )
         )
         body, self.request.chord = self.request.chord, _NOTHING_LEFT_TO_DISPATCH
         self.request.callbacks = self.request.chain = _NOTHING_LEFT_TO_DISPATCH
         self._after_commit(
             lambda: outgoing.send_collected(self.task.app, self.backend.store, messages, finished.links)
         )
+        self._wake(finished.woken)
         if part is not None and finished.chord is not None:
             look = finished.chord
             self._after_commit(lambda: self.backend.part_stored(part, look, self.claim.fence, body))
@@ -195,6 +199,7 @@ class Settlement:
     def suspended(self, suspended: Suspended) -> Exception:
         """Leave the worker: for a wait, for a step's retry, or because the worker shuts down."""
         if suspended.stored:
+            self._wake(suspended.messages)
             logger.info("%s leaves this worker and waits (%s)", self._where, suspended.reason)
             return Ignore(f"run {suspended.outcome}")
         release = Release(
@@ -209,10 +214,9 @@ class Settlement:
 
     def cancelled(self) -> Exception:
         """End a run that was asked to stop."""
-        self._finish(
-            Finish(state=RunState.CANCELLED, reason="cancelled", unreported=has_dependents(self.request))
-        )
-        self._after_commit(lambda: tell_revoked(self.backend, self.request, "cancelled"))
+        reason = "deadline" if self.execution.overdue else "cancelled"
+        self._finish(Finish(state=RunState.CANCELLED, reason=reason, unreported=has_dependents(self.request)))
+        self._after_commit(lambda: tell_revoked(self.backend, self.request, reason))
         logger.info("%s was cancelled", self._where)
         return Ignore("run cancelled")
 
@@ -263,12 +267,27 @@ class Settlement:
         chosen = vars(self.request).get("ignore_result")  # the class attribute is no choice of the caller's
         return bool(self.task.ignore_result if chosen is None else chosen)
 
+    @property
+    def _child(self) -> Claim | None:
+        """This run, if a parent waits for it."""
+        return self.claim if self.claim.wait is not None else None
+
     def _finish(self, finish: Finish) -> None:
-        self._written(lambda: self.runs.finish(self.claim.key, self.claim.fence, finish))
+        finished = self._written(
+            lambda: self.runs.finish(self.claim.key, self.claim.fence, finish, child=self._child)
+        )
+        self._wake(finished.woken)
+
+    def _wake(self, messages: Sequence[Stored]) -> None:
+        """Publish messages of other runs that may go on now, or begin."""
+        if messages:
+            self._after_commit(lambda: outgoing.send_stored(self.task.app, self.backend.store, messages))
 
     def _release(self, release: Release, message: Stored | None = None) -> RunState:
         """Leave the worker, and publish the next wake-up if it is due now."""
         state: RunState = self._written(lambda: self.runs.release(self.claim.key, self.claim.fence, release))
+        if state.final and self._child is not None:
+            self._wake(self._written(lambda: self.runs.waits.wake(self.claim)))
         if state is RunState.PENDING and release.publish:
             self._after_commit(lambda: self._publish(message or self.runs.stored(self.claim.key)))
         return state

@@ -47,6 +47,19 @@ class StepOptions(RetryPolicy):
         """Raise `StepUsageError` for what cannot be meant of this kind of step."""
 
 
+@dataclass(frozen=True)
+class StepCall:
+    """A call of a step that is not made yet."""
+
+    step: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __call__(self) -> Any:
+        """Make the call."""
+        return self.step(*self.args, **self.kwargs)
+
+
 class Step(Generic[P, R]):
     """A function whose calls inside a run are checkpointed."""
 
@@ -66,7 +79,9 @@ class Step(Generic[P, R]):
         frame = context.current()
         if frame is None or frame.step is not None:
             return self.function(*args, **kwargs)
-        result: R = frame.execution.step(frame, self, args, kwargs)
+        execution = frame.execution
+        perform: Any = execution.step_later if self.is_async else execution.step
+        result: R = perform(frame, self, args, kwargs)
         return result
 
     def __get__(self, instance: object, owner: type | None = None) -> Callable[..., R]:
@@ -89,6 +104,10 @@ class Step(Generic[P, R]):
     def transacted(self) -> TransactionStep[P, R] | None:
         """This step if it is a transaction, which stores itself."""
         return None
+
+    def s(self, *args: P.args, **kwargs: P.kwargs) -> StepCall:
+        """Return a call to be made later: `durable.gather(*(fetch.s(url) for url in urls))`."""
+        return StepCall(self, args, kwargs)
 
     def named_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments by name, so that `f(1)` and `f(x=1)` are one call."""

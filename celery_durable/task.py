@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from celery import Task, current_app
 from celery._state import get_current_task, get_current_worker_task
 
-from celery_durable import batching, config, context, envelope, once, outgoing, transactions, transport
+from celery_durable import (
+    batching,
+    config,
+    context,
+    driving,
+    envelope,
+    once,
+    outgoing,
+    slots,
+    transactions,
+    transport,
+)
 from celery_durable.attempt import TERMINAL, Attempt
 from celery_durable.backend import durable_backend, durable_settings
 from celery_durable.enlisting import Enlistment, refuse_chords
@@ -22,7 +34,6 @@ if TYPE_CHECKING:
     from celery import Celery
     from celery.result import AsyncResult
 
-    from celery_durable.executor import Execution
     from celery_durable.store import Store
     from celery_durable.store.writes import NewRun
 
@@ -51,7 +62,16 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
     retry_backoff = True
     retry_backoff_max = 600
     retry_jitter = True
+    deadline: float | timedelta | None = None
     _retries_by_default = True
+
+    concurrency_key: str | Callable[..., str] | None = None
+    """Runs with the same key share `concurrency_limit` and `start_rate`, also those of other tasks: a format
+    string of the arguments, or a function of them. Default: the task's name."""
+    concurrency_limit: int | None = None
+    """How many runs of the key are executed at a time, by all workers together."""
+    start_rate: str | int | None = None
+    """How many runs of the key start in each second, minute or hour, by all workers together: `"100/m"`."""
 
     singleton: bool | str | Callable[..., str] = False
     """Whether a call returns the run of an earlier equal call as long as that is not over. What makes calls
@@ -61,6 +81,7 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
     def on_bound(cls, app: Celery) -> None:
         """Check the settings and give the app's workers their heartbeat and keeper."""
         settings = config.load(durable_settings(app))
+        transport.share_settings(app.conf, settings)
         cls._retries_by_default = settings.autoretry
         if cls.autoretry_for is _DEFAULT_AUTORETRY:
             cls.dont_autoretry_for = (*TERMINAL, *(cls.throws or ()), *cls.dont_autoretry_for)
@@ -72,14 +93,49 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         request = self.request
         if request.called_directly or request.is_eager or request.get("durable"):
             # The default retry policy is for workers: a task applied in a test should raise what it raises.
-            with context.inlined(self.name):
-                return self._run(retries_by_default=False)(*args, **kwargs)
+            return self._called(request, args, kwargs)
         return Attempt(self, request).run(args, kwargs)
+
+    def _called(self, request: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the function; an `async def` one is awaited by who calls it directly."""
+        run = self._run(retries_by_default=False)
+        if not self._is_async:
+            with context.inlined(self.name):
+                return run(*args, **kwargs)
+        if request.called_directly:
+            return driving.inlined(self.name, run(*args, **kwargs))
+        with context.inlined(self.name):
+            return self._waiting(run)(*args, **kwargs)
 
     @property
     def body(self) -> Callable[..., Any]:
         """The function with the retry policy that an attempt runs it under."""
-        return self._run(retries_by_default=self._retries_by_default)
+        run = self._run(retries_by_default=self._retries_by_default)
+        return self._waiting(run) if self._is_async else run
+
+    @property
+    def unretried(self) -> Callable[..., Any]:
+        """The function without any retry policy; an `async def` one is waited for."""
+        run: Callable[..., Any] = getattr(self, "_orig_run", self.run)
+        return self._waiting(run) if self._is_async else run
+
+    @functools.cached_property
+    def _is_async(self) -> bool:
+        return driving.is_async(self.run)
+
+    def _waiting(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """Return an `async def` task's function as one that waits, with the retry policy that `run` had."""
+        plain: Callable[..., Any] = getattr(self, "_orig_run", run)
+        return driving.waiting(self, plain, retried=run is not plain)
+
+    def _get_request(self) -> Any:
+        """Return the request being executed: on the event loop it is not found by its thread."""
+        requests: Any = self.request_stack
+        on_loop = driving.request_of(self) if requests.top is None else None
+        celerys: Any = getattr(super(), "_get_request")  # noqa: B009  (the stubs do not know it)
+        return celerys() if on_loop is None else on_loop
+
+    request = property(_get_request)
 
     def _run(self, *, retries_by_default: bool) -> Callable[..., Any]:
         """Return `run`, without Celery's retry wrapper when that only says what is the default here."""
@@ -104,7 +160,8 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         """Store the run, then send its message; with the broker away the keeper sends it later.
 
         Arguments are Celery's. `countdown`, `eta` and `expires` are kept with the run and are no part of the
-        message. Inside a run the new run's id is derived from the current one's, so that a replay does not
+        message. So is `deadline` (seconds, a `timedelta` or a `datetime`): a run that is not over by then is
+        cancelled. Inside a run the new run's id is derived from the current one's, so that a replay does not
         start it again.
 
         `transaction` is a session or connection in whose open transaction the run is stored: the run is there
@@ -120,6 +177,7 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         """
         app: Celery = self.app
         key = once.taken_from(self, args, kwargs, options)
+        slot = slots.taken_from(self, args, kwargs, options)
         if app.conf.task_always_eager:
             return super().apply_async(args, kwargs, task_id, producer, link, link_error, shadow, **options)
         durable_backend(app)
@@ -131,12 +189,14 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         if key is not None and key.delay is not None:
             options["countdown"] = key.delay.total_seconds()
         enlistment = None if transaction is None else self._enlist(transaction)
-        schedule = outgoing.Schedule.taken_from(app, options, self.expires)
+        schedule = outgoing.Schedule.taken_from(app, options, self.expires, self.deadline)
 
         def send(chosen_id: str | None) -> AsyncResult[Any]:
             celerys: Any = super(DurableTask, self).apply_async
             with app.producer_or_acquire(producer) as real:
-                storing = outgoing.StoringProducer(app, real, schedule, enlistment=enlistment, key=key)
+                storing = outgoing.StoringProducer(
+                    app, real, schedule, enlistment=enlistment, key=key, slot=slot
+                )
                 result: AsyncResult[Any] = celerys(
                     args,
                     kwargs,
@@ -151,13 +211,14 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
             return result if storing.instead is None else self.AsyncResult(storing.instead)
 
         frame = context.current()
-        if frame is None or task_id is not None:
-            return send(task_id)
-        if frame.step is not None:
-            return send(frame.execution.child_of_step(frame, self.name))
-        if key is not None:
-            return self.AsyncResult(self._started_once(send))
-        return self._start_child(frame.execution, send)
+        with driving.known_to_celery():
+            if frame is None or task_id is not None:
+                return send(task_id)
+            if frame.step is not None:
+                return send(frame.execution.child_of_step(frame, self.name))
+            if key is not None:
+                return self.AsyncResult(self._started_once(send))
+            return self._start_child(frame, send)
 
     def _started_once(self, send: Callable[[str | None], AsyncResult[Any]]) -> str:
         """Send within a step of its own, which remembers whose run the key stood for."""
@@ -182,7 +243,7 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         return Enlistment(self.app, durable_backend(self.app).store, recognised(transaction))
 
     def _start_child(
-        self, execution: Execution, send: Callable[[str | None], AsyncResult[Any]]
+        self, frame: context.Frame, send: Callable[[str | None], AsyncResult[Any]]
     ) -> AsyncResult[Any]:
         caught: list[NewRun] = []
 
@@ -195,7 +256,8 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
             caught.append(collected.successor)
             return collected.successor
 
-        child_id, state = execution.child(self.name, new_run)
+        scope = frame.scope if frame.crew is not None and frame.crew.inner else ""
+        child_id, state = frame.execution.child(self.name, new_run, scope)
         if state is None and (parent := get_current_worker_task()):
             parent.add_trail(self.AsyncResult(child_id))
         if state == "pending":
@@ -226,7 +288,7 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         if frame is None or self.request.called_directly:
             return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         execution = frame.execution
-        with outgoing.collecting(execution.id) as caught:
+        with outgoing.collecting(execution.id) as caught, driving.known_to_celery():
             try:
                 return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
             finally:
@@ -239,7 +301,7 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         if frame is None or self.request.called_directly:
             return super().replace(sig)
         execution = frame.execution
-        with outgoing.collecting(execution.id, everything_of=self.app) as caught:
+        with outgoing.collecting(execution.id, everything_of=self.app) as caught, driving.known_to_celery():
             execution.replaced = True
             try:
                 return super().replace(sig)

@@ -47,6 +47,12 @@ def postgres_url() -> Iterator[str]:
             yield url
 
 
+@pytest.fixture(scope="session")
+def durable_postgres(postgres_url: str) -> str:
+    """Let the package's own fixtures use the same server."""
+    return postgres_url
+
+
 @pytest.fixture
 def database_url(postgres_url: str) -> Iterator[str]:
     """Return the URL of a fresh database, dropped afterwards."""

@@ -7,19 +7,22 @@ from typing import Any
 
 import click
 
-from celery_durable import transport
+from celery_durable import flower, transport
 
 _COMMANDS = {
     "init": "setup:init",
     "runs": "listing:runs",
     "show": "show:show",
     "resume": "change:resume",
+    "retry": "change:retry",
     "cancel": "change:cancel",
     "signal": "signal:signal",
     "fork": "fork:fork",
     "export": "export:export",
+    "check": "check:check",
     "stats": "stats:stats",
     "prune": "prune:prune",
+    "queues": "queues:queues",
     "keeper": "keeper:keeper",
     "doctor": "doctor:doctor",
 }
@@ -50,5 +53,6 @@ def durable(**_preload: Any) -> None:
 
 
 transport.register()  # a command may meet the broker's URL before the task class of the app is imported
+flower.bootstrap()  # `celery flower` loads the commands of every package, and its options after them
 
 __all__ = ["durable"]

@@ -1,7 +1,8 @@
-"""`durable resume` and `durable cancel`: of named runs, or of all that match."""
+"""`durable resume`, `durable retry` and `durable cancel`: of named runs, or of all that match."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,6 +23,11 @@ Examples:
   celery -A proj durable resume 3f2a 9c01 --reason 'payment API is back'
   celery -A proj durable resume --state failed --task proj.charge --since 2h --dry-run
   celery -A proj durable resume --why exhausted    every dead letter
+"""
+_RETRY = """\b
+Examples:
+  celery -A proj durable retry 3f2a --reason 'payment API is back'
+  celery -A proj durable retry --task proj.charge --since 2h --dry-run
 """
 _CANCEL = """\b
 Examples:
@@ -54,7 +60,7 @@ def resume(ctx: click.Context, /, **options: Any) -> None:
     _change(operations, operations.resume_many, "Resuming", _resumed, **options)
 
 
-@click.command(epilog=_CANCEL)
+@click.command(epilog=_RETRY)
 @_ids
 @bulk_options
 @_reason
@@ -62,10 +68,29 @@ def resume(ctx: click.Context, /, **options: Any) -> None:
 @as_json_option
 @click.pass_context
 @reporting
-def cancel(ctx: click.Context, /, **options: Any) -> None:
-    """End runs for good: at once if they wait, at their next step if they are being executed."""
+def retry(ctx: click.Context, /, **options: Any) -> None:
+    """Try runs again at once that wait for a retry."""
     operations = Runs(app_of(ctx))
-    _change(operations, operations.cancel_many, "Cancelling", _cancelled, **options)
+    _change(operations, operations.retry_now_many, "Retrying", _resumed, **options)
+
+
+@click.command(epilog=_CANCEL)
+@_ids
+@bulk_options
+@_reason
+@_actor
+@as_json_option
+@click.option("--terminate", is_flag=True, help="Interrupt a step that is executed: kill its pool process.")
+@click.pass_context
+@reporting
+def cancel(ctx: click.Context, /, *, terminate: bool, **options: Any) -> None:
+    """End runs for good: at once if they wait, at their next step if they are being executed.
+
+    Their children are cancelled, too, except for detached ones.
+    """
+    operations = Runs(app_of(ctx))
+    change = partial(operations.cancel_many, terminate=terminate)
+    _change(operations, change, "Cancelling", _cancelled, **options)
 
 
 def _change(

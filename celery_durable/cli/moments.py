@@ -1,28 +1,20 @@
-"""Moments as people type them: `10m` ago, or ISO 8601."""
+"""The type of options that take a moment."""
 
 from __future__ import annotations
 
-import re
-from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 import click
 
-_AGO = re.compile(r"^(\d+(?:\.\d+)?)\s*(s|m|min|h|d|w)$")
-_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
+from celery_durable.operations.moments import parse_moment
+
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
 
 
 def moment(text: str) -> datetime | timedelta:
-    """Return a length of time before now (`90s`, `10m`, `2h`, `3d`, `1w`), or a moment in ISO 8601.
-
-    A moment without a zone is in the local one. Raises `click.BadParameter` for anything else.
-    """
-    text = text.strip()
-    if match := _AGO.match(text):
-        return timedelta(seconds=float(match[1]) * _SECONDS[match[2]])
+    """Return what `parse_moment` makes of an option; raise `click.BadParameter` for what is no moment."""
     try:
-        parsed = datetime.fromisoformat(re.sub(r"Z$", "+00:00", text))  # Python 3.10 does not know the Z
+        return parse_moment(text)
     except ValueError as error:
-        raise click.BadParameter(
-            f"{text!r} is neither like 10m, 2h or 3d nor like 2026-01-31T12:00"
-        ) from error
-    return parsed if parsed.tzinfo else parsed.astimezone()
+        raise click.BadParameter(str(error)) from error

@@ -65,6 +65,12 @@ def _parts(found: Stats) -> Iterator[RenderableType]:
     for queue in found.queues:
         table.add_row(Text(queue.queue), f"{queue.runs:,}", span(queue.seconds or 0))
     yield table if found.queues else Text("Nothing waits for a worker.")
+    if found.slots:
+        yield Text("\nConcurrency keys", "bold")
+        table = _grid("KEY", "RUNNING", "WAITING")
+        for slot in found.slots:
+            table.add_row(Text(slot.slot), f"{slot.running:,}", f"{slot.waiting:,}")
+        yield table
     yield Text("\nWorkers", "bold")
     table = _grid("WORKER", "PID", "RUNS", "LAST HEARTBEAT")
     for worker in found.workers:

@@ -70,6 +70,11 @@ def _facts(run: RunView) -> Iterator[str]:
         yield f"fork of {run.forked_from}"
     if run.forks:
         yield f"forked as {', '.join(run.forks)}"
+    if run.slot:
+        limits = [f"{run.slot_limit} at a time"] if run.slot_limit else []
+        if run.slot_rate and run.slot_period:
+            limits.append(f"{run.slot_rate} in {span(run.slot_period.total_seconds())}")
+        yield f"concurrency key {run.slot!r}, {', '.join(limits)}"
     for key in run.keys:
         until = "" if key.expires_at is None else f" until {clock(key.expires_at, run.now)}"
         yield f"{key.kind} key {key.key!r}{until}"

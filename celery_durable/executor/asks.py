@@ -50,6 +50,14 @@ class Pause(Ask):
         threading.Event().wait(self.seconds)
 
 
+class Abandoned(Exception):  # noqa: N818  (no error of the step: its caller has cancelled it)
+    """The run's own code has cancelled the step, by a timeout or a task group."""
+
+    def __init__(self, cancelled: BaseException) -> None:
+        super().__init__("cancelled by the body")
+        self.cancelled = cancelled
+
+
 def answered(asks: Generator[Ask, Any, Any]) -> Any:
     """Do all that a generator asks for, one after the other in this thread; return what it returns."""
     try:

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery_durable import checkpoint as outcomes
 from celery_durable.checkpoint import Checkpoint, StepWrite, occurrence
-from celery_durable.exceptions import LeaseLostError
+from celery_durable.exceptions import LeaseLostError, StepUsageError
 from celery_durable.executor.chance import Chance
-from celery_durable.executor.history import History
+from celery_durable.executor.children import Fan
+from celery_durable.executor.history import PATCH, History
 from celery_durable.executor.ids import DerivedIds
 from celery_durable.executor.journal import Journal
 from celery_durable.executor.keys import Keys
+from celery_durable.executor.parallel import side_by_side
 from celery_durable.executor.performing import Call, Performer
 from celery_durable.executor.waiting import Waiter
+from celery_durable.seam import Suspended
 from celery_durable.serialization import digest
 
 if TYPE_CHECKING:
     import random as random_module
     import uuid
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine, Sequence
     from datetime import datetime, timedelta
 
     from celery_durable import context
     from celery_durable.config import Settings
+    from celery_durable.executor.children import Ask
+    from celery_durable.executor.crew import Muster
     from celery_durable.run import Claim
-    from celery_durable.seam import Seam, Suspended
-    from celery_durable.steps import Step
+    from celery_durable.seam import Seam
+    from celery_durable.steps import Step, StepCall
     from celery_durable.store.runs import RunStore
     from celery_durable.store.writes import NewRun, PlainMessage
 
@@ -36,6 +43,9 @@ _NO_DIGEST = b"\0" * 16
 class Execution:
     """One attempt of a run.
 
+    Attributes:
+        rehearsed: whether this only replays what is stored, and nothing of it may be written.
+
     Arguments:
         claim: the lease.
         history: the run's stored steps.
@@ -43,6 +53,8 @@ class Execution:
         settings: the app's durable settings.
         seam: Celery's side.
     """
+
+    rehearsed = False
 
     def __init__(
         self, claim: Claim, history: list[Checkpoint], *, runs: RunStore, settings: Settings, seam: Seam
@@ -59,9 +71,11 @@ class Execution:
         self._chance = Chance(claim, self._history.clock)
         self._journal = Journal(claim, runs, seam, self._chance, last_seq=self._history.last_seq)
         self._performer = Performer(self._journal, settings, seam)
+        self._branches: dict[str, bool] = {}
         self._waiter = Waiter(
             self._journal, self._history, self._keys, chance=self._chance, settings=settings, seam=seam
         )
+        self._fan = Fan(claim.id, self._waiter, self._history, self._ids, settings=settings, seam=seam)
 
     @property
     def id(self) -> str:
@@ -94,6 +108,12 @@ class Execution:
         return self._journal.cancelled
 
     @property
+    def overdue(self) -> bool:
+        """Whether this run's deadline has passed."""
+        deadline = self.claim.deadline
+        return deadline is not None and deadline <= self._chance.reckoned()
+
+    @property
     def leaving(self) -> Suspended | None:
         """How the run leaves its worker, once it does: whatever its body still makes of that."""
         return self._journal.leaving
@@ -107,23 +127,88 @@ class Execution:
         self, frame: context.Frame, step: Step[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Return the step's stored outcome, or run it and store it."""
-        arguments = digest(step.named_arguments(args, kwargs))
         base = frame.scope + (step.step_options.key or step.name)
         key = self._keys.begin(base, keyed=step.step_options.key is not None)
         try:
-            known = self._history.find(key)
-            if known is not None and known.finished:
-                return self._history.outcome(step, known, arguments)
-            return self._performer.perform(frame, step, Call(key, arguments, args, kwargs), known)
+            arguments = digest(step.named_arguments(args, kwargs))
+            return self._step(frame, step, Call(key, arguments, args, kwargs))
         finally:
             self._keys.end(base)
 
-    def child(self, name: str, new_run: Callable[[str], NewRun]) -> tuple[str, str | None]:
+    def step_later(
+        self, frame: context.Frame, step: Step[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Coroutine[Any, Any, Any]:
+        """Return what awaits the step; its key is given now, in the order of the calls."""
+        arguments = digest(step.named_arguments(args, kwargs))
+        base = frame.scope + (step.step_options.key or step.name)
+        key = self._keys.begin(base, keyed=step.step_options.key is not None)
+        self._keys.end(base)
+        return self._awaited(frame, step, Call(key, arguments, args, kwargs))
+
+    async def _awaited(self, frame: context.Frame, step: Step[Any, Any], call: Call) -> Any:
+        from celery_durable.executor import awaiting  # with asyncio, which most apps do not need
+
+        known = self._history.find(call.key)
+        if known is not None and known.abandoned:
+            self._history.compare(known, call.arguments)
+            await awaiting.cancellation()
+        if known is not None and known.finished:
+            return self._history.outcome(step, known, call.arguments)
+        body = awaiting.AwaitedBody(frame, step, call, self._journal)
+        with awaiting.flight(frame):
+            return await awaiting.awaited(self._performer.tries(step, call, known, body.value), body)
+
+    async def led(self, coroutine: Coroutine[Any, Any, Any], frame: context.Frame, muster: Muster) -> Any:
+        """Run an `async def` body on the event loop of this thread."""
+        journal = self._journal
+        before, journal.thread = journal.thread, threading.get_ident()
+        journal.in_flight = lambda: bool(muster.steps)
+        try:
+            return await muster.lead(coroutine, frame, self.claim.seed)
+        finally:
+            journal.thread = before
+
+    def muster(self) -> Muster:
+        """Return what keeps the tasks of an `async def` body together."""
+        from celery_durable.executor.crew import Muster
+
+        return Muster(self._journal)
+
+    def _step(self, frame: context.Frame, step: Step[Any, Any], call: Call) -> Any:
+        known = self._history.find(call.key)
+        if known is not None and known.finished:
+            return self._history.outcome(step, known, call.arguments)
+        return self._performer.perform(frame, step, call, known)
+
+    def steps(
+        self, frame: context.Frame, calls: Sequence[StepCall], threads: int | None
+    ) -> list[tuple[bool, Any]]:
+        """Make calls of steps side by side; return for each, in their order, success and value, or error.
+
+        They get their keys here, in the order of the calls, so that it does not matter which is done first.
+        """
+        work: list[Callable[[], Any]] = []
+        replayed, seq = True, self._journal.next_seq()
+        for call in calls:
+            if call.step.is_async:
+                message = f"{call.step.name} is an async def step: await it, or several with asyncio.gather"
+                raise StepUsageError(message, step=call.step.name)
+            base = frame.scope + (call.step.step_options.key or call.step.name)
+            key = self._keys.begin(base, keyed=call.step.step_options.key is not None)
+            self._keys.end(base)
+            known = self._history.find(key)
+            replayed = replayed and known is not None and known.finished
+            arguments = digest(call.step.named_arguments(call.args, call.kwargs))
+            chosen = Call(key, arguments, call.args, call.kwargs, seq)
+            work.append(partial(self._step, frame, call.step, chosen))
+        return side_by_side(work, threads=1 if replayed else threads)
+
+    def child(self, name: str, new_run: Callable[[str], NewRun], scope: str = "") -> tuple[str, str | None]:
         """Store a child run that the body starts; return its id and its state, None when it is known.
 
         It is a step of its own, so that a replay costs nothing; its id is derived from this run's.
         """
-        base = f"delay:{name}"
+        base = f"{scope}delay:{name}"
         key = self._keys.begin(base, keyed=False)
         try:
             known = self._history.find(key)
@@ -170,6 +255,23 @@ class Execution:
         """Wait for a signal, off the worker; return its payload."""
         return self._waiter.signal(frame, name, timeout, hint)
 
+    def children(self, frame: context.Frame, ask: Ask) -> list[tuple[bool, Any]]:
+        """Start children and wait for them, off the worker; return for each success and value, or error."""
+        return self._fan.await_all(frame, ask)
+
+    def patched(self, change: str) -> bool:
+        """Return whether the run takes the new branch of a change, and remember it."""
+        taken = self._branches.get(change)
+        if taken is None:
+            taken = self._history.patched(change)
+            if taken is None:
+                self._journal.may_go_on()
+                name = (_NO_DIGEST, change)
+                self._journal.save(self._journal.entry(PATCH + change, outcomes.OK, name, tries=1))
+                taken = True
+            self._branches[change] = taken
+        return taken
+
     def now(self) -> datetime:
         """Return the database's time, the same at every replay."""
         return self._chance.now()
@@ -182,6 +284,14 @@ class Execution:
         """Return a generator that draws the same numbers at every replay."""
         return self._chance.generator
 
+    def departed(self, suspended: Suspended) -> Suspended:
+        """Return how the run has left, now that nothing of its body is executed any more."""
+        if suspended.later is None:
+            return suspended
+        later, suspended.later = suspended.later, None
+        # What it was to wait for may be there meanwhile: then it comes back at once.
+        return later() or Suspended("released")
+
     def annotate(self, *, tags: dict[str, str] | None = None, progress: Any = None) -> None:
         """Store labels or progress, for people to see."""
         self._journal.annotate(tags, progress)
@@ -189,7 +299,7 @@ class Execution:
     def conclude(self) -> None:
         """Check, at the end of the body, that the lease is held and every stored step was met."""
         if self.leaving is not None:
-            raise self.leaving
+            raise self.departed(self.leaving)
         if self.lost:
             raise LeaseLostError
         self._history.check_complete()

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from celery_durable.steps import Step
 
 
+PATCH = "patched:"
+
+
 class History:
     """The stored steps of a run.
 
@@ -35,17 +38,32 @@ class History:
         self._seam = seam
         self._steps = {step.key: step for step in steps}
         self._unmet = {step.key for step in steps if step.finished or step.outcome == outcomes.WAITING}
+        self._unmet -= {key for key in self._unmet if key.startswith(PATCH)}  # a branch may lose its question
+        self._tried = {step.key for step in steps if step.outcome in (outcomes.STARTED, outcomes.TRYING)}
         self._waits = deque(step.key for step in steps if step.kind and step.key in self._unmet)
 
     def find(self, key: str) -> Checkpoint | None:
         """Return what is stored of a step."""
         known = self._steps.get(key)
+        if self._tried:
+            self._tried.discard(key)
         if known is not None and known.kind is not None:
             message = (
                 f"{self._task} calls a step {key!r}, and its history holds a wait of that key: {known.kind}"
             )
             raise NondeterminismError(message, step=key, stored=known.kind)
         return known
+
+    @property
+    def ahead(self) -> tuple[str, ...]:
+        """What is stored of steps and waits that the body has not come by yet, in their order."""
+        return tuple(key for key in self._steps if key in self._unmet or key in self._tried)
+
+    def patched(self, change: str) -> bool | None:
+        """Return which branch the run took at a change; None when it comes there for the first time."""
+        if PATCH + change in self._steps:
+            return True
+        return False if self._unmet or self._tried else None
 
     def meet(self, known: Checkpoint) -> None:
         """Note that the body came by this step."""
@@ -80,6 +98,13 @@ class History:
 
     def outcome(self, step: Step[Any, Any], known: Checkpoint, arguments: tuple[bytes, str]) -> Any:
         """Return the value of a finished step, or raise its error."""
+        self.compare(known, arguments)
+        if known.outcome == outcomes.ERROR:
+            raise self._seam.load_error(known.codec, known.output or b"")
+        return self._seam.codec(known.codec)[1].decode(known.output or b"", step.returns)
+
+    def compare(self, known: Checkpoint, arguments: tuple[bytes, str]) -> None:
+        """Note that the body came by a finished step, and check that it calls it as before."""
         self.meet(known)
         if known.digest != arguments[0] and self._settings.nondeterminism != "ignore":
             self.deviates(
@@ -90,9 +115,6 @@ class History:
                 stored=known.arguments,
                 called=arguments[1],
             )
-        if known.outcome == outcomes.ERROR:
-            raise self._seam.load_error(known.codec, known.output or b"")
-        return self._seam.codec(known.codec)[1].decode(known.output or b"", step.returns)
 
     def check_complete(self) -> None:
         """Check, at the end of the body, that it came by every finished step."""

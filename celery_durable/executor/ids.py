@@ -22,6 +22,10 @@ class DerivedIds:
         self.run = f"{claim.id}/{count}" if count else claim.id
         self._generation = claim.generation
 
+    def wait(self, key: str) -> uuid.UUID:
+        """Return the id of a wait for children: each generation starts its own."""
+        return uuid.uuid5(self._namespace, f"wait:{key}")
+
     def of(self, what: str) -> str:
         """Return the id of what this run starts under a name that it has within the run."""
         return str(uuid.uuid5(self._namespace, what))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from celery_durable.store.runs import RunStore
     from celery_durable.store.transactions import TransactionStore
     from celery_durable.store.waits import Waited
-    from celery_durable.store.writes import Wait
+    from celery_durable.store.writes import Children, Wait
 
 
 class Journal:
@@ -33,6 +33,8 @@ class Journal:
         cancelled: whether somebody asked the run to stop.
         told: whether the body has been told so.
         leaving: how the run leaves its worker; what is still executed of its body can do nothing more.
+        thread: the thread that executes the body itself.
+        in_flight: says whether steps are being executed beside the body.
 
     Arguments:
         claim: the lease.
@@ -53,6 +55,8 @@ class Journal:
         self.told = False
         self._seq = last_seq
         self._lock = threading.Lock()
+        self.thread = threading.get_ident()
+        self.in_flight: Callable[[], bool] = lambda: False
 
     def may_go_on(self) -> None:
         """Stop at a step boundary: the lease is gone, the run is cancelled, or the worker shuts down."""
@@ -150,11 +154,14 @@ class Journal:
         if entry is not None:
             self._chance.put_back(entry.clock)
 
-    def wait(self, wait: Wait, *, leave: bool) -> Waited:
-        """Store a wait, and leave the worker for it if that is wanted."""
+    def wait(self, wait: Wait, *, leave: bool, children: Children | None = None) -> Waited:
+        """Store a wait, start its children, and leave the worker for it if that is wanted."""
         waits, claim = self.runs.waits, self.claim
         try:
-            waited = (waits.leave if leave else waits.begin)(claim.key, claim.fence, wait)
+            if leave:
+                waited = waits.leave(claim.key, claim.fence, wait, children)
+            else:
+                waited = waits.begin(claim.key, claim.fence, wait)
         except LeaseLostError:
             self.lost = True
             raise

@@ -16,7 +16,7 @@ from celery_durable.exceptions import (
     StepUsageError,
     StoreError,
 )
-from celery_durable.executor.asks import Body, Pause, Write, answered
+from celery_durable.executor.asks import Abandoned, Body, Pause, Write, answered
 from celery_durable.limits import time_limit
 from celery_durable.seam import Suspended
 
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from celery_durable.transactions import TransactionStep
 
 
+_FOR_GOOD = (Abandoned, SerializationError, StepUsageError)
+
+
 class Call(NamedTuple):
     """One call of a step: its key, and the arguments as they are compared and as they are passed."""
 
@@ -39,6 +42,7 @@ class Call(NamedTuple):
     arguments: tuple[bytes, str]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    seq: int | None = None  # shared by calls that are made side by side
 
 
 class Try(NamedTuple):
@@ -67,7 +71,6 @@ class Performer:
 
     def __init__(self, journal: Journal, settings: Settings, seam: Seam) -> None:
         self.inside: str | None = None
-        self._thread = threading.get_ident()
         self._journal = journal
         self._settings = settings
         self._seam = seam
@@ -86,7 +89,7 @@ class Performer:
         journal, options = self._journal, step.step_options
         transaction: Any = step.transacted
         tries, spent = (known.tries, known.spent) if known is not None else (0, 0)
-        seq = journal.next_seq()
+        seq = call.seq or journal.next_seq()
         if known is not None and known.outcome == outcomes.STARTED:
             raise _interrupted(call.key)
         while True:
@@ -123,7 +126,7 @@ class Performer:
         return coder.decode(output, step.returns), codec, output  # before it is stored: it must come back
 
     def _body(self, frame: context.Frame, step: Step[Any, Any], call: Call, *handle: Any) -> Any:
-        owner = threading.get_ident() == self._thread
+        owner = threading.get_ident() == self._journal.thread
         if owner:
             self.inside = call.key
         function: Callable[..., Any] = step.function
@@ -172,6 +175,8 @@ class Performer:
         )
 
     def _failure(self, call: Call, this: Try, error: Exception, delay: float | None) -> StepWrite:
+        if isinstance(error, Abandoned):
+            return self._entry(call, this, outcomes.ERROR, codec=outcomes.ABANDONED, error=str(error))
         form, dumped = self._seam.dump_error(error)
         outcome = outcomes.ERROR if delay is None else outcomes.TRYING
         return self._entry(call, this, outcome, output=dumped, codec=form, error=texts.line(error))
@@ -185,7 +190,7 @@ class Performer:
 
 
 def _delay(step: Step[Any, Any], error: Exception, failures: int) -> float | None:
-    if step.step_options.at_most_once or isinstance(error, (SerializationError, StepUsageError)):
+    if step.step_options.at_most_once or isinstance(error, _FOR_GOOD):
         return None
     return step.step_options.delay_after(error, failures)
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery_durable import checkpoint as outcomes
 from celery_durable import texts
 from celery_durable.exceptions import RunCancelled, SignalTimeout, StepUsageError
 from celery_durable.seam import Suspended
-from celery_durable.store.writes import Wait
+from celery_durable.store.writes import Stored, Wait
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
 
     from celery_durable import context
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from celery_durable.executor.keys import Keys
     from celery_durable.seam import Seam
     from celery_durable.store.waits import Waited
+    from celery_durable.store.writes import Children, NewRun
 
 # A wait is told by its key: the due time of one that was met stands, whatever the code says by now.
 _NO_DIGEST = b"\0" * 16
@@ -59,11 +61,10 @@ class Waiter:
         self._chance = chance
         self._settings = settings
         self._seam = seam
-        self._thread = threading.get_ident()
 
     def sleep(self, frame: context.Frame, length: timedelta | None, until: datetime | None) -> None:
         """Return after `length`, or at `until`; the run leaves its worker meanwhile if that is long."""
-        with self._call(frame, "sleep") as key:
+        with self.call(frame, "sleep") as key:
             stored = self._history.due(key)
             due = stored or until
             left = due - self._chance.reckoned() if due is not None else length or timedelta(0)
@@ -72,15 +73,15 @@ class Waiter:
             known = self._history.meet_wait(key, outcomes.SLEEP)
             if left <= timedelta(0) or (known is not None and known.finished):
                 return
-            wait = self._wait(key, outcomes.SLEEP, str(until or length), length, until)
+            wait = self.wait(key, outcomes.SLEEP, str(until or length), length, until)
             if left.total_seconds() > self._settings.step_sleep:
-                self._leave(wait)
+                self.leave(wait)
             else:
                 self._pause(wait, known, left.total_seconds())
 
     def signal(self, frame: context.Frame, name: str, timeout: timedelta | None, hint: Any) -> Any:
         """Return the payload of the oldest signal of this name that nobody has received yet."""
-        with self._call(frame, f"wait_for_signal:{name}") as key:
+        with self.call(frame, f"wait_for_signal:{name}") as key:
             known = self._history.meet_wait(key, outcomes.SIGNAL)
             if known is None or not known.finished:
                 outcome, codec, output = self._received(key, name, timeout)
@@ -95,7 +96,7 @@ class Waiter:
     ) -> tuple[str, str | None, bytes | None]:
         late = SignalTimeout(f"No signal {name!r} came within {timeout}", signal=name)
         codec, dumped = self._seam.dump_error(late)
-        wait = self._wait(
+        wait = self.wait(
             key,
             outcomes.SIGNAL,
             "" if timeout is None else f"timeout={timeout}",
@@ -105,15 +106,15 @@ class Waiter:
             late_codec=codec,
             late_error=texts.line(late),
         )
-        waited = self._leave(wait)
+        waited = self.leave(wait)
         return waited.outcome, waited.codec, waited.output
 
     # -- one wait ---------------------------------------------------------------------------------------
 
     @contextmanager
-    def _call(self, frame: context.Frame, name: str) -> Iterator[str]:
+    def call(self, frame: context.Frame, name: str) -> Iterator[str]:
         """Give a wait its key; it belongs to the body itself, which has one order."""
-        if frame.step is not None or threading.get_ident() != self._thread:
+        if frame.step is not None or threading.get_ident() != self._journal.thread:
             where = f"the step {frame.step!r}" if frame.step is not None else "a thread of the body's own"
             message = f"{name} is called in {where}: a run waits in its body, between its steps"
             raise StepUsageError(message, step=name)
@@ -124,7 +125,7 @@ class Waiter:
         finally:
             self._keys.end(base)
 
-    def _wait(
+    def wait(
         self,
         key: str,
         kind: str,
@@ -135,6 +136,7 @@ class Waiter:
         digest: bytes = _NO_DIGEST,
         **more: Any,
     ) -> Wait:
+        """Return a wait as it is stored."""
         return Wait(
             key=key,
             seq=self._journal.next_seq(),
@@ -149,7 +151,7 @@ class Waiter:
 
     def _pause(self, wait: Wait, known: Checkpoint | None, seconds: float) -> None:
         """Wait on the worker: too short to be worth leaving it."""
-        self._may_wait()
+        self.may_wait()
         self._journal.may_go_on()
         if known is None:
             waited = self._journal.wait(wait, leave=False)
@@ -158,17 +160,39 @@ class Waiter:
             seconds = waited.remaining or 0.0
         threading.Event().wait(seconds)
 
-    def _leave(self, wait: Wait) -> Waited:
-        self._may_wait()
-        waited = self._journal.wait(wait, leave=True)
+    def leave(self, wait: Wait, children: Children | None = None) -> Waited:
+        """Store a wait and leave the worker for it; return only if what it waits for is there."""
+        self.may_wait()
+        if self._journal.in_flight():  # steps on an event loop: they are finished before the run leaves
+            later = partial(self._later, wait, children)
+            raise self._journal.leave(Suspended("suspended", reason=wait.kind, later=later))
+        waited = self._journal.wait(wait, leave=True, children=children)
         if waited.left:
-            raise self._journal.leave(Suspended("suspended", reason=wait.kind, stored=True))
+            raise self._journal.leave(_left(wait, waited, children))
         if waited.stop:
             raise RunCancelled
         return waited
 
-    def _may_wait(self) -> None:
+    def _later(self, wait: Wait, children: Children | None) -> Suspended | None:
+        waited = self._journal.wait(wait, leave=True, children=children)
+        return _left(wait, waited, children) if waited.left else None
+
+    def may_wait(self) -> None:
         """A cancelled run waits for nothing, not even while it cleans up."""
         if self._journal.cancelled:
             self._journal.told = True
             raise RunCancelled
+
+
+def to_publish(runs: Sequence[NewRun], started: dict[str, str]) -> list[Stored]:
+    """Return the messages to send: of what was stored, or of all when the answer about them was lost."""
+    return [
+        Stored(run.id, run.message, run.body)
+        for run in runs
+        if run.publish and started.get(run.id, "waiting" if started else "pending") == "pending"
+    ]
+
+
+def _left(wait: Wait, waited: Waited, children: Children | None) -> Suspended:
+    messages = [] if children is None else to_publish(children.runs, waited.started)
+    return Suspended("suspended", reason=wait.kind, stored=True, messages=messages)

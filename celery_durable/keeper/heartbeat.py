@@ -13,8 +13,8 @@ from datetime import timedelta
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from celery_durable.keeper.deaths import DeathWatch
 from celery_durable.keeper.thread import KeeperThread
+from celery_durable.store.deaths import DeathWatch
 
 if TYPE_CHECKING:
     import uuid
@@ -77,7 +77,11 @@ class Heartbeat(KeeperThread):
     def begin(self, keeper: KeeperStore) -> None:
         """Register, on each new connection: after an outage the row may be gone."""
         keeper.register(
-            self._token, hostname=self._hostname, pid=os.getpid(), version=version("celery-durable")
+            self._token,
+            hostname=self._hostname,
+            pid=os.getpid(),
+            version=version("celery-durable"),
+            code=self.store.settings.version,
         )
         self.alive.set()
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from celery_durable.store import Store
-    from celery_durable.store.keeping import KeeperStore
+    from celery_durable.store.keeping import KeeperStore, Look
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,8 @@ class Services(KeeperThread):
         self._app = app
         self._heartbeat = heartbeat
         self._pause = _TICK
+        self._after = 0  # the last parent that was looked at
+        self._next_slot = ""
 
     @property
     def pause(self) -> float:
@@ -66,6 +68,10 @@ class Services(KeeperThread):
         look = keeper.look(term)
         if not look.leading:
             return {}
+        return {**self._move_on(keeper, look), **self._follow_up(keeper, look)}
+
+    def _move_on(self, keeper: KeeperStore, look: Look) -> dict[str, int]:
+        """Wake and publish what is due: nobody else does."""
         counts: dict[str, int] = {}
         if look.next_timer is not None:
             if look.next_timer > 0:
@@ -77,13 +83,36 @@ class Services(KeeperThread):
         if look.unclaimed:
             counts["expired"] = services.expire(keeper)
             counts["lost"] = self._find_lost(keeper)
+        return counts
+
+    def _follow_up(self, keeper: KeeperStore, look: Look) -> dict[str, int]:
+        """Do what somebody did not live to do behind a commit."""
+        counts: dict[str, int] = {}
+        if look.overdue:
+            counts["overdue"] = self._drain(lambda: services.enforce_deadlines(keeper))
+        if look.cascading:
+            counts["cascaded"] = services.cascade(keeper)
+        if look.parents:
+            counts["parents"], self._after = services.wake_parents(self._app, keeper, self._after)
         if look.unreported:
             counts["reported"] = services.report_endings(self._app, keeper)
         if look.chords:
             counts["chords"] = services.look_at_chords(self._app, keeper)
+        if look.slots:
+            counts["granted"] = self._grant_slots(keeper)
         if look.outbox:
             counts["outbox"] = services.publish_outbox(self._app, keeper)
         return counts
+
+    def _grant_slots(self, keeper: KeeperStore) -> int:
+        """Wake who waits for a slot that nobody handed on: its holder was killed, or its while is over.
+
+        One batch of keys at each look, so that no number of keys holds up the rest.
+        """
+        woken, self._next_slot = services.grant_slots(self._app, keeper, self._next_slot)
+        if self._next_slot:
+            self._pause = 0.0
+        return woken
 
     def _find_lost(self, keeper: KeeperStore) -> int:
         settings = self.store.settings

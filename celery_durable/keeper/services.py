@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BATCH = 500
+_PARENTS = 2000
 _AGAIN = timedelta(seconds=1)
 
 
@@ -47,6 +48,39 @@ def publish_unpublished(app: Celery, store: KeeperStore) -> int:
     if envelope.breaker.open:
         return 0
     return publish(app, store, store.publishable(BATCH))
+
+
+def wake_parents(app: Celery, store: KeeperStore, after: int) -> tuple[int, int]:
+    """Wake runs whose children are over and whom nobody has woken, and children whose slot is free.
+
+    Looks at one batch of parents; returns how many runs go on, and where the next batch begins.
+    """
+    parents = store.parents(after, _PARENTS)
+    woken = [
+        stored
+        for parent in parents
+        if parent.ready or parent.abreast is not None
+        for stored in store.wake_parent(parent)
+    ]
+    publish(app, store, woken)
+    return len(woken), parents[-1].key if len(parents) == _PARENTS else 0
+
+
+def enforce_deadlines(store: KeeperStore) -> int:
+    """Cancel runs that are not over at their deadline; return how many."""
+    overdue = store.overdue(BATCH)
+    if overdue:
+        store.cancel(overdue, cause="deadline", reason="its deadline has passed")
+    return len(overdue)
+
+
+def cascade(store: KeeperStore) -> int:
+    """Cancel children of cancelled runs, and theirs; return how many."""
+    total = 0
+    while forsaken := store.forsaken(BATCH):
+        store.cancel(forsaken, cause="parent", reason="its parent was cancelled")
+        total += len(forsaken)
+    return total
 
 
 def expire(store: KeeperStore) -> int:
@@ -87,6 +121,15 @@ def look_at_chords(app: Celery, store: KeeperStore) -> int:
     """Start the bodies of complete chords whose last part was followed up by nobody; return how many."""
     backend: Any = app.backend
     return sum(backend.look_at_chord(chord) for chord in store.open_chords(BATCH))
+
+
+def grant_slots(app: Celery, store: KeeperStore, after: str) -> tuple[int, str]:
+    """Wake runs that wait for a slot, of a batch of keys; return how many, and the key to go on from."""
+    if envelope.breaker.open:
+        return 0, after
+    keys, last = store.slots_with_room(after, BATCH)
+    woken = [publish(app, store, store.grant(key)) for key in keys]
+    return sum(woken), last or ""
 
 
 def publish_outbox(app: Celery, store: KeeperStore, age: timedelta = timedelta(seconds=10)) -> int:

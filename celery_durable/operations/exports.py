@@ -8,7 +8,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from celery_durable import envelope
+from celery_durable import chains, envelope
 from celery_durable.checkpoint import OK
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _called_with(app: Celery, stored: Payloads, redact: Redact) -> dict[str, Any
     found = {
         "args": args,
         "kwargs": kwargs,
-        "canvas": canvas,
+        "canvas": _readable(lambda: chains.whole(app, canvas), stored.body),
         "headers": envelope.headers_of(stored.message),
         "result": result,
     }

@@ -113,3 +113,11 @@ def this_user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user often has a number only
         return f"uid {os.getuid()}"
+
+
+def not_retried(change: Change) -> RunStateError:
+    """Return why a run was not tried again at once."""
+    message = f"Only runs that wait for a retry can be retried now. The run {change.id} is {change.state}"
+    if change.state in (RunState.FAILED, RunState.CANCELLED):
+        message += ": resume it"
+    return RunStateError(message, run_id=change.id, state=str(change.state))

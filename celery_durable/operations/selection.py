@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from celery_durable.operations.outcomes import AT_ONCE, Outcome
 from celery_durable.run import FINAL_STATES, RunState
+from celery_durable.store.questions import Filter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from celery_durable.store.inspection import Filter, InspectionStore
+    from celery_durable.store.inspection import InspectionStore
 
 RESUMABLE = frozenset({RunState.FAILED, RunState.CANCELLED})
+RETRYABLE = frozenset({RunState.WAITING})
 CANCELLABLE = frozenset(RunState) - FINAL_STATES
 
 
@@ -44,7 +46,7 @@ def in_bulk(
 def _batches(
     inspection: InspectionStore, wanted: Filter, possible: frozenset[RunState]
 ) -> Iterator[list[Outcome]]:
-    if all(value is None for value in astuple(wanted)):
+    if wanted == Filter():
         message = "An empty filter would change every run: say which ones, by state, task, reason or time"
         raise ValueError(message)
     named = wanted.possible_states

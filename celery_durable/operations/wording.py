@@ -46,12 +46,12 @@ def clock(when: datetime, now: datetime, zone: tzinfo | None = None) -> str:
     return f"{local:%Y-%m-%d %H:%M:%S}"
 
 
-def summary(run: RunSummary, zone: tzinfo | None = None) -> str:
+def summary(run: RunSummary, zone: tzinfo | None = None, *, max_retries: int | None = None) -> str:
     """Return what a run is doing, waits for and until when, or how it ended: words to follow its state."""
     if run.state is RunState.PENDING:
         return _pending(run)
     if run.state is RunState.WAITING:
-        return _waiting(run, zone)
+        return _waiting(run, zone, max_retries)
     if run.state in (RunState.RUNNING, RunState.CANCELLING):
         return _running(run)
     return _final(run)
@@ -72,12 +72,13 @@ _WAITS_FOR = {
     "timer": "sleeps",
     "sleep": "sleeps",
     "children": "waits for its children",
+    "turn": "waits for its turn among its siblings",
     "slot": "waits for a slot",
     "replaced": "was replaced: it ends as the task in its place does",
 }
 
 
-def _waiting(run: RunSummary, zone: tzinfo | None) -> str:
+def _waiting(run: RunSummary, zone: tzinfo | None, max_retries: int | None) -> str:
     until = ""
     if run.due is not None:
         until = f" until {clock(run.due, run.now, zone)} ({relative(run.due, run.now)})"
@@ -85,7 +86,10 @@ def _waiting(run: RunSummary, zone: tzinfo | None) -> str:
             until = f"; due {relative(run.due, run.now)}, the keeper wakes it"
     if run.reason == "retry":
         after = f" after {run.error}" if run.error else ""
-        return f"waits for a retry{until}, retry {run.retries}{after}"
+        of = "" if max_retries is None else f" of {max_retries}"
+        return f"waits for a retry{until}, retry {run.retries}{of}{after}"
+    if run.reason == "version":
+        return f"waits for a worker of version {run.version}; the next try {until.lstrip('; ')}"
     if run.reason == "timer" and run.attempt == 0:
         return f"is not due yet: waits{until}"
     if run.reason == "signal":
@@ -110,6 +114,8 @@ _ENDED_BY = {
     "cancelled": "by an operator",
     "revoked": "by a revoke",
     "expired": "because nobody took it before it expired",
+    "deadline": "at its deadline",
+    "parent": "with its parent",
     "ignored": "because its task raised Ignore",
 }
 

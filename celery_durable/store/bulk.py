@@ -62,8 +62,7 @@ class Insertion:
         self._cursors = [
             connection.execute(sql[name], {**columns, **shared}) for name, columns in _statements(new)
         ]
-        for links in _links(new):  # last: a pipeline that is left by an error commits what is in it already
-            connection.execute(sql["enqueue_chain"], {**links, **shared})
+        complete(connection, sql, new, shared)
 
     def states(self) -> list[str | None]:
         """Return for each row its state (of a plain message: its key), None where nothing was stored."""
@@ -73,17 +72,38 @@ class Insertion:
         return [stored.get(one.id) for one in self._new]
 
 
+def complete(
+    connection: Connection,
+    sql: Mapping[str, str],
+    new: Iterable[NewRun | PlainMessage],
+    shared: dict[str, Any],
+) -> None:
+    """Store what belongs to runs just stored: what they share with others, and their chains."""
+    new = list(new)
+    for one in new:
+        if isinstance(one, NewRun) and one.slot is not None:
+            connection.execute(sql["assign_slot"], slot_of(one))
+    for links in _links(new):  # last: a pipeline that is left by an error commits what is in it already
+        connection.execute(sql["enqueue_chain"], {**links, **shared})
+
+
 def _statements(new: Iterable[NewRun | PlainMessage]) -> Iterator[tuple[str, dict[str, Any]]]:
     first: dict[str, NewRun | PlainMessage] = {}
     for one in new:
         first.setdefault(one.id, one)
-    for runs in batches((one for one in first.values() if isinstance(one, NewRun)), _size):
-        yield ("enqueue", vars(runs[0])) if len(runs) == 1 else ("enqueue_bulk", _columns(runs))
-    for messages in batches((one for one in first.values() if isinstance(one, PlainMessage)), _size):
-        yield "enqueue_outbox", _columns(messages)
+    for runs in batches((one for one in first.values() if isinstance(one, NewRun)), size_of):
+        yield ("enqueue", vars(runs[0])) if len(runs) == 1 else ("enqueue_bulk", columns_of(runs))
+    for messages in batches((one for one in first.values() if isinstance(one, PlainMessage)), size_of):
+        yield "enqueue_outbox", columns_of(messages)
 
 
-def _size(row: NewRun | PlainMessage) -> int:
+def slot_of(run: NewRun) -> dict[str, Any]:
+    """Return the parameters of `assign_slot`."""
+    return {"id": run.id, **vars(run.slot)}
+
+
+def size_of(row: NewRun | PlainMessage) -> int:
+    """Return about how many bytes a row takes."""
     return len(row.body)
 
 
@@ -97,5 +117,6 @@ def _links(new: Iterable[NewRun | PlainMessage]) -> Iterator[dict[str, Any]]:
             yield {"chain": chain.id, "numbers": list(numbers), "signatures": list(signatures), **described}
 
 
-def _columns(rows: Sequence[NewRun | PlainMessage]) -> dict[str, list[Any]]:
+def columns_of(rows: Sequence[NewRun | PlainMessage]) -> dict[str, list[Any]]:
+    """Return rows as the arrays that a bulk statement takes."""
     return {name: [getattr(row, name) for row in rows] for name in vars(rows[0])}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 T = TypeVar("T")
 
-_KEEPALIVE = {
+KEEPALIVE = {
     "connect_timeout": 5,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -143,7 +143,7 @@ class Connections:
 
     def _options(self) -> dict[str, Any]:
         return {
-            **_KEEPALIVE,
+            **KEEPALIVE,
             "autocommit": True,
             "prepare_threshold": 0 if self.prepare else None,
             "row_factory": dict_row,

@@ -10,6 +10,7 @@ from celery_durable.exceptions import ConfigurationError
 from celery_durable.store import migrate
 from celery_durable.store.chords import ChordStore
 from celery_durable.store.connections import Connections
+from celery_durable.store.in_hand import database_of
 from celery_durable.store.keeping import KeeperStore
 from celery_durable.store.results import ResultStore
 from celery_durable.store.runs import RunStore
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from celery_durable.store.forking import ForkStore
     from celery_durable.store.inspection import InspectionStore
     from celery_durable.store.once import OnceStore
+    from celery_durable.store.posting import PostingStore
+    from celery_durable.store.slots import SlotStore
     from celery_durable.store.transactions import TransactionStore
 
 _PRUNED_AT_ONCE = 500
@@ -51,9 +54,28 @@ class Store:
         )
         self._transactions: dict[str | None, TransactionStore] = {}
         lease = timedelta(seconds=settings.lease)
-        self.runs = RunStore(self.connections, schema=settings.schema, check=settings.check, lease=lease)
+        self.runs = RunStore(
+            self.connections,
+            schema=settings.schema,
+            check=settings.check,
+            lease=lease,
+            version=settings.only_version,
+        )
         self.chords = ChordStore(self.connections, self.runs, schema=settings.schema, lease=lease)
         self.results = ResultStore(self.connections, schema=settings.schema)
+
+    @cached_property
+    def posting(self) -> PostingStore:
+        """Runs and their messages in one commit, where the broker is this database."""
+        from celery_durable.store.posting import PostingStore
+
+        settings = self.settings
+        return PostingStore(self.connections, schema=settings.schema, check=settings.check)
+
+    @property
+    def identity(self) -> str:
+        """What tells this database and schema from another."""
+        return database_of(self.url, self.settings.schema)
 
     def transactions(self, database: str | None = None) -> TransactionStore:
         """Return the transactions of steps: in this database, or in one that the settings or a URL name.
@@ -73,6 +95,12 @@ class Store:
                 outage_budget=self.settings.outage_budget,
             )
         return self._transactions[database]
+
+    def close(self) -> None:
+        """Close the connections of this process, those of transactions too."""
+        for transactions in self._transactions.values():
+            transactions.close()
+        self.connections.close()
 
     def url_of(self, database: str) -> str:
         """Return the URL of a user's database, given by its name in `durable_databases` or as a URL."""
@@ -110,6 +138,19 @@ class Store:
         from celery_durable.store.forking import ForkStore
 
         return ForkStore(self.connections, schema=self.settings.schema, check=self.settings.check)
+
+    @cached_property
+    def slots(self) -> SlotStore:
+        """The statements of runs that need a slot."""
+        from celery_durable.store.slots import SlotStore
+
+        return SlotStore(
+            self.connections,
+            self.runs,
+            schema=self.settings.schema,
+            check=self.settings.check,
+            version=self.settings.only_version,
+        )
 
     @cached_property
     def once(self) -> OnceStore:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from celery_durable.store import queries
+from celery_durable.store.slots import granted
 from celery_durable.store.writes import Stored
 
 if TYPE_CHECKING:
-    import uuid
     from collections.abc import Sequence
     from datetime import datetime, timedelta
 
@@ -43,6 +44,22 @@ class Unclaimed:
 
 
 @dataclass(frozen=True)
+class Parent:
+    """A run that waits for its children.
+
+    Attributes:
+        ready: all of them are over.
+        abreast: how many may be executed at a time, where some wait for others to end.
+    """
+
+    key: int
+    id: str
+    wait: uuid.UUID
+    ready: bool
+    abreast: int | None
+
+
+@dataclass(frozen=True)
 class Look:
     """The leader's small query: what there is to do."""
 
@@ -52,6 +69,10 @@ class Look:
     outbox: bool
     unreported: bool
     chords: bool
+    parents: bool
+    cascading: bool
+    overdue: bool
+    slots: bool
     leading: bool
 
 
@@ -67,16 +88,26 @@ class KeeperStore:
     def __init__(self, connection: Connection, *, schema: str, check: timedelta) -> None:
         self.connection = connection
         self._sql = queries.load("keeper", schema)
+        self._waits = queries.load("waits", schema)
+        self._cancel = queries.load("inspection", schema)["cancel"]
         self._unpublish = queries.load("runs", schema)["unpublish"]
+        self._slots = queries.load("slots", schema)
         self._open_chords = queries.load("chords", schema)["overdue"]
         self._check = check
 
     def _all(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
         return self.connection.execute(self._sql[name], parameters).fetchall()
 
-    def register(self, token: uuid.UUID, *, hostname: str, pid: int, version: str) -> int:
-        """Bring a worker process to life; return the id of its row."""
-        rows = self._all("register_worker", token=token, hostname=hostname, pid=pid, version=version)
+    def register(
+        self, token: uuid.UUID, *, hostname: str, pid: int, version: str, code: str | None = None
+    ) -> int:
+        """Bring a worker process to life; return the id of its row.
+
+        `version` is that of this package, `code` that of the application.
+        """
+        rows = self._all(
+            "register_worker", token=token, hostname=hostname, pid=pid, version=version, code=code
+        )
         return int(rows[0]["id"])
 
     def beat(self, token: uuid.UUID, *, reserved: int) -> bool | None:
@@ -123,6 +154,48 @@ class KeeperStore:
     def wake(self, limit: int) -> list[Stored]:
         """Turn waiting runs that are due into pending ones; the caller publishes them."""
         return [Stored(**row) for row in self._all("wake", limit=limit, check=self._check)]
+
+    def parents(self, after: int, limit: int) -> list[Parent]:
+        """Return runs that wait for children, by their keys from `after` on."""
+        return [Parent(**row) for row in self._all("parents", after=after, limit=limit)]
+
+    def wake_parent(self, parent: Parent) -> list[Stored]:
+        """Wake a run whose children are over, or those of them that wait for a free slot."""
+        parameters = {
+            "parent": parent.id,
+            "wait": parent.wait,
+            "abreast": parent.abreast,
+            "check": self._check,
+        }
+        if parent.ready:
+            rows = self.connection.execute(self._waits["wake_parent"], parameters).fetchall()
+        else:
+            with self.connection.transaction():
+                self.connection.execute(self._waits["hold_parent"], parameters)
+                rows = self.connection.execute(self._waits["next_child"], parameters).fetchall()
+        return [Stored(**row) for row in rows]
+
+    def overdue(self, limit: int) -> list[str]:
+        """Return runs that are not over at their deadline."""
+        return [row["id"] for row in self._all("overdue", limit=limit)]
+
+    def forsaken(self, limit: int) -> list[str]:
+        """Return unfinished children of cancelled runs; when there are none any more, forget about these."""
+        ids = [row["id"] for row in self._all("forsaken", limit=limit)]
+        if not ids:
+            self._all("cascaded")
+        return ids
+
+    def cancel(self, ids: Sequence[str], *, cause: str, reason: str) -> None:
+        """Cancel runs, as an operator would."""
+        parameters = {
+            "ids": list(ids),
+            "operation": uuid.uuid4(),
+            "actor": None,
+            "reason": reason,
+            "cause": cause,
+        }
+        self.connection.execute(self._cancel, parameters)
 
     def publishable(self, limit: int) -> list[Stored]:
         """Take pending runs that the broker does not know of; the caller publishes them."""
@@ -182,3 +255,13 @@ class KeeperStore:
         """Return how many runs `prune` would delete."""
         rows = self._all("prunable", age=age, failed_age=age if failed_age is None else failed_age)
         return int(rows[0]["runs"])
+
+    def slots_with_room(self, after: str, limit: int) -> tuple[list[str], str | None]:
+        """Return keys, after one, that have a slot for who waits; and where to go on, None at the end."""
+        given = {"slot": after, "limit": limit, "check": self._check}
+        rows = self.connection.execute(self._slots["open"], given).fetchall()
+        return [row["slot"] for row in rows if row["open"]], rows[-1]["slot"] if len(rows) == limit else None
+
+    def grant(self, slot: str) -> list[Stored]:
+        """Wake who waits for a slot of this key, as many as it has; the caller publishes them."""
+        return granted(self.connection, self._slots, slot, self._check)

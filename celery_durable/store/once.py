@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from celery_durable.store import queries
+from celery_durable.store.bulk import Insertion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +29,7 @@ class OnceStore:
     def __init__(self, connections: Connections, *, schema: str, check: timedelta) -> None:
         self._connections = connections
         self._sql = queries.load("once", schema)
-        self._enqueue = queries.load("runs", schema)["enqueue"]
+        self._runs = {**queries.load("chains", schema), **queries.load("runs", schema)}
         self._check = check
 
     def enqueue(self, run: NewRun, key: Key, message_of: Callable[[str], bytes]) -> tuple[str, str | None]:
@@ -37,13 +38,7 @@ class OnceStore:
         `message_of` returns the run's message under another id, for the debounced run that it is merged into.
         Returns the id of the run that the key stands for, and the new run's state if it is a new one.
         """
-        parameters = {
-            **run.__dict__,
-            **key.__dict__,
-            "check": self._check,
-            "holder": None,
-            "fence": None,
-        }
+        parameters = {**vars(run), **vars(key)}
 
         def work(connection: Connection) -> tuple[str, str | None]:
             with connection.transaction():
@@ -54,8 +49,7 @@ class OnceStore:
                         holder = self._retake(connection, parameters)  # it has just been woken
                 if holder != run.id:
                     return holder, None
-                row = connection.execute(self._enqueue, parameters).fetchone()
-                return holder, row["state"] if row else None
+                return holder, Insertion(connection, self._runs, [run], self._check).states()[0]
 
         return self._connections.patiently(work, budget=_BUDGET)
 

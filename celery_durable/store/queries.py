@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 from functools import cache
 from importlib import resources
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 _LEFT_ALONE = re.compile(r"(--[^\n]*|'[^']*')")
+_OPTIONAL_LINE = re.compile(r"^.*--\? (\w+)\n", re.MULTILINE)
 _SCHEMA = re.compile(r"\bdurable\.(?=[a-z_]+)")
 
 
@@ -28,6 +33,12 @@ def in_schema(sql: str, schema: str) -> str:
     return "".join(
         part if number % 2 else _SCHEMA.sub(lambda _: f"{quoted}.", part) for number, part in enumerate(parts)
     )
+
+
+def with_lines(sql: str, wanted: Iterable[str]) -> str:
+    """Return `sql` without the lines that end in `--? name`, but for those whose name is wanted."""
+    kept = frozenset(wanted)
+    return _OPTIONAL_LINE.sub(lambda line: line[0] if line[1] in kept else "", sql)
 
 
 @cache

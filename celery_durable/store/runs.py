@@ -10,10 +10,10 @@ from psycopg import DataError
 from celery_durable.checkpoint import Checkpoint, StepWrite
 from celery_durable.exceptions import LeaseLostError, NondeterminismError, SerializationError
 from celery_durable.run import Claim, Refusal, RunState
-from celery_durable.store import queries
+from celery_durable.store import in_hand, queries
 from celery_durable.store.bulk import Insertion
 from celery_durable.store.chords import look, store_part
-from celery_durable.store.waits import WaitStore
+from celery_durable.store.waits import WaitStore, followed
 from celery_durable.store.writes import (
     Finish,
     Finished,
@@ -33,8 +33,15 @@ if TYPE_CHECKING:
     from celery_durable.store.connections import Connection, Connections
 
 _ENQUEUE_BUDGET = 15.0
+_ANY_VERSION = "and r.slot is null"
+_THIS_VERSION = "and r.slot is null and (r.version is null or r.version = %(version)s)"
 _LEASE = timedelta(seconds=30)
 _SMALL = 64 * 1024  # bytes of a value that a connection's cursor may hold on to until the next one
+
+
+def with_version(claim: str) -> str:
+    """Return a claim that takes runs of one version only, and those of none."""
+    return claim.replace(_ANY_VERSION, _THIS_VERSION)
 
 
 class RunStore:
@@ -45,17 +52,28 @@ class RunStore:
         schema: the schema's name.
         check: how long after a publish the keeper looks whether the message was lost.
         lease: how long who finds a chord complete has for starting its body.
+        version: the only version of the code whose runs may be claimed; None for all of them.
     """
 
     def __init__(
-        self, connections: Connections, *, schema: str, check: timedelta, lease: timedelta = _LEASE
+        self,
+        connections: Connections,
+        *,
+        schema: str,
+        check: timedelta,
+        lease: timedelta = _LEASE,
+        version: str | None = None,
     ) -> None:
         self._connections = connections
         self._lease = lease
         self._sql = {**queries.load("chains", schema), **queries.load("runs", schema)}
         self._chords = queries.load("chords", schema)
         self._check = check
-        self.waits = WaitStore(connections, schema=schema)
+        self._schema = schema
+        self._version = version
+        if version is not None:  # most workers execute runs of any version, and ask nothing
+            self._sql["claim"] = with_version(self._sql["claim"])
+        self.waits = WaitStore(connections, schema=schema, check=check)
 
     def enqueue(self, run: NewRun) -> str | None:
         """Store a run; return its state, or None when a run with this id is there already."""
@@ -65,7 +83,7 @@ class RunStore:
         """Store runs in one round trip and one transaction; return each one's state, None for known ids."""
 
         def work(connection: Connection) -> list[str | None]:
-            if len(runs) == 1 and not runs[0].chains:
+            if len(runs) == 1 and not runs[0].chains and runs[0].slot is None:
                 return self._insert(connection, runs).states()
             with connection.pipeline():
                 inserted = self._insert(connection, runs)
@@ -112,6 +130,7 @@ class RunStore:
             "token": token,
             "pid": pid,
             "revision": revision,
+            "version": self._version,
         }
 
         def work(connection: Connection) -> tuple[Any, list[Any], Any]:
@@ -123,25 +142,40 @@ class RunStore:
             return claimed.fetchone(), history.fetchall(), wanted.fetchone() if link is not None else None
 
         row, history, following = self._connections.patiently(work, budget=float("inf"), give_up=give_up)
-        if row is None:
-            return self._refusal(parameters)
+        return self.refusal(parameters) if row is None else self.leased(row, history, following)
+
+    @staticmethod
+    def leased(
+        row: dict[str, Any], history: Sequence[dict[str, Any]], following: Any
+    ) -> tuple[Claim, list[Checkpoint]]:
+        """Return what a claim was given."""
         return Claim(**row, link=following), [
             Checkpoint(**{**step, "clock": tuple(step["clock"] or ())}) for step in history
         ]
 
-    def _refusal(self, parameters: dict[str, Any]) -> Refusal:
+    def refusal(self, parameters: dict[str, Any]) -> Refusal:
+        """Return why a claim was given nothing."""
         row = self._one("standing", parameters)
         if row["state"] is None:
             return Refusal.UNKNOWN if row["worker_alive"] else Refusal.NO_WORKER
         state = RunState(row["state"])
-        if state is RunState.PENDING and row["expired"]:
-            self._one("expire", parameters, fetch=False)
-            return Refusal.EXPIRED
-        if state is RunState.PENDING and not row["worker_alive"]:
-            return Refusal.NO_WORKER
+        if state is RunState.PENDING:
+            return self._refused(parameters, row)
         if state.final:
             return Refusal.FINAL
         return Refusal.WAITING if state is RunState.WAITING else Refusal.OWNED
+
+    def _refused(self, parameters: dict[str, Any], row: dict[str, Any]) -> Refusal:
+        """Return why a pending run is not for this worker."""
+        if row["expired"]:
+            self._one("expire", parameters, fetch=False)
+            return Refusal.EXPIRED
+        if not row["worker_alive"]:
+            return Refusal.NO_WORKER
+        if self._version is not None and row["version"] not in (None, self._version):
+            self._one("wait_for_version", {"id": parameters["id"], "version": self._version}, fetch=False)
+            return Refusal.VERSION
+        return Refusal.SLOTTED if row["slotted"] else Refusal.OWNED
 
     def checkpoint(self, run: int, fence: uuid.UUID, step: StepWrite, *, relaxed: bool = False) -> bool:
         """Store one step's outcome; return whether the run is asked to stop.
@@ -203,34 +237,44 @@ class RunStore:
         fence: uuid.UUID,
         outcome: Finish,
         links: Sequence[NewRun | PlainMessage] = (),
+        *,
         part: Part | None = None,
+        child: Claim | None = None,
     ) -> Finished:
         """End a run and store the runs its links start and its part of a chord, in one transaction.
 
-        The look at the chord is a second transaction in the same round trip, behind the first one's commit.
+        The looks at the chord, and at the parent that waits for this `child`, follow in the same round trip,
+        behind the first one's commit.
         Raises `LeaseLostError` when another attempt owns the run.
         """
         parameters = {**outcome.__dict__, "run": run, "fence": fence, "state": outcome.state.value}
 
-        def work(connection: Connection) -> tuple[Any, list[str | None], Any]:
-            if not links and part is None:
-                return connection.execute(self._sql["finish"], parameters).fetchone(), [], None
-            looked = None
+        def work(connection: Connection) -> tuple[Any, list[str | None], Any, list[Stored]]:
+            followed_up = part is not None or child is not None
+            if not links and not followed_up and not in_hand.something():
+                return connection.execute(self._sql["finish"], parameters).fetchone(), [], None, []
+            looked, woken = None, []
             with connection.pipeline():
-                if part is not None:
+                if followed_up:
                     connection.execute("begin")
                 finished = connection.execute(self._sql["finish"], parameters)
                 linked = self._insert(connection, links, run, fence)
+                in_hand.put_away(connection, self._schema, run, fence)
                 if part is not None:
                     store_part(connection, self._chords, part, run, fence)
+                if followed_up:
                     connection.execute("commit")
+                if part is not None:
                     looked = look(connection, self._chords, part.chord, fence, self._lease)
-            return finished.fetchone(), linked.states(), looked and looked.fetchone()
+                if child is not None:
+                    woken = self.waits.follow(connection, child)
+            at_chord = looked and looked.fetchone()
+            return finished.fetchone(), linked.states(), at_chord, followed(woken)
 
-        row, linked, looked = self._connections.patiently(work)
+        row, linked, looked, woken = self._connections.patiently(work)
         if row is None:
             raise LeaseLostError
-        return Finished(self.to_send(links, linked), looked and Look(**looked))
+        return Finished(self.to_send(links, linked), looked and Look(**looked), woken)
 
     def add(self, connection: Connection, new: Sequence[NewRun | PlainMessage]) -> list[str | None]:
         """Store runs and messages in the transaction that is open; return their states, for `to_send()`."""
@@ -260,7 +304,17 @@ class RunStore:
 
         Raises `LeaseLostError` when another attempt owns the run.
         """
-        row = self._one("release", self._leaving(run, fence, release))
+        parameters = self._leaving(run, fence, release)
+
+        def work(connection: Connection) -> Any:
+            if not in_hand.something():
+                return connection.execute(self._sql["release"], parameters).fetchone()
+            with connection.pipeline():
+                left = connection.execute(self._sql["release"], parameters)
+                in_hand.put_away(connection, self._schema, run, fence)
+            return left.fetchone()
+
+        row = self._connections.patiently(work)
         if row is None:
             raise LeaseLostError
         return RunState(row["state"])
@@ -340,6 +394,10 @@ class RunStore:
         """End a run as Celery's revoke does; return whether it was ended."""
         parameters = {"id": run_id, "token": token, "terminated": terminated}
         return self._one("revoke", parameters, budget=_ENQUEUE_BUDGET) is not None
+
+    def was_resumed(self, run_id: str, *, budget: float) -> bool:
+        """Return whether a run that was revoked has been resumed since."""
+        return self._one("was_resumed", {"id": run_id}, budget=budget) is not None
 
     def reported(self, run_id: str, problem: str | None = None) -> None:
         """Note that a failed run's error callbacks, chain and chord have been told, or why they cannot be."""

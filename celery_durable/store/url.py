@@ -68,6 +68,13 @@ def django_alias(url: str) -> str | None:
     return (parts.netloc or "default") if parts.scheme == "django" else None
 
 
+def driver() -> str:
+    """Return name and version of the database driver."""
+    from psycopg import __version__
+
+    return f"psycopg {__version__}"
+
+
 def redact(url: str) -> str:
     """Return `url` without its password."""
     parts = urlsplit(url)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from celery_durable.run import RunState, celery_state
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from datetime import datetime, timedelta
+    from uuid import UUID
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class RunSummary:
     group: str | None
     version: str | None
     tags: Any
+    progress: Any
     created_at: datetime
     started_at: datetime | None
     claimed_at: datetime | None
@@ -144,6 +146,8 @@ class RunView(RunSummary):
         forked_from: the run this one began as a fork of.
         forks: runs that began as forks of this one.
         keys: keys that a call would be given this run for.
+        slot: the key of the runs it shares with: of these `slot_limit` are executed at a time, and
+            `slot_rate` start in each `slot_period`.
     """
 
     traceback: str | None
@@ -151,6 +155,10 @@ class RunView(RunSummary):
     result_bytes: int | None
     body_bytes: int
     forked_from: str | None = None
+    slot: str | None = None
+    slot_limit: int | None = None
+    slot_rate: int | None = None
+    slot_period: timedelta | None = None
     forks: tuple[str, ...] = ()
     keys: tuple[KeyView, ...] = ()
     attempts: tuple[AttemptView, ...] = ()
@@ -161,10 +169,14 @@ class RunView(RunSummary):
 
 @dataclass(frozen=True)
 class Page:
-    """Some runs, newest first; `next` is the `before` of the page that follows, None at the end."""
+    """Some runs, newest first; `next` is the `before` of the page that follows, None at the end.
+
+    A `partial` page was not filled because only so many runs were looked at; `next` goes on behind them.
+    """
 
     runs: tuple[RunSummary, ...]
     next: int | None
+    partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -211,6 +223,15 @@ class TaskStats:
 
 
 @dataclass(frozen=True)
+class SlotStats:
+    """How many runs of a concurrency key are executed, and how many wait for a slot."""
+
+    slot: str
+    running: int
+    waiting: int
+
+
+@dataclass(frozen=True)
 class WorkerStats:
     """A worker process: how many runs it executes, and the seconds since its last heartbeat."""
 
@@ -229,6 +250,28 @@ class Stats:
     queues: tuple[QueueStats, ...]
     tasks: tuple[TaskStats, ...]
     workers: tuple[WorkerStats, ...]
+    slots: tuple[SlotStats, ...] = ()
+
+
+@dataclass(frozen=True)
+class Replayable:
+    """What a replay of a run begins with."""
+
+    key: int
+    id: str
+    task: str
+    state: str
+    version: str | None
+    attempt: int
+    generation: int
+    retries: int
+    recoveries: int
+    seed: UUID
+    revision: int
+    replacements: int
+    message: bytes
+    body: bytes
+    now: datetime
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime, timedelta
 
     from celery_durable.run import RunState
@@ -19,6 +20,24 @@ class Stored:
     id: str
     message: bytes
     body: bytes
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What a run shares with others of its key.
+
+    Attributes:
+        key: the key, of all tasks.
+        limit: how many of them may be executed at a time, None for any number.
+        rate: how many of them may start in each `period`, None for any number.
+        rank: who goes first: the highest, then the oldest.
+    """
+
+    key: str
+    limit: int | None = None
+    rate: int | None = None
+    period: timedelta | None = None
+    rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,7 +74,10 @@ class NewRun:
     eta: datetime | None = None
     expires: timedelta | None = None
     expires_at: datetime | None = None
+    deadline: timedelta | None = None
+    deadline_at: datetime | None = None
     publish: bool = True
+    slot: Slot | None = None
     chains: tuple[NewChain, ...] = ()
 
 
@@ -147,10 +169,12 @@ class Finished:
     Attributes:
         links: for each run or message that it starts its state, None for one that is not to be sent.
         chord: the look at the chord that the run is a part of.
+        woken: its parent, if that waited for it alone, and siblings that waited for its slot.
     """
 
     links: list[str | None]
     chord: Look | None = None
+    woken: list[Stored] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -175,6 +199,22 @@ class Release:
 
 
 @dataclass(frozen=True)
+class Children:
+    """What a wait for children starts.
+
+    Attributes:
+        runs: the children, in their order.
+        abreast: how many of them may be executed at a time, None for all.
+        detached: whether they go on when their parent is cancelled.
+    """
+
+    runs: Sequence[NewRun]
+    parent: str
+    abreast: int | None = None
+    detached: bool = False
+
+
+@dataclass(frozen=True)
 class Wait:
     """A wait as it is stored when it is met.
 
@@ -183,7 +223,8 @@ class Wait:
         awaits: the signal's name, or the id of a wait of children.
         delay: how long, or `until` when; both None for a wait that nothing but its event ends.
         output: what is kept with it until then.
-        late: what is stored as its error when nothing came in time, with its codec and in one line.
+        late: what is stored as its error when nothing came in time, or results larger than `most` bytes
+            together; with its codec and in one line.
     """
 
     key: str
@@ -199,6 +240,7 @@ class Wait:
     late: bytes | None = None
     late_codec: str | None = None
     late_error: str | None = None
+    most: int = 0
 
 
 def closed(fence: uuid.UUID) -> uuid.UUID:

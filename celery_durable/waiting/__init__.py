@@ -71,8 +71,10 @@ class WaitingMixin:
         """Return the value of a result when it is final."""
         self._ensure_not_eager()
         try:
-            for _ in self._arrivals({result.id: [result]}, **options):
-                pass
+            for meta in self._arrivals({result.id: [result]}, **options):
+                on_interval = options.get("on_interval")
+                if on_interval and meta["status"] in states.PROPAGATE_STATES:
+                    on_interval()  # raises what a parent failed with, which says more than that it failed
         finally:
             self._promises.release(result)
         return result.maybe_throw(callback=callback, propagate=propagate)

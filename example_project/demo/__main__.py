@@ -36,6 +36,7 @@ examples:
   python -m example_project.demo                          the bundled clip
   python -m example_project.demo ~/holiday.mov            a file
   python -m example_project.demo https://example.com/a.mp4
+  tox -e demo -- --flower                                 and look at the run in Flower
   tox -e demo -- --keep ~/holiday.mov                     the same from a clean clone
 
 MEDIA_BROKER_URL and MEDIA_BACKEND_URL replace the embedded Postgres by servers of yours."""
@@ -69,6 +70,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--keep", action="store_true", help="keep the database, to look at the run afterwards"
     )
+    parser.add_argument("--flower", action="store_true", help="leave Flower open on the run, until Ctrl-C")
+    parser.add_argument("--port", type=int, default=5555, help="Flower's port; 0 for any (%(default)s)")
     parser.add_argument(
         "--folder",
         type=Path,
@@ -126,8 +129,12 @@ def _play(options: argparse.Namespace, console: Console) -> int:
         return 1
     _conclude(display, ending)
     if options.keep:
-        show = f"python -m celery -A example_project.app durable show {ending.run}"
-        display.conclude(Text(f"Look at it: CELERY_DURABLE_DIR={options.folder / DATABASE} {show}"))
+        command = f"python -m celery -A example_project.app durable show {ending.run}"
+        display.conclude(Text(f"Look at it: CELERY_DURABLE_DIR={options.folder / DATABASE} {command}"))
+    if options.flower:
+        from example_project.demo.pages import show as show_pages
+
+        show_pages(ending.run, options.folder / "logs", options.port, console)
     return 1 if ending.problems else 0
 
 

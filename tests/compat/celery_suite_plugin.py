@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 
+from celery_durable.transport import register
+
+register()  # the broker may be durable+postgresql://, and the tests' app has no durable tasks
+
 MODE = "CELERY_SUITE_MODE"
 
 

@@ -1,12 +1,12 @@
 """Run Celery's own integration tests, unmodified, against this package.
 
-    python tests/compat/run_celery_suite.py [--mode tasks] [--file test_canvas.py] [-- pytest options]
+    python tests/compat/run_celery_suite.py [--mode tasks] [--file test_canvas.py] [--broker postgres] [-- …]
 
 `backend` runs plain tasks on the durable result backend, `tasks` runs every task as a `DurableTask`,
 `baseline` is Celery alone on Redis, to tell what fails anyhow. The tests come from Celery's sdist.
 About 130 of them ask for a result backend whose URL starts with `redis`: the backend gets an alias of that
-kind, for this run only. A private Redis is the broker. Each file runs in a process of its own; what cannot
-pass is listed, with its reason, in `deselected.txt`.
+kind, for this run only. A private Redis is the broker, or (`--broker postgres`) the database itself.
+Each file runs in a process of its own; what cannot pass is listed, with its reason, in `deselected.txt`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,12 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 MODES = ("backend", "tasks", "baseline")
 ALIAS = "redisdurable"
-SETTINGS = {"durable_auto_migrate": True, "durable_autoretry": False, "durable_lease": 10}
+SETTINGS = {
+    "durable_auto_migrate": True,
+    "durable_autoretry": False,
+    "durable_lease": 10,
+    "broker_transport_options": {"auto_migrate": True},
+}
 TIMEOUT = 3600
 
 
@@ -141,9 +146,9 @@ def files_of(root: Path) -> list[str]:
     return [name for name in names if name not in left_out]
 
 
-def environment_of(mode: str, alias: Path, port: int, database_url: str) -> dict[str, str]:
+def environment_of(mode: str, alias: Path, port: int, database_url: str, broker: str) -> dict[str, str]:
     """Return the variables that Celery's tests read, and what keeps the checkout away from them."""
-    broker = f"redis://127.0.0.1:{port}/0"
+    redis = f"redis://127.0.0.1:{port}/0"
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     return {
         **kept,
@@ -152,12 +157,14 @@ def environment_of(mode: str, alias: Path, port: int, database_url: str) -> dict
         "PYTHONPATH": os.pathsep.join([str(alias), str(HERE)]),
         "REDIS_HOST": "127.0.0.1",
         "REDIS_PORT": str(port),
-        "TEST_BROKER": broker,
-        "TEST_BACKEND": broker if mode == "baseline" else f"{ALIAS}+{database_url}",
+        "TEST_BROKER": f"durable+{database_url}" if broker == "postgres" else redis,
+        "TEST_BACKEND": redis if mode == "baseline" else f"{ALIAS}+{database_url}",
     }
 
 
-def run(target: Path, modes: Sequence[str], files: Sequence[str], options: list[str]) -> Counter[str]:
+def run(
+    target: Path, modes: Sequence[str], files: Sequence[str], options: list[str], broker: str = "redis"
+) -> Counter[str]:
     """Run the suite below `target`; return the counts of all files together."""
     root = target / f"celery-{celery.__version__}"
     if not root.exists():
@@ -170,7 +177,9 @@ def run(target: Path, modes: Sequence[str], files: Sequence[str], options: list[
         for mode in modes:
             for file in files or files_of(root):
                 with database(os.environ["DURABLE_TEST_POSTGRES"]) as url:
-                    counts = run_file(root, file, mode, environment_of(mode, alias, port, url), options)
+                    counts = run_file(
+                        root, file, mode, environment_of(mode, alias, port, url, broker), options
+                    )
                 text = ", ".join(f"{number} {name}" for name, number in counts.items())
                 sys.stdout.write(f"{mode:8} {file:45} {text}\n")
                 sys.stdout.flush()
@@ -185,13 +194,15 @@ def main() -> int:
     )
     parser.add_argument("--mode", choices=MODES, action="append", help="default: backend and tasks")
     parser.add_argument("--file", action="append", help="a file of t/integration; default: all")
+    parser.add_argument("--broker", choices=("redis", "postgres"), default="redis", help="default: redis")
     parser.add_argument("--keep", type=Path, help="a directory for the suite and its logs")
     arguments, options = parser.parse_known_args()
     options = [option for option in options if option != "--"]
     with tempfile.TemporaryDirectory(prefix="celery-suite-") as scratch:
         target = arguments.keep or Path(scratch)
         target.mkdir(parents=True, exist_ok=True)
-        total = run(target, arguments.mode or MODES[:2], arguments.file or (), options)
+        modes = arguments.mode or MODES[:2]
+        total = run(target, modes, arguments.file or (), options, arguments.broker)
     sys.stdout.write(", ".join(f"{number} {name}" for name, number in total.items()) + "\n")
     return 1 if total["failed"] else 0
 

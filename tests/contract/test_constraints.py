@@ -41,10 +41,12 @@ ATTEMPTS = {
     "an unknown outcome": ("attempt_outcome", "outcome = 'gone', ended_at = now()"),
 }
 CHORDS = {"a claim that never ends": ("chord_claim", "claimed_by = gen_random_uuid()")}
+LINKS = {"a link before the first": ("chain_link_number", "number = 0")}
 CASES = {
     **{name: ("run", *case) for name, case in RUNS.items()},
     **{name: ("checkpoint", *case) for name, case in CHECKPOINTS.items()},
     **{name: ("chord", *case) for name, case in CHORDS.items()},
+    **{name: ("chain_link", *case) for name, case in LINKS.items()},
     **{f"{name} of an attempt": ("attempt", *case) for name, case in ATTEMPTS.items()},
 }
 
@@ -65,6 +67,9 @@ def test_a_row_that_breaks_an_invariant_is_refused(
     claim = worker.start()
     store.runs.checkpoint(claim.key, claim.fence, step_write("download", 1))
     store.chords.extend("group-1")
+    execute(
+        store, "insert into durable.chain_link (chain, number, signature) values (gen_random_uuid(), 1, '')"
+    )
 
     with pytest.raises(psycopg.errors.CheckViolation) as refused:
         execute(store, f"update durable.{table} set {change}")

@@ -326,6 +326,25 @@ def test_a_run_in_a_long_chain_takes_no_more_than_another(world: World, meter: M
     assert costs == 2
 
 
+def test_a_long_chain_whose_answer_was_lost_is_stored_and_sent_once(world: World, meter: Meter) -> None:
+    task = world.task(nothing)
+    messages(world)
+    before = count_of_links(meter)
+    fault = meter.proxy.lose_answer("chains", "enqueue_chain")
+
+    result = chain(*[task.si()] * 30).apply_async()
+
+    assert fault.met == 1
+    assert count_of_links(meter) - before == 29
+    assert messages(world) == 1
+    assert result.parent is not None
+
+
+def count_of_links(meter: Meter) -> int:
+    (row,) = execute(meter.store, "select count(*) as links from durable.chain_link")
+    return int(row["links"])
+
+
 def test_a_finish_with_a_link_that_is_a_run_takes_no_more(world: World, meter: Meter) -> None:
     linked = world.task(nothing)
 
@@ -425,3 +444,94 @@ def test_a_write_that_changes_nothing_any_more_takes_one_round_trip(meter: Meter
     meter.store.runs.finish(claim.key, claim.fence, outcome)
 
     assert meter.cost(lambda: meter.store.runs.finish(claim.key, claim.fence, outcome)) == ONE
+
+
+def suspended(world: World, meter: Meter, wait: Callable[[], Any]) -> int:
+    """Return what a wait that leaves the worker costs, from its call on."""
+    before: list[int] = []
+
+    def body() -> None:
+        before.append(meter.trips)
+        wait()
+
+    task = world.task(body)
+    for _ in range(3):  # prepares the statements, those of the message that follows, too
+        world.run(task)
+    return meter.trips - before[-1]
+
+
+def test_going_to_sleep_takes_one_round_trip(world: World, meter: Meter) -> None:
+    assert suspended(world, meter, lambda: durable.sleep(hours=1)) == ONE
+
+
+def test_waiting_for_a_signal_takes_one_round_trip(world: World, meter: Meter) -> None:
+    assert suspended(world, meter, lambda: durable.wait_for_signal("approved")) == ONE
+
+
+@pytest.mark.parametrize("children", [1, 10, 1500])
+def test_starting_children_and_waiting_for_them_takes_one_round_trip(
+    world: World, meter: Meter, children: int
+) -> None:
+    task = world.task(nothing)
+
+    assert suspended(world, meter, lambda: durable.map(task, range(children))) == ONE
+
+
+def test_sending_a_signal_takes_one_round_trip(world: World, meter: Meter) -> None:
+    run_id = world.task(lambda_named("body", lambda: durable.wait_for_signal("approved"))).delay().id
+    for number in range(2):
+        durable.send_signal(run_id, "approved", number, app=world.app)
+
+    assert meter.cost(lambda: durable.send_signal(run_id, "approved", 2, app=world.app)) == ONE
+
+
+def lambda_named(name: str, body: Callable[[], Any]) -> Callable[[], Any]:
+    body.__name__ = name
+    return body
+
+
+def test_the_end_of_a_child_takes_one_round_trip_also_when_it_wakes_its_parent(
+    world: World, meter: Meter
+) -> None:
+    before: list[int] = []
+
+    def child(_: int) -> None:
+        before.append(meter.trips)
+
+    task = world.task(child)
+    costs: list[int] = []
+    for _ in range(3):
+        world.run(world.task(lambda_named("parent", lambda: durable.map(task, range(2)))))
+        rows = execute(
+            meter.store,
+            "select id from durable.run where task = %s and state = 'pending' order by key",
+            task.name,
+        )
+        for number, row in enumerate(rows):
+            world.deliver(task, row["id"], number)
+            costs.append(meter.trips - before[-1])
+
+    assert costs[-2:] == [ONE, ONE]
+
+
+def test_a_replayed_wait_takes_nothing(world: World, meter: Meter) -> None:
+    def rested() -> Any:
+        durable.sleep(milliseconds=2)
+        return durable.wait_for_signal("approved")
+
+    costs: list[int] = []
+    raised: list[bool] = []
+
+    def body(self: Task[..., Any]) -> None:
+        costs.append(meter.cost(rested))
+        if not raised:
+            raised.append(True)
+            raise self.retry(countdown=0)
+
+    task = world.task(body, bind=True)
+    run_id = task.delay().id
+    durable.send_signal(run_id, "approved", 1, app=world.app)
+    world.deliver(task, run_id)
+    world.deliver(task, run_id)
+
+    assert costs[1] == FREE

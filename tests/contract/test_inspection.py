@@ -13,7 +13,8 @@ from inspecting import Worker, execute, open_transaction
 
 from celery_durable.run import Refusal, RunState
 from celery_durable.store import queries
-from celery_durable.store.inspection import Filter, with_filters
+from celery_durable.store.inspection import Filter
+from celery_durable.store.queries import with_lines
 from celery_durable.store.runs import Finish
 
 if TYPE_CHECKING:
@@ -415,6 +416,6 @@ def test_a_batch_locks_its_runs_in_key_order_whatever_their_names_and_places(
 def test_filters_that_are_not_given_leave_no_trace_in_the_statement() -> None:
     sql = queries.load("inspection")["list"]
 
-    assert "%(task)s" in with_filters(sql, ["task"])
-    assert "%(reason)s" not in with_filters(sql, ["task"])
-    assert "--?" not in with_filters(sql, [])
+    assert "%(task)s" in with_lines(sql, ["task"])
+    assert "%(reason)s" not in with_lines(sql, ["task"])
+    assert "--?" not in with_lines(sql, [])

@@ -14,7 +14,8 @@ from psycopg.rows import dict_row
 
 from celery_durable.config import Settings
 from celery_durable.store import Store, queries
-from celery_durable.store.inspection import with_filters
+from celery_durable.store.queries import with_lines
+from celery_durable.store.slots import slotted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,13 +28,18 @@ LOOKS_AT_EVERYTHING = {
     ("inspection", "counts"),
     ("keeper", "prunable"),
     ("health", "ailing"),
+    ("watching", "storage"),  # the catalogue
     ("health", "server"),
     ("health", "held"),
     ("health", "tables"),
+    ("messages", "queues"),
 }
+FILTERS = ["states", "task", "reason", "has_error", "has_no_error", "worker", "since", "until", "keys", "ids"]
+# No index serves these: they look at the runs of a window of keys.
+IN_A_WINDOW = ["version", "tags", "ran_on", "text", "words"]
 # Small by nature: one row per worker process, one leader, messages on their way, the server's own catalogue.
 SMALL_TABLES = {"worker", "leader", "outbox", "migration", "pg_database", "pg_namespace", "pg_class"}
-FILTERS = ["states", "task", "reason", "has_error", "has_no_error", "worker", "since", "until"]
+SMALL_TABLES |= {"queue", "binding", "consumer", "message_id_seq"}  # of the broker
 
 FILL = """
 insert into durable.worker (token, hostname, pid, version)
@@ -53,6 +59,9 @@ insert into durable.run
     from (select n, (case n % 25 when 0 then 'running' when 1 then 'pending' when 2 then 'waiting'
                                  when 3 then 'failed' else 'succeeded' end)::durable.run_state as state
           from generate_series(1, 25000) n) as runs;
+update durable.run set wait = md5((key / 50)::text)::uuid where key % 3 = 0;
+update durable.run set reason = 'children', awaits = md5(key::text)::uuid
+    where state = 'waiting' and key % 4 = 0;
 insert into durable.checkpoint
     (run_key, key, seq, outcome, output, digest, arguments, fence, attempt, tries, seconds)
     select key, 'step#' || n, n, 'ok', '1', 'd', '()', fence, 1, 1, 0.1
@@ -71,6 +80,15 @@ insert into durable.once (task, kind, key, run)
     select 'task-' || n % 20, 'idempotency', 'key-' || n, 'run-' || n from generate_series(1, 20000) n;
 insert into durable.result (task_id, status, date_done)
     select 'plain-' || n, 'SUCCESS', now() - n * interval '1 minute' from generate_series(1, 20000) n;
+insert into durable.queue (name) select 'queue-' || n from generate_series(1, 10) n;
+insert into durable.binding (exchange, kind, routing_key, queue)
+    select 'exchange-' || n % 3, 'direct', n, 'queue-' || n from generate_series(1, 10) n;
+insert into durable.consumer (hostname, pid, queues)
+    select 'host', n, array['queue-' || n % 10] from generate_series(1, 20) n;
+insert into durable.message (queue, priority, payload, holder, expires_at)
+    select 'queue-' || n % 10, n % 3, repeat('x', 800)::bytea, case when n % 50 = 0 then n % 25 end,
+           case when n % 20 = 1 then now() - (n % 9 - 4) * interval '1 hour' end
+    from generate_series(1, 20000) n;
 insert into durable.transaction_step (run_id, step_key, attempt, fence)
     select 'run-' || n, 'step', 1, gen_random_uuid() from generate_series(1, 20000) n;
 insert into durable.result_group (id, result, result_type, date_done)
@@ -117,7 +135,7 @@ def scanned(plan: list[dict[str, Any]]) -> list[str]:
 
 @pytest.mark.parametrize(("noun", "name"), EVERY_QUERY)
 def test_a_query_is_understood_and_reads_by_index(filled: Connection, noun: str, name: str) -> None:
-    sql = with_filters(queries.load(noun)[name], ["states"])
+    sql = with_lines(queries.load(noun)[name], ["states"])
 
     plan = plan_of(filled, sql, given(noun, name, sql))
 
@@ -125,9 +143,24 @@ def test_a_query_is_understood_and_reads_by_index(filled: Connection, noun: str,
         assert scanned(plan) == []
 
 
+def test_a_claim_that_needs_a_slot_reads_by_index(filled: Connection) -> None:
+    plain = queries.load("runs")["claim"]
+    sql = slotted(plain)
+
+    assert sql != plain
+    assert scanned(plan_of(filled, sql, given("runs", "claim", sql))) == []
+
+
 @pytest.mark.parametrize("wanted", FILTERS)
 def test_a_filtered_list_reads_by_index(filled: Connection, wanted: str) -> None:
-    sql = with_filters(queries.load("inspection")["list"], {"states", wanted})
+    sql = with_lines(queries.load("inspection")["list"], {"states", wanted})
+
+    assert scanned(plan_of(filled, sql, given("inspection", "list", sql))) == []
+
+
+@pytest.mark.parametrize("wanted", IN_A_WINDOW)
+def test_a_filter_without_an_index_reads_a_window_by_index(filled: Connection, wanted: str) -> None:
+    sql = with_lines(queries.load("inspection")["list"], {"floor", wanted})
 
     assert scanned(plan_of(filled, sql, given("inspection", "list", sql))) == []
 

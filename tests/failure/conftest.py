@@ -30,8 +30,9 @@ def _world(postgres_url: str, broker: str, *, proxy: bool = False, **settings: A
         queue, apart = stack.enter_context(brokers.queue_of_ones_own(broker))
         chosen = {"durable_lease": LEASE, "durable_check_interval": 1.0, **apart, **settings}
         between = stack.enter_context(proxied(url)) if proxy else None
-        backend = between.url if between else url
-        world = World(Setup(broker, f"durable+{backend}", folder, queue, chosen), url, between)
+        backend = f"durable+{between.url if between else url}"
+        broker = backend if broker == brokers.SAME_POSTGRES else broker
+        world = World(Setup(broker, backend, folder, queue, chosen), url, between)
         _worlds.append(world)
         stack.callback(_worlds.remove, world)
         stack.callback(world.leave)
@@ -39,15 +40,18 @@ def _world(postgres_url: str, broker: str, *, proxy: bool = False, **settings: A
 
 
 @pytest.fixture(scope="session")
-def broker() -> Iterator[str]:
-    """Return the URL of the broker that most tests use: Redis, or the one that needs no server."""
+def broker() -> str:
+    """Return the URL of the broker that most tests use: Redis, or the Postgres that keeps the runs.
+
+    `DURABLE_TEST_BROKER=postgres` asks for the latter.
+    """
+    if os.environ.get("DURABLE_TEST_BROKER") == brokers.SAME_POSTGRES:
+        return brokers.SAME_POSTGRES
     if url := os.environ.get("DURABLE_TEST_REDIS"):
-        yield url
-    elif "CI" in os.environ:
+        return url
+    if "CI" in os.environ:
         pytest.fail("DURABLE_TEST_REDIS is not set")
-    else:
-        with brokers.embedded_broker() as url:
-            yield url
+    return brokers.SAME_POSTGRES
 
 
 @pytest.fixture(scope="session")

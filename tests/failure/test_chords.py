@@ -8,6 +8,7 @@ import pytest
 from celery import chord
 from celery.exceptions import TaskRevokedError
 from harness.monkey import Monkey
+from harness.waiting import eventually
 
 from celery_durable.operations import Runs
 
@@ -60,7 +61,7 @@ def test_a_part_that_is_cancelled_ends_its_chord(world: World) -> None:
 
     with pytest.raises(TaskRevokedError, match="cancelled"):
         result.get(timeout=30)
-    assert result.state == "FAILURE"
+    eventually(lambda: result.state == "FAILURE")  # its parents are told first
     assert world.ledger.count("body", "join") == 0
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery import chain
 from harness import brokers
 from harness.waiting import eventually
 
@@ -15,15 +15,11 @@ if TYPE_CHECKING:
     from harness.world import World
 
 
-@pytest.fixture(params=["redis", "rabbitmq", "embedded"])
+@pytest.fixture(params=["redis", "rabbitmq", "postgres"])
 def on_each_broker(request: pytest.FixtureRequest, new_world: Callable[..., Any]) -> Iterator[World]:
-    with ExitStack() as stack:
-        if request.param == "embedded":
-            url = stack.enter_context(brokers.embedded_broker())
-        else:
-            variable = {"redis": "DURABLE_TEST_REDIS", "rabbitmq": "DURABLE_TEST_AMQP"}[request.param]
-            url = brokers.service(variable)
-        yield stack.enter_context(new_world(broker=url))
+    variable = {"redis": "DURABLE_TEST_REDIS", "rabbitmq": "DURABLE_TEST_AMQP"}.get(request.param)
+    with new_world(broker=brokers.service(variable) if variable else brokers.SAME_POSTGRES) as world:
+        yield world
 
 
 def kill_one_of_two(world: World, *, leader: bool) -> None:
@@ -73,3 +69,23 @@ def test_a_run_whose_only_worker_was_killed_waits_for_the_next_worker(world: Wor
 
     assert result.get(timeout=20) == ["first done", "mid done"]
     assert world.ledger.names(run=result.id) == ["first", "mid", "mid"]
+
+
+def test_a_worker_killed_in_the_middle_of_a_long_chain_leaves_every_link_to_be_executed_once(
+    world: World,
+) -> None:
+    plain, flow = (world.app.tasks[name] for name in ("plain", "flow"))
+    world.pair()
+    world.gates.close("mid")
+    before, after = ([plain.si(f"{when} {n}") for n in range(15)] for when in ("before", "after"))
+    result = chain(*before, flow.si(["mid"]), *after).apply_async()
+    run = world.ledger.wait_for("start", "mid").run
+
+    world.owner(run).kill9()
+    world.gates.open("mid")
+
+    assert result.get(timeout=60) == "after 14"
+    assert world.ledger.names(run=run) == ["mid", "mid"]
+    assert world.ledger.count("body", "plain") == 30
+    assert world.tables.one("select count(*) from durable.run") == 31
+    assert world.tables.one("select count(*) from durable.chain_link") == 30

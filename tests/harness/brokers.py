@@ -9,7 +9,6 @@ import subprocess
 import tempfile
 import uuid
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -21,6 +20,10 @@ from harness.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+SAME_POSTGRES = "postgres"
+"""Instead of a broker's URL: the broker is the database that keeps the runs."""
 
 
 def missing(reason: str) -> None:
@@ -137,13 +140,3 @@ def private_redis() -> Iterator[PrivateRedis]:
         yield server
     finally:
         server.clean_up()
-
-
-@contextmanager
-def embedded_broker() -> Iterator[str]:
-    """Yield the URL of a broker that needs no server."""
-    folder = tempfile.mkdtemp(prefix="durable-broker-")
-    try:
-        yield f"durable+embedded://{Path(folder)}"
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

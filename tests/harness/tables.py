@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -10,7 +11,7 @@ from psycopg.rows import dict_row
 from harness.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 FINAL = ("succeeded", "failed", "cancelled")
 
@@ -75,6 +76,10 @@ class Tables:
         )
         return {row["key"]: row for row in rows}
 
+    def wait_for_step(self, run_id: str, key: str) -> None:
+        """Return when a step is stored."""
+        eventually(lambda: key in self.steps(run_id), what=f"step {key} of run {run_id} to be stored")
+
     def workers(self) -> set[str]:
         """Return the node names of the workers that count as alive."""
         return {row["hostname"] for row in self.rows("select hostname from durable.worker")}
@@ -88,6 +93,21 @@ class Tables:
         """Return the node name of the keepers' leader."""
         rows = self.rows("select w.hostname from durable.leader l join durable.worker w on w.id = l.holder")
         return rows[0]["hostname"] if rows else None
+
+    @contextmanager
+    def locked(self, run_id: str) -> Iterator[None]:
+        """Lock a run's row for a while."""
+        with psycopg.connect(self.url) as connection:
+            connection.execute("select from durable.run where id = %s for update", (run_id,))
+            yield
+
+    def end_the_blocked(self) -> None:
+        """End sessions that wait for a lock: their clients are gone, which the server has not noticed yet."""
+        sql = (
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where datname = current_database() and wait_event_type = 'Lock'"
+        )
+        eventually(lambda: self.rows(sql), what="a session that waits for a lock")
 
     def wait_for_state(self, run_id: str, *states: str, timeout: float = 20.0) -> dict[str, Any]:
         """Return the run's row as soon as it is in one of these states."""

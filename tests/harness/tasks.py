@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import os
 import signal
@@ -9,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from celery import Task
+from celery import Task, current_app
 
 import celery_durable as durable
 from harness.waiting import take
@@ -26,6 +27,7 @@ class Here:
 
     ledger: Ledger
     gates: Gates
+    app: Celery
 
 
 _here: list[Here] = []
@@ -120,6 +122,43 @@ def approval(timeout: float | None = None) -> list[Any]:
     return [first, payload, work.options(name="second")("second")]
 
 
+def child(number: int) -> str:
+    """Be one of several."""
+    _body("child")
+    work.options(name="child")("child")
+    return f"child {number}"
+
+
+def parent(children: int) -> list[Any]:
+    """Let children do the work between two steps."""
+    _body("parent")
+    before = work.options(name="before")("before")
+    results = durable.map(current_app.tasks["child"], range(children))
+    return [before, results, work.options(name="after")("after")]
+
+
+def parent_of_poison() -> str:
+    """Wait for a child that kills its worker at every attempt."""
+    try:
+        durable.call(current_app.tasks["poison"].s())
+    except durable.ExhaustedError as error:
+        return type(error).__name__
+    return "it lives"
+
+
+def plain_child() -> str:
+    """Be a plain task, whose result nobody keeps."""
+    here = _here[-1]
+    here.ledger.write("body", "plain child")
+    here.gates.pass_through("plain child")
+    return "plain result"
+
+
+def parent_of_plain() -> Any:
+    """Wait for a plain task."""
+    return durable.call(current_app.tasks["plain_child"].s())
+
+
 def tail(outcome: str) -> int:
     """Do a step; then, outside of any, wait at a gate and end; return the process id."""
     _body("tail")
@@ -143,6 +182,73 @@ def plain(text: str) -> str:
     """Do something without steps."""
     _body("plain")
     return text
+
+
+@durable.step
+async def work_later(name: str, seconds: float = 0.0) -> str:
+    """Leave a trace, wait at the gate of this name, leave another; the loop goes on meanwhile."""
+    here, run = _here[-1], durable.current_run()
+    key = durable.idempotency_key().removeprefix(f"{run.id}/")
+    with here.ledger.recorded(name, run.id, {"key": key, "attempt": run.attempt}):
+        await asyncio.to_thread(here.gates.pass_through, name)
+        await asyncio.sleep(seconds)
+    return f"{name} done"
+
+
+async def concurrent(names: list[str], seconds: float = 0.0) -> list[str]:
+    """Do two steps per name, all names at once, and a sync step after that."""
+    _body("concurrent")
+
+    async def both(name: str) -> str:
+        await work_later(f"{name}1", seconds)
+        return await work_later(f"{name}2")
+
+    done = await asyncio.gather(*(both(name) for name in names))
+    return [*done, work.options(name="last")("last")]
+
+
+async def restless(self: Task[..., Any], failures: int) -> list[Any]:
+    """Raise after the first step, `failures` times; say who executes it, and where."""
+    first = await work_later.options(name="first")("first")
+    if self.request.retries < failures:
+        message = f"failure {self.request.retries + 1}"
+        raise ValueError(message)
+    child = _here[-1].app.tasks["plain"].delay("child")
+    return [
+        first,
+        self.request.id,
+        self.request.retries,
+        child.id,
+        id(asyncio.get_running_loop()),
+        os.getpid(),
+    ]
+
+
+async def asks_for_a_retry(self: Task[..., Any]) -> int:
+    """Ask for one retry."""
+    await work_later.options(name="first")("first")
+    if not self.request.retries:
+        raise self.retry(countdown=0.1)
+    return int(self.request.retries)
+
+
+async def rests(seconds: float) -> str:
+    """Sleep in the database while a step of another asyncio task is in flight."""
+
+    async def sleeps() -> None:
+        await asyncio.sleep(0.05)
+        durable.sleep(seconds)
+
+    _, value = await asyncio.gather(sleeps(), work_later.options(name="beside")("beside", 0.2))
+    return value
+
+
+async def stuck() -> None:
+    """Never return; clean up when cancelled."""
+    try:
+        await asyncio.Event().wait()
+    finally:
+        _here[-1].ledger.write("cleaned up", "stuck")
 
 
 @durable.transaction
@@ -207,7 +313,7 @@ def on_success(value: Any) -> Any:
 
 def register(app: Celery, ledger: Ledger, gates: Gates) -> None:
     """Give the app these tasks."""
-    _here.append(Here(ledger, gates))
+    _here.append(Here(ledger, gates, app))
     soon = {"retry_backoff": False, "retry_jitter": False, "default_retry_delay": 0.3}
     app.task(flow, name="flow", **soon)
     app.task(poison, name="poison", **soon)
@@ -216,10 +322,20 @@ def register(app: Celery, ledger: Ledger, gates: Gates) -> None:
     app.task(patient, name="patient", bind=True)
     app.task(napping, name="napping", **soon)
     app.task(approval, name="approval", **soon)
+    app.task(child, name="child", **soon)
+    app.task(parent, name="parent", **soon)
+    app.task(parent_of_poison, name="parent_of_poison", **soon)
+    app.task(plain_child, name="plain_child", base=Task, ignore_result=True)
+    app.task(parent_of_plain, name="parent_of_plain", **soon)
     app.task(tail, name="tail", **soon)
     app.task(threaded, name="threaded", **soon)
     app.task(plain, name="plain", **soon)
     app.task(bookkeeping, name="bookkeeping", **soon)
+    app.task(concurrent, name="concurrent", **soon)
+    app.task(restless, name="restless", bind=True, **soon)
+    app.task(asks_for_a_retry, name="asks_for_a_retry", bind=True, **soon)
+    app.task(rests, name="rests", **soon)
+    app.task(stuck, name="stuck", **soon)
     app.task(join, name="join", **soon)
     app.task(join, name="fragile", base=Fragile, **soon)
     app.task(echo, name="not_durable", base=Task)

@@ -67,7 +67,7 @@ class Worker:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=setup.folder,
-                env={**_environment(), **type(setup)(**changed).environment()},
+                env={**environment(), **type(setup)(**changed).environment()},
                 start_new_session=True,
             )
         self._frozen: list[psutil.Process] = []
@@ -179,7 +179,8 @@ def _stands_still(process: psutil.Process) -> bool:
     return True
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Return the environment of processes under test."""
     # Only the tests' folder: the checkout beside it must not hide the installed wheel.
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return {**kept, "PYTHONPATH": str(_TESTS), "PYTHONFAULTHANDLER": "1"}

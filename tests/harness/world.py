@@ -42,6 +42,8 @@ class World:
 
     def start(self, **options: Any) -> Worker:
         """Start a worker; it may not be ready yet."""
+        if self.setup.broker == self.setup.backend and "backend" in options:
+            options.setdefault("broker", options["backend"])  # one database is both
         worker = Worker(self.setup, **options)
         self.workers.append(worker)
         return worker

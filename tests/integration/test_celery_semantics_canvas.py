@@ -91,6 +91,14 @@ def test_a_chain_adds_up(on_redis: Semantics, kind: str) -> None:
 
 
 @kinds
+def test_a_long_chain_with_a_chord_in_it_adds_up(on_redis: Semantics, kind: str) -> None:
+    add, total = (mixed(on_redis, kind, name, 1) for name in ("add", "total"))
+    links = [mixed(on_redis, kind, "add", n).s(n) for n in range(20)]
+    canvas = chain(add.s(1, 0), *links, group(add.s(1), add.s(2)), total.s(), *links)
+    assert canvas.apply_async().get(timeout=60) == 2 * 191 + 3 + 190
+
+
+@kinds
 def test_a_failure_ends_the_whole_chain_and_tells_its_error_links(on_redis: Semantics, kind: str) -> None:
     add, fail, errback = (mixed(on_redis, kind, name, n) for n, name in enumerate(("add", "fail", "errback")))
     canvas = chain(add.s(1, 2), fail.si("middle"), add.s(3), add.s(4))

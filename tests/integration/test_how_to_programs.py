@@ -22,7 +22,9 @@ HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
 PAGES = {
     "approvals": "wait.md",
     "call_once": "call-once.md",
+    "fetch_all": "async.md",
     "fork_orders": "resume-fork-edit.md",
+    "limit_exports": "limit-concurrency.md",
     "pay_once": "transactions.md",
     "place_orders": "sqlalchemy.md",
 }

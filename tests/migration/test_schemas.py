@@ -14,7 +14,8 @@ from inspecting import Worker
 from celery_durable.config import Settings
 from celery_durable.run import Refusal
 from celery_durable.store import Store, queries
-from celery_durable.store.inspection import Filter, with_filters
+from celery_durable.store.inspection import Filter
+from celery_durable.store.queries import with_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +40,7 @@ def test_every_statement_works_in_a_schema_of_another_name(stores: list[Store]) 
         store.transactions(store.url).install()
         with store.connections.dedicated() as connection:
             for noun, name in EVERY_QUERY:
-                sql = with_filters(queries.load(noun, store.settings.schema)[name], FILTERS)
+                sql = with_lines(queries.load(noun, store.settings.schema)[name], FILTERS)
                 assert plan_of(connection, sql, given(noun, name, sql))
 
 

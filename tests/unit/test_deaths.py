@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_durable.keeper.deaths import DeathWatch
+from celery_durable.store.deaths import DeathWatch
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 LEASE = timedelta(seconds=30)

@@ -49,9 +49,9 @@ def run_python(*arguments: str, cwd: Path) -> str:
 
 
 def package_data() -> set[str]:
-    """Every file of the package that is not a module: SQL and the typing marker."""
-    files = (CHECKOUT / "celery_durable").rglob("*")
-    return {f.relative_to(CHECKOUT).as_posix() for f in files if f.suffix == ".sql" or f.name == "py.typed"}
+    """Every file of the package that is not a module: SQL, pages, style, script, the typing marker."""
+    files = [one for one in (CHECKOUT / "celery_durable").rglob("*") if one.is_file()]
+    return {f.relative_to(CHECKOUT).as_posix() for f in files if f.suffix not in (".py", ".pyc")}
 
 
 def test_the_checkout_has_sql_and_a_typing_marker_to_ship() -> None:
@@ -60,6 +60,7 @@ def test_the_checkout_has_sql_and_a_typing_marker_to_ship() -> None:
     assert "celery_durable/py.typed" in found
     assert any(name.startswith("celery_durable/store/sql/") for name in found)
     assert any(name.startswith("celery_durable/store/migrations/") for name in found)
+    assert {name.rpartition(".")[2] for name in found if "/flower/" in name} == {"css", "html", "js"}
 
 
 def test_the_wheel_carries_every_sql_file_and_the_typing_marker(in_wheel: set[str]) -> None:

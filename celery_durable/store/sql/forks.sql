@@ -18,9 +18,11 @@ for share
 -- The new run. It has the random seed of its source, and its own id, attempts, counters and links. It counts as
 -- published: the caller does it next.
 insert into durable.run
-    (id, task, queue, priority, state, due, published_at, message, body, root, version, seed, tags, forked_from)
+    (id, task, queue, priority, state, due, published_at, message, body, root, version, seed, tags, forked_from,
+     slot, slot_limit, slot_rate, slot_period, slot_rank)
 select %(id)s, task, queue, priority, 'pending', durable.clock() + %(check)s::interval, durable.clock(),
-       %(message)s, %(body)s, %(id)s, %(version)s, seed, tags, id
+       %(message)s, %(body)s, %(id)s, %(version)s, seed, tags, id,
+       slot, slot_limit, slot_rate, slot_period, slot_rank
 from durable.run where key = %(run)s
 on conflict (id) do nothing
 returning key

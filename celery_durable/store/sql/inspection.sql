@@ -6,7 +6,7 @@
 -- One ordered index scan for each state, so that a rare state is found as fast as a common one.
 select r.key, r.id, r.task, r.queue, r.priority, r.state, r.reason, r.due, r.published_at, r.custom_state,
        r.attempt, r.generation, r.retries, r.recoveries, r.cancel_requested,
-       r.parent, r.root, r."group", r.version, r.tags,
+       r.parent, r.root, r."group", r.version, r.tags, r.progress,
        r.created_at, r.started_at, r.claimed_at, r.finished_at, r.expires_at,
        a.hostname, coalesce(r.pid, a.pid) as pid, a.error,
        r.state in ('running', 'cancelling') and r.worker is not null
@@ -27,11 +27,24 @@ from (
           and r.worker in (select w.id from durable.worker w where w.hostname = %(worker)s) --? worker
           and r.key > %(after)s and r.created_at >= %(since)s --? since
           and r.created_at < %(until)s --? until
+          and r.key = any(%(keys)s) --? keys
+          and r.id = any(%(ids)s) --? ids
+          and r.key >= %(floor)s --? floor
+          and r.version = %(version)s --? version
+          and r.tags @> %(tags)s::jsonb --? tags
+          and %(ran_on)s = any(array(select a.hostname from durable.attempt a where a.run_key = r.key)) --? ran_on
+          and (r.id ilike %(words)s or r.task ilike %(words)s or r.tags::text ilike %(words)s) --? words
+          and (r.id ilike %(text)s or r.task ilike %(text)s or r.tags::text ilike %(text)s or (select a.error from durable.attempt a where a.run_key = r.key and a.number = r.attempt) ilike %(text)s) --? text
         order by r.key desc limit %(limit)s) as picked
     order by picked.key desc limit %(limit)s) as page
 join durable.run r on r.key = page.key
 left join durable.attempt a on a.run_key = r.key and a.number = r.attempt
 order by r.key desc
+
+-- name: floor
+-- The key down to which one page of a list looks when no index serves its filters; null when that is all there is.
+select case when count(*) = %(window)s then min(key) end as floor
+from (select key from durable.run where key < %(before)s order by key desc limit %(window)s) as looked
 
 -- name: moment
 -- A moment on the database's clock, and the keys around it by bisection over the primary key: all runs up to
@@ -65,14 +78,14 @@ select state, reason, count(*) as runs from durable.run group by state, reason o
 -- One run, without its payloads.
 select r.key, r.id, r.task, r.queue, r.priority, r.state, r.reason, r.due, r.published_at, r.custom_state,
        r.attempt, r.generation, r.retries, r.recoveries, r.cancel_requested,
-       r.parent, r.root, r."group", r.version, r.tags,
+       r.parent, r.root, r."group", r.version, r.tags, r.progress,
        r.created_at, r.started_at, r.claimed_at, r.finished_at, r.expires_at,
        a.hostname, coalesce(r.pid, a.pid) as pid, a.error,
        r.state in ('running', 'cancelling') and r.worker is not null
        and not exists (select from durable.worker w where w.id = r.worker) as orphaned,
        r.awaits, durable.clock() as now,
        coalesce(r.traceback, a.traceback) as traceback, r.result_type, octet_length(r.result) as result_bytes,
-       octet_length(r.body) as body_bytes, r.forked_from
+       octet_length(r.body) as body_bytes, r.forked_from, r.slot, r.slot_limit, r.slot_rate, r.slot_period
 from durable.run r
 left join durable.attempt a on a.run_key = r.key and a.number = r.attempt
 where r.id = %(id)s
@@ -118,12 +131,14 @@ with target as materialized (
     order by r.key for no key update
 ), ended as (
     update durable.run r
-    set state = 'cancelled', reason = 'cancelled', due = null, finished_at = durable.clock(),
-        fence = gen_random_uuid(), custom_state = null, unreported = true
+    set state = 'cancelled', reason = %(cause)s, due = null, finished_at = durable.clock(),
+        -- no owner: Postgres checks constraints on the row of the snapshot, before it looks at the one it locked
+        worker = null, pid = null,
+        fence = gen_random_uuid(), custom_state = null, unreported = true, cascading = r.awaits is not null
     from target t where r.key = t.key and t.state in ('pending', 'waiting')
     returning r.key
 ), asked as (
-    update durable.run r set cancel_requested = true
+    update durable.run r set cancel_requested = true, cascading = r.awaits is not null
     from target t where r.key = t.key and t.state in ('running', 'cancelling') and not t.cancel_requested
     returning r.key
 ), noted as (
@@ -140,6 +155,34 @@ from target t
 left join durable.event mine on mine.run_key = t.key and mine.detail ->> 'operation' = %(operation)s::text
 order by t.key
 
+-- name: retry_now
+-- Runs that wait for a retry become pending at once, as the keeper would make them later; the caller publishes
+-- them. Locked by key alone and judged afterwards, so that one which is just being woken is not woken twice.
+with target as materialized (
+    select r.key, r.id, r.state, r.reason, r.message, r.body
+    from durable.run r
+    where r.id = any(%(ids)s)
+    order by r.key for no key update
+), woken as (
+    update durable.run r
+    set state = 'pending', reason = null, published_at = durable.clock(), checks = 0,
+        due = durable.clock() + %(check)s::interval
+    from target t where r.key = t.key and t.state = 'waiting' and t.reason = 'retry'
+    returning r.key
+), noted as (
+    insert into durable.event (run_key, kind, actor, detail)
+    select t.key, 'retried now', %(actor)s,
+           jsonb_build_object('operation', %(operation)s::text, 'from', t.state, 'reason', %(reason)s::text)
+    from target t where t.key in (select key from woken)
+)
+select t.id, coalesce(mine.detail ->> 'from', t.state) as before,
+       case when woken.key is null then t.state else 'pending' end as state,
+       mine.detail is not null or woken.key is not null as changed, t.message, t.body
+from target t
+left join woken on woken.key = t.key
+left join durable.event mine on mine.run_key = t.key and mine.detail ->> 'operation' = %(operation)s::text
+order by t.key
+
 -- name: resume
 -- Final runs that did not succeed begin a new generation: their checkpoints stay, their counters start again,
 -- and the claim may not refuse them for having expired. They count as published: the caller does it next.
@@ -152,7 +195,8 @@ with target as materialized (
     update durable.run r
     set state = 'pending', reason = null, due = durable.clock() + %(check)s::interval, published_at = durable.clock(),
         checks = 0, fence = gen_random_uuid(), generation = r.generation + 1, worker = null, pid = null,
-        retries = 0, recoveries = 0, cancel_requested = false, expires_at = null, finished_at = null,
+        retries = 0, recoveries = 0, version = coalesce(%(version)s, r.version), cancel_requested = false,
+        expires_at = null, deadline = null, finished_at = null,
         custom_state = null, result = null, result_type = null, traceback = null, meta = null
     from target t where r.key = t.key and t.state in ('failed', 'cancelled')
     returning r.key, r.generation
@@ -177,7 +221,7 @@ with resumed as materialized (
     update durable.checkpoint c set outcome = 'discarded', spent = c.tries
     from resumed r
     where c.run_key = r.run_key and c.outcome = 'error'
-      and c.seq > coalesce((select max(ok.seq) from durable.checkpoint ok
+      and c.seq >= coalesce((select max(ok.seq) from durable.checkpoint ok
                             where ok.run_key = r.run_key and ok.outcome = 'ok'), 0)
     returning c.run_key, c.key
 )
@@ -213,6 +257,13 @@ select w.hostname, w.pid, extract(epoch from durable.clock() - w.beat_at)::float
        (select count(*) from durable.run r where r.worker = w.id and r.state in ('running', 'cancelling')) as runs
 from durable.worker w order by w.hostname, w.id
 
+-- name: stats_slots
+-- Keys that somebody waits for or holds, those with most waiting runs first.
+select slot, count(*) filter (where state in ('running', 'cancelling')) as running,
+       count(*) filter (where state = 'waiting' and reason = 'slot') as waiting
+from durable.run where slot is not null and state in ('running', 'cancelling', 'waiting')
+group by slot order by waiting desc, slot limit 50
+
 -- name: forks
 -- Runs that were forked from this one, oldest first.
 select id from durable.run where forked_from = %(id)s order by key
@@ -220,6 +271,17 @@ select id from durable.run where forked_from = %(id)s order by key
 -- name: keys
 -- Keys that stand for this run.
 select kind, key, expires_at from durable.once where run = %(id)s order by kind, key
+
+-- name: replayable
+-- What a replay of a run begins with.
+select key, id, task, state, version, attempt, generation, retries, recoveries, seed, revision, replacements,
+       message, body, durable.clock() as now
+from durable.run where id = %(id)s
+
+-- name: history
+-- What it then meets, as a claim reads it.
+select key, seq, outcome, output, codec, digest, arguments, tries, spent, clock, kind, due
+from durable.checkpoint where run_key = %(run)s order by seq
 
 -- name: payloads
 -- What a run was called with and what it ended with, for an export.

@@ -30,6 +30,64 @@ select mine.fence = %(fence)s and mine.state = 'running' as held, mine.cancel_re
        extract(epoch from stored.due - durable.clock())::float8 as remaining
 from mine left join stored on true
 
+-- name: start
+-- Store the children of a wait, in their order, with the wait itself: none of them can end before it is there.
+-- Those that may not be executed yet wait for their turn, which comes with the end of an earlier one.
+insert into durable.run
+    (id, task, queue, priority, state, reason, due, published_at,
+     message, body, parent, root, "group", version, expires_at, deadline, wait, abreast, detached)
+select new.id, new.task, new.queue, new.priority,
+       case when place.later then 'waiting' when due.at > durable.clock() then 'waiting' else 'pending' end,
+       case when place.later then 'turn' when due.at > durable.clock() then 'timer' end,
+       case when place.later then null
+            when due.at > durable.clock() then due.at
+            when new.publish then durable.clock() + %(check)s::interval
+            else durable.clock() end,
+       case when new.publish and not place.later and not due.at > durable.clock() then durable.clock() end,
+       new.message, new.body, %(parent)s, new.root, new."group", new.version,
+       coalesce(new.expires_at, durable.clock() + new.expires),
+       coalesce(new.deadline_at, durable.clock() + new.deadline), %(awaits)s::uuid, %(abreast)s, %(detached)s
+from unnest(%(id)s::text[], %(task)s::text[], %(queue)s::text[], %(priority)s::smallint[], %(publish)s::boolean[],
+            %(message)s::bytea[], %(body)s::bytea[], %(root)s::text[], %(group)s::text[],
+            %(version)s::text[], %(eta)s::timestamptz[], %(countdown)s::interval[],
+            %(expires_at)s::timestamptz[], %(expires)s::interval[], %(deadline_at)s::timestamptz[],
+            %(deadline)s::interval[]) with ordinality
+     as new (id, task, queue, priority, publish, message, body, root, "group", version, eta, countdown,
+             expires_at, expires, deadline_at, deadline, number)
+cross join lateral (select coalesce(new.eta, durable.clock() + new.countdown, durable.clock())) as due (at)
+cross join lateral (select coalesce(%(before)s + new.number > %(abreast)s, false)) as place (later)
+where exists (select from durable.run r join durable.checkpoint c on c.run_key = r.key and c.key = %(key)s
+              where r.key = %(run)s and r.fence = %(fence)s and r.state = 'running' and not r.cancel_requested
+                and c.outcome = 'waiting')
+order by new.number
+on conflict (id) do nothing
+returning id, state
+
+-- name: collect
+-- When all children of a wait are over: keep how they ended with the wait. A child that is resumed later, or
+-- deleted, changes nothing for this run any more.
+with mine as (
+    select r.key, r.attempt
+    from durable.run r join durable.checkpoint c on c.run_key = r.key and c.key = %(key)s
+    where r.key = %(run)s and r.fence = %(fence)s and r.state = 'running' and not r.cancel_requested
+      and c.outcome = 'waiting'
+      and not exists (select from durable.run k where k.wait = %(awaits)s::uuid and k.finished_at is null)
+), ended as (
+    select sum(octet_length(k.result)) > %(most)s as too_large,
+           json_agg(json_build_array(k.id, k.state, k.reason, k.result_type, encode(k.result, 'base64'))
+                    order by k.key) as outcomes
+    from mine join durable.run k on k.wait = %(awaits)s::uuid
+)
+update durable.checkpoint c
+set outcome = case when ended.too_large then 'error' else 'ok' end,
+    output = case when ended.too_large then %(late)s
+                  else convert_to(coalesce(ended.outcomes, '[]')::text, 'UTF8') end,
+    codec = case when ended.too_large then %(late_codec)s else 'children' end,
+    error = case when ended.too_large then %(late_error)s end,
+    seconds = extract(epoch from durable.clock() - c.stored_at), attempt = mine.attempt, fence = %(fence)s
+from mine cross join ended
+where c.run_key = mine.key and c.key = %(key)s
+
 -- name: receive
 -- Take the oldest signal of this name, or note that the time for it is over.
 with mine as (
@@ -75,3 +133,47 @@ select mine.fence = %(fence)s and mine.state = 'running' as held, mine.cancel_re
        mine.outcome, mine.output, mine.codec,
        mine.fence = %(closed)s or exists (select from gone) as "left"
 from mine
+
+-- name: wake_parent
+-- After the end of a child has committed: wake its parent when it was the last one. There is no counter: of several
+-- that end at once the last to commit sees them all. The parent is judged under its lock.
+with parent as (
+    select p.key, p.state, p.reason, p.awaits from durable.run p
+    where p.id = %(parent)s
+      and not exists (select from durable.run c where c.wait = %(wait)s and c.finished_at is null)
+    for no key update
+)
+update durable.run r
+set state = 'pending', reason = null, checks = 0, due = durable.clock() + %(check)s::interval,
+    published_at = durable.clock(),
+    -- no owner: constraints are checked on the row of the snapshot, too, in which the parent may still be executing
+    worker = null, pid = null
+from parent
+where r.key = parent.key and parent.state = 'waiting' and parent.reason = 'children'
+  and parent.awaits = %(wait)s::text
+returning r.id, r.message, r.body
+
+-- name: hold_parent
+-- In front of the next: turns are given by one transaction at a time.
+select key from durable.run where id = %(parent)s for no key update
+
+-- name: next_child
+-- After the end of a child: the turn of the next ones, as many as may be executed by the rows there are, so that a
+-- crash leaks none. Those whose turn has come stand in front of the first one that waits for its own.
+with waiting as materialized (
+    select c.key from durable.run c
+    where c.wait = %(wait)s and c.finished_at is null and c.state = 'waiting' and c.reason = 'turn'
+    order by c.key limit 1
+), free as materialized (
+    select %(abreast)s - count(*) as slots from durable.run c
+    where c.wait = %(wait)s and c.finished_at is null and c.key < (select key from waiting)
+), next as (
+    select c.key from durable.run c
+    where c.wait = %(wait)s and c.finished_at is null and c.state = 'waiting' and c.reason = 'turn'
+    order by c.key limit greatest((select slots from free), 0)
+    for update skip locked
+)
+update durable.run r
+set state = 'pending', reason = null, due = durable.clock() + %(check)s::interval, published_at = durable.clock()
+from next where r.key = next.key
+returning r.id, r.message, r.body

@@ -1,0 +1,151 @@
+"""Awaiting what a step asks for: the same steps as in threads, driven on an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from celery_durable import context
+from celery_durable.exceptions import StepTimeLimitError
+from celery_durable.executor.asks import Abandoned, Body, Pause, Write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+
+    from celery_durable.executor.asks import Ask
+    from celery_durable.executor.crew import Muster
+    from celery_durable.executor.journal import Journal
+    from celery_durable.executor.performing import Call
+    from celery_durable.steps import Step
+
+_AT_ONCE = 8  # writes; each takes one of the process's connections
+_writers: dict[int, ThreadPoolExecutor] = {}  # by process: a forked child has none of its parent's threads
+
+
+async def awaited(asks: Generator[Ask, Any, Any], body: AwaitedBody) -> Any:
+    """Await all that a generator asks for, one after the other; return what it returns."""
+    try:
+        ask = next(asks)
+        while True:
+            try:
+                answer = await _later(ask, body)
+            except BaseException as error:  # noqa: BLE001  (it is raised again, where it was asked)
+                ask = asks.throw(error)
+            else:
+                ask = asks.send(answer)
+    except StopIteration as end:
+        return end.value
+    except Abandoned as abandoned:
+        raise abandoned.cancelled from None
+
+
+async def _later(ask: Ask, body: AwaitedBody) -> Any:
+    if isinstance(ask, Write):
+        return await written(ask.now)
+    if isinstance(ask, Pause):
+        return await asyncio.sleep(ask.seconds)
+    assert isinstance(ask, Body)  # noqa: S101  (there is nothing else)
+    return await body.value()
+
+
+async def written(write: Callable[[], Any]) -> Any:
+    """Do a write in a thread, to its end: a cancellation that arrives meanwhile came too late.
+
+    The write may be applied, and then a replay knows its step as finished.
+    """
+    pid = os.getpid()
+    if pid not in _writers:
+        _writers[pid] = ThreadPoolExecutor(_AT_ONCE, "celery-durable-write")
+    future = asyncio.get_running_loop().run_in_executor(_writers[pid], write)
+    while not future.done():
+        try:
+            await asyncio.wait({future})
+        except asyncio.CancelledError:
+            continue
+    return future.result()
+
+
+class AwaitedBody:
+    """The body of one `async def` step.
+
+    Arguments:
+        frame: where it is called.
+        step: the step.
+        call: its arguments.
+        journal: says when the run leaves its worker.
+    """
+
+    def __init__(self, frame: context.Frame, step: Step[Any, Any], call: Call, journal: Journal) -> None:
+        self._frame = frame
+        self._step = step
+        self._call = call
+        self._journal = journal
+        self._muster: Muster | None = frame.crew.muster if frame.crew is not None else None
+
+    async def value(self) -> Any:
+        """Run the body; return its value.
+
+        Raises `Abandoned` when the run's own code cancels it, which is stored like an error, and
+        `StepTimeLimitError`.
+        """
+        inner = asyncio.Task(self._inside())
+        cancelled = await self._ended(inner)
+        if cancelled is not None and inner.cancelled() and not self._closing:
+            raise Abandoned(cancelled)
+        return inner.result()
+
+    async def _inside(self) -> Any:
+        with context.inside_step(self._frame, self._call.key):
+            return await self._step.function(*self._call.args, **self._call.kwargs)
+
+    async def _ended(self, inner: asyncio.Task[Any]) -> asyncio.CancelledError | None:
+        """Return when the body has ended: by itself, by its limit, or cancelled with its caller.
+
+        While the run leaves its worker a step in flight is not cancelled: it is finished and stored.
+        """
+        limit = self._step.step_options.time_limit
+        cancelled = None
+        while not inner.done():
+            try:
+                done, _ = await asyncio.wait({inner}, timeout=limit)
+            except asyncio.CancelledError as error:
+                if self._journal.leaving is None or self._closing:
+                    cancelled, limit = error, None
+                    inner.cancel()
+                continue
+            if not done:
+                inner.cancel()
+                await asyncio.wait({inner})
+                message = f"Step {self._call.key!r} ran longer than its time_limit of {limit:g} s"
+                raise StepTimeLimitError(message, seconds=limit)
+        return cancelled
+
+    @property
+    def _closing(self) -> bool:
+        return self._muster is not None and self._muster.closing
+
+
+@contextmanager
+def flight(frame: context.Frame) -> Iterator[None]:
+    """Note that a step is being executed: its run does not end before it is stored."""
+    muster = frame.crew.muster if frame.crew is not None else None
+    if muster is None:
+        yield
+        return
+    if muster.ending:
+        raise asyncio.CancelledError  # the body is over
+    landed = asyncio.get_running_loop().create_future()
+    muster.steps.add(landed)
+    try:
+        yield
+    finally:
+        muster.steps.discard(landed)
+        landed.set_result(None)
+
+
+async def cancellation() -> None:
+    """Wait to be cancelled, as this step was when it was first called."""
+    await asyncio.get_running_loop().create_future()

@@ -1,0 +1,191 @@
+"""What changes runs: each with a reason that is kept, by the rules of Flower's own API and stricter ones."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from tornado.web import HTTPError, authenticated
+
+from celery_durable.flower.asking import runs_page
+from celery_durable.flower.filters import MOST, FilterError, Wanted
+from celery_durable.flower.handlers.api import Api
+from celery_durable.operations.selection import CANCELLABLE, RESUMABLE, RETRYABLE
+
+if TYPE_CHECKING:
+    from celery_durable.operations import Outcome
+    from celery_durable.run import RunState
+    from celery_durable.store.views import RunSummary
+
+HEADER = "X-Durable-Action"
+_LONGEST_REASON = 500
+_AT_ONCE = 500
+_JSON_NAMES: dict[Any, str] = {str: "string", list: "array", dict: "object"}
+
+
+class Change(Api):
+    """A change: refused in read-only mode, across sites, and without a reason."""
+
+    def prepare(self) -> None:
+        """Refuse what Flower would refuse, and what another site may have sent."""
+        super().prepare()
+        if self.application.options.read_only:
+            raise HTTPError(403, "Flower is in read-only mode")
+        # Also where Flower, opened by FLOWER_UNAUTHENTICATED_API, would take it: a form cannot set a header,
+        # and a script of another site may not set this one.
+        if HEADER not in self.request.headers:
+            raise HTTPError(403, f"The header {HEADER}: 1 is missing")
+        if self.request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+            raise HTTPError(403, "Cross-site request forbidden")
+
+    def body(self) -> dict[str, Any]:
+        """Return the JSON object that was sent."""
+        try:
+            sent = json.loads(self.request.body or b"{}")
+        except (ValueError, RecursionError) as error:
+            raise HTTPError(400, f"The body is not JSON: {error}") from error
+        if not isinstance(sent, dict):
+            raise HTTPError(400, "The body is not a JSON object")
+        return sent
+
+    def reason(self, sent: dict[str, Any]) -> str:
+        """Return why, which people will ask."""
+        reason = sent.get("reason")
+        if not isinstance(reason, str) or not reason.strip():
+            raise HTTPError(400, "Say why: a reason is kept with the run")
+        return reason.strip().replace("\0", "")[:_LONGEST_REASON]
+
+    def operation(self, name: str) -> Any:
+        """Return what does `name` to many runs."""
+        runs = self.site.runs
+        known = {"resume": runs.resume_many, "retry": runs.retry_now_many, "cancel": runs.cancel_many}
+        if name not in known:
+            raise HTTPError(404, f"There is no action {name!r}; known are {', '.join(known)}")
+        return known[name]
+
+
+class RunChange(Change):
+    """Resume, retry or cancel one run."""
+
+    @authenticated
+    async def post(self, run_id: str, name: str) -> None:
+        """Do it; answer with what became of the run."""
+        change = self.operation(name)
+        reason = self.reason(self.body())
+        (outcome,) = await self.in_thread(change, [run_id], reason=reason, actor=self.user)
+        if outcome.error is not None:
+            self.answer({"error": _error(outcome)}, 404 if outcome.before is None else 409)
+            return
+        self.answer(_document(outcome))
+
+
+class Fork(Change):
+    """Fork a run from a step."""
+
+    @authenticated
+    async def post(self, run_id: str) -> None:
+        """Start the fork; with `dry_run` only answer which steps it keeps and which run again."""
+        sent = self.body()
+        dry_run = sent.get("dry_run") is True
+        reason = None if dry_run else self.reason(sent)
+        if not dry_run and not self.site.payloads and ("args" in sent or "kwargs" in sent):
+            raise HTTPError(403, "Payloads are hidden here, so they cannot be edited either")
+        given = {
+            name: _typed(sent, name, kind)
+            for name, kind in (("from_step", str), ("args", list), ("kwargs", dict), ("overrides", dict))
+        }
+        fork = partial(self.site.runs.fork, run_id, dry_run=dry_run, reason=reason, actor=self.user, **given)
+        self.answer(asdict(await self.in_thread(fork)))
+
+
+class Signal(Change):
+    """Send a signal to a run."""
+
+    @authenticated
+    async def post(self, run_id: str) -> None:
+        """Send the signal that the body names; its payload is what `wait_for_signal` returns."""
+        sent = self.body()
+        name, key = _typed(sent, "name", str), _typed(sent, "idempotency_key", str)
+        if not name:
+            raise HTTPError(400, "Name the signal")
+        payload = sent.get("payload")
+        send = partial(self.site.runs.signal, run_id, name, payload, idempotency_key=key, actor=self.user)
+        self.answer({"delivered": await self.in_thread(send)})
+
+
+class Bulk(Change):
+    """Change many runs: chosen ones, or all that match a filter that says something."""
+
+    @authenticated
+    async def post(self) -> None:
+        """Change them, or with `dry_run` only say which; answer with what became of each."""
+        sent = self.body()
+        name = str(sent.get("action"))
+        change = self.operation(name)
+        more = False
+        if "filter" in sent:
+            ids, more = await self._matching(sent["filter"], name)
+        else:
+            ids = _ids(sent.get("ids"))
+        if sent.get("dry_run") is True:
+            self.answer({"count": len(ids), "ids": ids, "more": more})
+            return
+        reason = self.reason(sent)
+        outcomes: list[Outcome] = []
+        for start in range(0, len(ids), _AT_ONCE):
+            batch = ids[start : start + _AT_ONCE]
+            outcomes += await self.in_thread(change, batch, reason=reason, actor=self.user)
+        changed = sum(outcome.changed for outcome in outcomes)
+        self.answer({"changed": changed, "more": more, "runs": [_document(outcome) for outcome in outcomes]})
+
+    async def _matching(self, sent: Any, name: str) -> tuple[list[str], bool]:
+        if not isinstance(sent, dict):
+            raise HTTPError(400, "filter is not a JSON object")
+        wanted = Wanted.of_document(sent)
+        if wanted.empty:
+            raise FilterError("An empty filter would change every run: say which ones")
+        page = await runs_page(self.site, wanted, limit=MOST)
+        ids = [run.id for run in page.runs if _possible(name, run)]
+        return ids, page.next is not None
+
+
+def _possible(name: str, run: RunSummary) -> bool:
+    if name == "retry":
+        return run.state in RETRYABLE and run.reason == "retry"
+    return run.state in (RESUMABLE if name == "resume" else CANCELLABLE)
+
+
+def _ids(sent: Any) -> list[str]:
+    if not isinstance(sent, list) or not sent or not all(isinstance(one, str) for one in sent):
+        raise HTTPError(400, "Name runs in ids, or say which ones in filter")
+    if len(sent) > MOST:
+        raise HTTPError(400, f"{len(sent):,} ids are too many for one request; send {MOST:,} at most")
+    return [one.replace("\0", "") for one in dict.fromkeys(sent)]
+
+
+def _typed(sent: dict[str, Any], name: str, kind: type) -> Any:
+    value = sent.get(name)
+    if value is not None and not isinstance(value, kind):
+        raise HTTPError(400, f"{name} is no JSON {_JSON_NAMES[kind]}")
+    return value
+
+
+def _error(outcome: Outcome) -> dict[str, str]:
+    return {"type": type(outcome.error).__name__, "message": str(outcome.error)}
+
+
+def _document(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "id": outcome.id,
+        "before": _word(outcome.before),
+        "state": _word(outcome.state),
+        "changed": outcome.changed,
+        "published": outcome.published,
+        "error": None if outcome.error is None else _error(outcome),
+    }
+
+
+def _word(state: RunState | None) -> str | None:
+    return None if state is None else state.value

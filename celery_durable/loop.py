@@ -1,0 +1,125 @@
+"""The one event loop of this process: `async def` bodies run on it, in a thread of its own.
+
+It outlives the runs, so that clients made for it (HTTP, Redis, …) can be used by the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from celery_durable import context
+from celery_durable.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from concurrent.futures import Future
+
+
+class EventLoop:
+    """An event loop in a daemon thread.
+
+    The tasks that a body starts on it get a scope of their own, in the order in which they are started: so
+    the keys of their steps do not depend on who is faster.
+    """
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self._loop = asyncio.new_event_loop()
+        factory: Any = _new_task
+        self._loop.set_task_factory(factory)
+        self._thread = threading.Thread(target=self._run, name="celery-durable-loop", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        while True:
+            try:
+                self._loop.run_forever()
+            except (SystemExit, KeyboardInterrupt):
+                continue  # a body raised it; its task carries it to the thread that waits for the body
+
+    @property
+    def here(self) -> bool:
+        """Whether this is the loop's own thread."""
+        return threading.current_thread() is self._thread
+
+    def complete(self, coroutine: Coroutine[Any, Any, Any], abort: Callable[[], None] | None = None) -> Any:
+        """Run a coroutine, in a copy of this thread's context, and return what it returns.
+
+        Arguments:
+            coroutine: what to run.
+            abort: called on the loop when this thread is interrupted (a time limit), to end the coroutine;
+                by default it is cancelled. What interrupted is raised when it has ended.
+        """
+        if self.here:
+            coroutine.close()
+            message = (
+                "An async task was applied on the event loop itself, which would wait for itself: await it"
+            )
+            raise ConfigurationError(message)
+        outcome: Future[Any] = asyncio.run_coroutine_threadsafe(_carried(coroutine), self._loop)
+        try:
+            value, error = outcome.result()
+        except BaseException:
+            self._loop.call_soon_threadsafe(abort or outcome.cancel)
+            _wait(outcome)
+            raise
+        if error is not None:
+            raise error
+        return value
+
+
+def _wait(outcome: Future[Any]) -> None:
+    over = threading.Event()
+    outcome.add_done_callback(lambda _: over.set())
+    over.wait()
+
+
+async def _carried(coroutine: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | None]:
+    """Return a value or an error; some errors, raised in a task, would end the loop."""
+    try:
+        return await coroutine, None
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:  # noqa: BLE001  (raised again where it is waited for)
+        return None, error
+
+
+def _new_task(
+    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any
+) -> asyncio.Task[Any]:
+    frame = context.here()
+    crew = None if frame is None or frame.step is not None else frame.crew
+    if frame is None or crew is None or options.get("context") is not None:
+        return asyncio.Task(coroutine, loop=loop, **options)
+    options.pop("context", None)
+    with context.among(frame, crew):
+        task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
+    crew.started(task)
+    return task
+
+
+_loops: list[EventLoop] = []
+_lock = threading.Lock()
+
+
+def event_loop() -> EventLoop:
+    """Return this process's event loop, which starts at its first use; a forked child gets its own.
+
+    Raises `ConfigurationError` under gevent, whose greenlets cannot share a thread with it.
+    """
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("threading"):
+        message = (
+            "async def tasks and steps run on an event loop in a thread of its own, which gevent has "
+            "replaced by greenlets. Run them in a worker with --pool prefork, threads or solo"
+        )
+        raise ConfigurationError(message)
+    with _lock:
+        if not _loops or _loops[-1].pid != os.getpid():
+            _loops.append(EventLoop())
+        return _loops[-1]

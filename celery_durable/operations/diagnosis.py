@@ -1,0 +1,270 @@
+"""Why a run does or does not move: one sentence, what it rests on, and what to do; from facts alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from celery_durable.operations.wording import relative, span, summary
+from celery_durable.run import RunState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import tzinfo
+
+    from celery_durable.store.views import AttemptView, RunSummary, StepView
+
+Tone = Literal["good", "busy", "calm", "warning", "bad"]
+
+# A healthy keeper gets to what is due within this many seconds.
+_PATIENCE = 10.0
+_START_A_WORKER = "Start a worker: celery -A <app> worker"
+_START_A_KEEPER = "Start a worker (without durable_keeper = False), or: celery -A <app> durable keeper"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What decides whether a run can move.
+
+    Attributes:
+        run: the run, as it stood when it was read.
+        steps: its stored steps.
+        lease: seconds without a heartbeat after which a worker counts as dead.
+        silent: seconds since the last heartbeat of the worker that has the run; None if there is none.
+        workers: how many worker processes are alive.
+        led_for: seconds for which the leader's lease still runs; None when nobody has ever led.
+        ahead: how many older runs are pending in the same queue; 1,000 stands for as many or more.
+        queues: queues that some worker consumes; None when nobody knows.
+        max_retries: how often the task is retried; None when unknown or for ever.
+        children: how many children have ended, and how many there are.
+        unfinished: some of those that have not, in words.
+        slot: the key of the runs among which only so many are executed at a time.
+        slot_limit: how many; None when only their starts are limited.
+        slot_taken: how many are executed now.
+    """
+
+    run: RunSummary
+    steps: Sequence[StepView] = ()
+    lease: float = 30.0
+    silent: float | None = None
+    workers: int = 0
+    led_for: float | None = None
+    ahead: int = 0
+    queues: frozenset[str] | None = None
+    max_retries: int | None = None
+    children: tuple[int, int] = (0, 0)
+    unfinished: Sequence[str] = ()
+    slot: str | None = None
+    slot_limit: int | None = None
+    slot_taken: int = 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether the worker that has the run, if one has, keeps its lease."""
+        return not self.run.orphaned and self.silent is not None and self.silent <= self.lease
+
+    @property
+    def led(self) -> bool:
+        """Whether some keeper leads."""
+        return self.led_for is not None and self.led_for > 0
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Why a run does or does not move.
+
+    Attributes:
+        tone: `good` (succeeded), `busy` (executing), `calm` (waits as it should), `warning`, `bad` (stuck).
+        sentence: the reason.
+        because: facts it rests on.
+        advice: what to do; None when there is nothing to do.
+    """
+
+    tone: Tone
+    sentence: str
+    because: tuple[str, ...] = field(default=())
+    advice: str | None = None
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the run needs somebody."""
+        return self.tone == "bad"
+
+
+def diagnose(facts: Facts, zone: tzinfo | None = None) -> Diagnosis:
+    """Return why a run does or does not move; `zone` is that of the moments it names."""
+    state = facts.run.state
+    if state in (RunState.RUNNING, RunState.CANCELLING):
+        return _executing(facts, zone)
+    if state is RunState.PENDING:
+        return _pending(facts, zone)
+    if state is RunState.WAITING:
+        return _waiting(facts, zone)
+    return _final(facts, zone)
+
+
+def _executing(facts: Facts, zone: tzinfo | None) -> Diagnosis:
+    run, silent = facts.run, facts.silent
+    words = summary(run, zone)
+    if run.hostname is None or (run.state is RunState.CANCELLING and not run.orphaned and silent is None):
+        return Diagnosis("busy", _sentence(words))
+    if run.orphaned or silent is None:
+        return _orphaned(facts, f"Its worker {run.hostname} is gone")
+    if silent > facts.lease:
+        return _orphaned(
+            facts,
+            f"Its worker {run.hostname} has been silent for {span(silent)}, longer than its lease of "
+            f"{span(facts.lease)}",
+        )
+    if silent > facts.lease / 2:
+        left = span(facts.lease - silent)
+        return Diagnosis(
+            "warning",
+            f"Its worker {run.hostname} has been silent for {span(silent)}",
+            (f"another worker gets the run in {left} unless it speaks again",),
+        )
+    return Diagnosis("busy", _sentence(words), tuple(_progress(facts)))
+
+
+def _orphaned(facts: Facts, what: str) -> Diagnosis:
+    if facts.led and facts.workers:
+        return Diagnosis("warning", f"{what}: the leader hands the run to another one", (_alive(facts),))
+    if facts.workers:
+        return Diagnosis("bad", f"{what}, and nobody leads, so nobody hands the run on", (), _START_A_KEEPER)
+    return Diagnosis("bad", f"{what}, and no other is alive to go on with it", (), _START_A_WORKER)
+
+
+def _progress(facts: Facts) -> list[str]:
+    run = facts.run
+    trying = [step for step in facts.steps if step.outcome == "trying"]
+    if trying:
+        step = trying[-1]
+        return [f"step {step.key} failed {_times(step.tries)} and is tried again: {step.error}"]
+    done = [step for step in facts.steps if step.outcome == "ok"]
+    if done:
+        latest = max(done, key=lambda step: step.stored_at)
+        return [f"the last finished step is {latest.key}, {relative(latest.stored_at, run.now)}"]
+    return ["no step has finished yet"]
+
+
+def _pending(facts: Facts, zone: tzinfo | None) -> Diagnosis:
+    run = facts.run
+    words = _sentence(summary(run, zone))
+    if not facts.workers:
+        return Diagnosis("bad", "No worker is alive to take this run", (words,), _START_A_WORKER)
+    if facts.queues is not None and run.queue not in facts.queues:
+        heard = ", ".join(sorted(facts.queues)) or "none"
+        return Diagnosis(
+            "bad",
+            f"No worker listens to its queue {run.queue}",
+            (f"queues that are listened to: {heard}",),
+            f"Start one that does: celery -A <app> worker -Q {run.queue}",
+        )
+    if run.published_at is None:
+        return _unpublished(facts, words)
+    if facts.ahead:
+        count = "1,000 runs or more are" if facts.ahead >= 1000 else _runs(facts.ahead)  # noqa: PLR2004
+        return Diagnosis("calm", f"Waits for its turn: {count} in front of it in {run.queue}", (words,))
+    return Diagnosis("calm", words, (_alive(facts),))
+
+
+def _unpublished(facts: Facts, words: str) -> Diagnosis:
+    run = facts.run
+    if run.due is None or (run.now - run.due).total_seconds() <= _PATIENCE:
+        return Diagnosis("calm", words)
+    if not facts.led:
+        return Diagnosis("bad", "Its message was never sent, and nobody leads", (), _START_A_KEEPER)
+    return Diagnosis(
+        "warning",
+        f"Its message should have been sent {relative(run.due, run.now)}",
+        (),
+        "Is the broker up? The keeper sends it as soon as it is",
+    )
+
+
+def _waiting(facts: Facts, zone: tzinfo | None) -> Diagnosis:
+    run = facts.run
+    words = _sentence(summary(run, zone, max_retries=facts.max_retries))
+    late = 0.0 if run.due is None else (run.now - run.due).total_seconds()
+    if late > _PATIENCE:
+        if not facts.led:
+            return Diagnosis(
+                "bad", f"It was due {span(late)} ago, and nobody leads to wake it", (words,), _START_A_KEEPER
+            )
+        return Diagnosis("warning", f"It was due {span(late)} ago and has not been woken yet", (words,))
+    because: list[str] = []
+    if run.reason == "children" and facts.children[1]:
+        done, all_of_them = facts.children
+        because.append(f"{done:,} of {all_of_them:,} children have ended")
+        because += [f"not yet {', '.join(facts.unfinished)}"] if facts.unfinished else []
+    if run.reason == "slot" and facts.slot is not None:
+        taken = (
+            f"{facts.slot_taken} of {facts.slot_limit} are taken"
+            if facts.slot_limit
+            else "its starts are limited"
+        )
+        because.append(f"{taken} of the concurrency key {facts.slot!r}")
+    if not facts.workers:
+        return Diagnosis("warning", words, ("no worker is alive to go on with it then",), _START_A_WORKER)
+    tone: Tone = "warning" if run.reason == "retry" else "calm"
+    return Diagnosis(tone, words, tuple(because))
+
+
+def _final(facts: Facts, zone: tzinfo | None) -> Diagnosis:
+    run = facts.run
+    words = summary(run, zone)
+    if run.state is RunState.SUCCEEDED:
+        return Diagnosis("good", f"Succeeded {words}")
+    if run.state is RunState.CANCELLED:
+        return Diagnosis("calm", f"Cancelled {words}")
+    failed = [step for step in facts.steps if step.outcome == "error"]
+    because = (f"step {failed[-1].key} failed after {_times(failed[-1].tries, 'tries')}",) if failed else ()
+    if run.reason == "exhausted":
+        return Diagnosis(
+            "bad",
+            f"Failed {words}",
+            because,
+            "Look for what kills its worker, such as memory; then resume it",
+        )
+    return Diagnosis(
+        "bad", f"Failed {words}", because, "Resume it once the cause is mended: finished steps stay"
+    )
+
+
+def why_so_many_attempts(attempts: Sequence[AttemptView]) -> list[tuple[int, str]]:
+    """Return why a run was attempted again: how often for each reason, the most frequent first."""
+    ended = [attempt for attempt in attempts if attempt.outcome not in _WELL]
+    return [(count, reason) for reason, count in Counter(map(_reason, ended)).most_common()]
+
+
+_WELL = (None, "succeeded", "cancelled", "suspended")  # nothing went wrong: no reason to be tried again
+_ENDINGS = {
+    "lost": "it lost its worker",
+    "released": "its worker was shut down",
+    "replaced": "it was replaced",
+}
+
+
+def _reason(attempt: AttemptView) -> str:
+    if attempt.outcome in _ENDINGS:
+        return _ENDINGS[attempt.outcome]
+    return attempt.error or str(attempt.outcome)
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+def _alive(facts: Facts) -> str:
+    return "one worker is alive" if facts.workers == 1 else f"{facts.workers} workers are alive"
+
+
+def _runs(count: int) -> str:
+    return "one run is" if count == 1 else f"{count:,} runs are"
+
+
+def _times(count: int, of: str = "times") -> str:
+    if of == "tries":
+        return "one try" if count == 1 else f"{count} tries"
+    return "once" if count == 1 else f"{count} times"

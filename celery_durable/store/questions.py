@@ -1,0 +1,193 @@
+"""What people ask, as statements and what their rows mean; who sends them may be a thread or an event loop.
+
+A question is a generator: it yields the statements of one round trip, is sent their rows, and returns its
+answer. So the command line, which waits, and Flower, which must not, read with the same code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from celery_durable.run import RunState
+from celery_durable.store.queries import with_lines
+from celery_durable.store.views import (
+    AttemptView,
+    EventView,
+    KeyView,
+    Page,
+    RunSummary,
+    RunView,
+    SignalView,
+    StepView,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+T = TypeVar("T")
+
+# How long a transaction may have stayed open after it stored a run, for the run to be found by its time.
+_SLACK = timedelta(hours=1)
+_LAST_KEY = 2**63 - 1
+# Filters that no index serves look at this many runs for one page; the next page goes on behind them.
+_WINDOW = 50_000
+
+
+class Statement(NamedTuple):
+    """A statement and its parameters."""
+
+    sql: str
+    parameters: dict[str, Any]
+
+
+Question = Generator[Sequence[Statement], Any, T]
+
+_STATES_OF_REASON = {
+    "exhausted": RunState.FAILED,
+    "retry": RunState.WAITING,
+    "timer": RunState.WAITING,
+    "sleep": RunState.WAITING,
+    "signal": RunState.WAITING,
+    "children": RunState.WAITING,
+    "turn": RunState.WAITING,
+    "slot": RunState.WAITING,
+    "version": RunState.WAITING,
+    "replaced": RunState.WAITING,
+    "cancelled": RunState.CANCELLED,
+    "revoked": RunState.CANCELLED,
+    "expired": RunState.CANCELLED,
+    "deadline": RunState.CANCELLED,
+    "parent": RunState.CANCELLED,
+}
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which runs to list; what is None does not matter.
+
+    Attributes:
+        states: stored states, any of them.
+        reason: why a run waits or ended: `retry`, `timer`, `exhausted`, `revoked`, ...
+        since: only runs created then or later; a `timedelta` counts back from the database's now.
+        until: only runs created before then.
+        worker: host name of the worker that is executing the run.
+        has_error: whether the run failed or waits for a retry.
+        keys: only these keys.
+        ids: only these ids.
+        version: the code's version, as stored with the run.
+        tags: a JSON object that the run's tags contain.
+        ran_on: host name of a worker that executed one of its attempts.
+        text: part of the id, the task's name, a tag or the latest error.
+        in_errors: whether `text` may be part of the error alone; not where errors are redacted.
+    """
+
+    states: Sequence[RunState] | None = None
+    task: str | None = None
+    reason: str | None = None
+    since: datetime | timedelta | None = None
+    until: datetime | timedelta | None = None
+    worker: str | None = None
+    has_error: bool | None = None
+    keys: Sequence[int] | None = None
+    ids: Sequence[str] | None = None
+    version: str | None = None
+    tags: str | None = None
+    ran_on: str | None = None
+    text: str | None = None
+    in_errors: bool = True
+
+    @property
+    def possible_states(self) -> list[str] | None:
+        """The states that can match: an index finds them, where a reason alone would be a scan."""
+        if self.states:
+            return [RunState(state).value for state in self.states]
+        if self.worker is not None:
+            return [RunState.RUNNING.value, RunState.CANCELLING.value]
+        if self.has_error:
+            return [RunState.FAILED.value, RunState.WAITING.value]
+        if (reason := self.reason) in _STATES_OF_REASON:
+            return [_STATES_OF_REASON[reason].value]
+        return None
+
+    @property
+    def needs_a_window(self) -> bool:
+        """Whether no index finds these runs, so that only so many of them are looked at for one page."""
+        if self.keys is not None or self.ids is not None:
+            return False
+        return any(value is not None for value in (self.version, self.tags, self.ran_on, self.text))
+
+
+def list_runs(sql: Mapping[str, str], wanted: Filter, limit: int, before: int | None) -> Question[Page]:
+    """Ask for the newest runs that match, at most `limit`, with keys below `before`."""
+    parameters: dict[str, Any] = {
+        "task": wanted.task,
+        "reason": wanted.reason,
+        "worker": wanted.worker,
+        "states": wanted.possible_states,
+        "has_error": wanted.has_error or None,
+        "has_no_error": True if wanted.has_error is False else None,
+        "keys": None if wanted.keys is None else list(wanted.keys),
+        "ids": None if wanted.ids is None else list(wanted.ids),
+        "version": wanted.version,
+        "tags": wanted.tags,
+        "ran_on": wanted.ran_on,
+        "text" if wanted.in_errors else "words": None
+        if wanted.text is None
+        else f"%{_literally(wanted.text)}%",
+        "limit": limit + 1,
+    }
+    bounds: dict[str, Any] = {"before": _LAST_KEY if before is None else before}
+    if wanted.since is not None:
+        ((moment,),) = yield [_moment(sql, wanted.since, -_SLACK)]
+        bounds.update(since=moment["at"], after=moment["low"])
+    if wanted.until is not None:
+        ((moment,),) = yield [_moment(sql, wanted.until, _SLACK)]
+        bounds.update(until=moment["at"], before=min(bounds["before"], moment["high"]))
+    if wanted.needs_a_window:
+        ((looked,),) = yield [Statement(sql["floor"], {"before": bounds["before"], "window": _WINDOW})]
+        bounds["floor"] = looked["floor"]
+    parameters = {name: value for name, value in (parameters | bounds).items() if value is not None}
+    (rows,) = yield [
+        Statement(with_lines(sql["list"], parameters), {"states": ["any"], **parameters}),
+    ]
+    runs = tuple(RunSummary(**row) for row in rows[:limit])
+    if len(rows) > limit:
+        return Page(runs, runs[-1].key)
+    floor = bounds.get("floor") or 0
+    more = floor > bounds.get("after", 0)  # before the time asked for there is nothing more to look through
+    return Page(runs, floor if more else None, partial=more)
+
+
+def _moment(sql: Mapping[str, str], when: datetime | timedelta, slack: timedelta) -> Statement:
+    ago = isinstance(when, timedelta)
+    return Statement(
+        sql["moment"], {"at": None if ago else when, "ago": when if ago else None, "slack": slack}
+    )
+
+
+def _literally(text: str) -> str:
+    """Return `text` for a LIKE pattern in which nothing has a special meaning."""
+    return re.sub(r"([\\%_])", r"\\\1", text)
+
+
+def whole_run(sql: Mapping[str, str], run_id: str) -> Question[RunView | None]:
+    """Ask for a run's whole story in one round trip; None when there is no such run."""
+    names = ("run", "attempts", "steps", "events", "signals", "forks", "keys")
+    run, attempts, steps, events, signals, forks, keys = yield [
+        Statement(sql[name], {"id": run_id}) for name in names
+    ]
+    if not run:
+        return None
+    return RunView(
+        **run[0],
+        attempts=tuple(AttemptView(**row) for row in attempts),
+        steps=tuple(StepView(**row) for row in steps),
+        events=tuple(EventView(**{**row, "detail": row["detail"] or {}}) for row in events),
+        signals=tuple(SignalView(**row) for row in signals),
+        forks=tuple(row["id"] for row in forks),
+        keys=tuple(KeyView(**row) for row in keys),
+    )

@@ -1,0 +1,174 @@
+-- A consuming process: its lease, its claims, and the cleaning up after those that are gone.
+
+-- name: plan_by_index
+-- A queue's table is empty in one moment and large in the next, so that its statistics are always wrong: whatever
+-- they say, every statement of a consumer is a few short index scans. A plan that is refused and taken all the same
+-- seems to cost so much that Postgres would compile it first, which takes a third of a second.
+select set_config(setting, 'off', false) as off
+from unnest('{enable_seqscan,enable_bitmapscan,enable_hashjoin,enable_mergejoin,enable_sort,jit}'::text[]) s (setting)
+
+-- name: register
+-- A new consumer; its id is used once, so that the claims of one that was declared dead are nobody's.
+insert into durable.consumer (hostname, pid, backend, queues)
+values (%(hostname)s, %(pid)s, case when %(listens)s then pg_backend_pid() end, %(names)s::text[])
+returning id
+
+-- name: beat
+-- Renew the lease; no row means that this consumer was declared dead.
+update durable.consumer
+set beat = beat + 1, beat_at = durable.clock(), wakeable = %(wakeable)s, queues = %(names)s::text[],
+    backend = case when %(listens)s then pg_backend_pid() end
+where id = %(consumer)s
+returning id
+
+-- name: leave
+-- A consumer that ends: its claims are nobody's at once, and are not counted as lost.
+with gone as (
+    delete from durable.consumer where id = %(consumer)s returning queues
+), used as (
+    update durable.queue q set used_at = durable.clock()
+    from gone where q.name = any(gone.queues) and (q.expires is not null or q.auto_delete)
+)
+update durable.message set holder = null where holder = %(consumer)s
+returning queue
+
+-- name: claim
+-- Lease the first messages of some queues: highest priority first, oldest first. Each queue and priority is an
+-- ordered scan of its own, which begins where this consumer knows that nothing is left: with a transaction held
+-- open, what is dead cannot be cleaned away, and every claim would read all of it again. The bounds are compared as
+-- rows, for with `queue = …` the planner would take the order by id from the primary key, and read all queues.
+with chosen as (
+    select m.id
+    from unnest(%(queues)s::text[], %(priorities)s::smallint[], %(floors)s::bigint[]) as w (queue, priority, floor)
+    cross join lateral (
+        select id from durable.message m
+        where (m.queue, m.priority, m.id) > (w.queue, w.priority, w.floor)
+          and (m.queue, m.priority) <= (w.queue, w.priority)
+          and m.holder is null and (m.expires_at is null or m.expires_at > durable.clock())
+        order by m.queue, m.priority, m.id
+        limit %(limit)s
+        for update skip locked
+    ) as m
+    limit %(limit)s
+)
+update durable.message m set holder = %(consumer)s, claims = m.claims + 1
+where m.id = any(array(select id from chosen))
+  and exists (select from durable.consumer where id = %(consumer)s)
+returning m.id, m.queue, m.priority, m.claims, m.payload
+
+-- name: ready
+-- Which of these queues have something to claim, and how far message numbers have come.
+select w.queue, head.last_value as head
+from (select last_value from durable.message_id_seq) as head
+left join (
+    unnest(%(queues)s::text[], %(priorities)s::smallint[], %(floors)s::bigint[]) as w (queue, priority, floor)
+    cross join lateral (
+        select from durable.message m
+        where (m.queue, m.priority, m.id) > (w.queue, w.priority, w.floor)
+          and (m.queue, m.priority) <= (w.queue, w.priority)
+          and m.holder is null and (m.expires_at is null or m.expires_at > durable.clock())
+        order by m.queue, m.priority, m.id
+        limit 1
+    ) as m
+) on true
+
+-- name: settle
+-- Acknowledge: these claims, and no later ones of the same messages.
+delete from durable.message m
+using unnest(%(ids)s::bigint[], %(numbers)s::integer[]) as done (id, claims)
+where m.id = done.id and m.claims = done.claims and m.holder = %(consumer)s
+
+-- name: reconcile
+-- Claims whose answer was lost: this consumer holds them and does not know.
+update durable.message set holder = null
+where holder = %(consumer)s and not id = any(%(ids)s::bigint[])
+returning queue
+
+-- name: give_back
+-- Hand messages to others. One that comes back too often is poison: it goes to its queue's dead-letter queue.
+with back as (
+    update durable.message m
+    set holder = null,
+        returns = case when r.counted and m.returns >= %(max_returns)s then 0
+                       when r.counted then m.returns + 1 else m.returns end,
+        expires_at = case when r.counted and m.returns >= %(max_returns)s then null else m.expires_at end,
+        queue = case when r.counted and m.returns >= %(max_returns)s then m.queue || '.dead' else m.queue end
+    from unnest(%(ids)s::bigint[], %(numbers)s::integer[], %(counted)s::boolean[]) as r (id, claims, counted)
+    where m.id = r.id and m.claims = r.claims and m.holder = %(consumer)s
+    returning m.queue
+), missing as (
+    insert into durable.queue (name) select distinct queue from back where queue like '%%.dead' on conflict do nothing
+)
+select distinct queue from back
+
+-- name: rouse
+-- Let all consumers of some queues look again from the start: old messages have come back.
+select pg_notify('durable_consumer_' || id, 'again') as woken
+from durable.consumer where queues && %(names)s::text[]
+
+-- name: consumers
+-- Every consumer's heartbeat, and whether the session that renewed its lease has ended since.
+select c.id, c.beat, c.backend is not null and not exists (
+           select from pg_stat_activity a where a.pid = c.backend) as parted,
+       durable.clock() as now
+from durable.consumer c
+
+-- name: bury
+-- Consumers that are dead, unless their lease was renewed meanwhile.
+with dead as (
+    delete from durable.consumer c
+    using unnest(%(ids)s::bigint[], %(beats)s::bigint[]) as d (id, beat)
+    where c.id = d.id and c.beat = d.beat
+    returning c.id, c.queues
+), used as (
+    update durable.queue q set used_at = durable.clock()
+    from dead where q.name = any(dead.queues) and (q.expires is not null or q.auto_delete)
+)
+select id from dead
+
+-- name: recover
+-- The claims of consumers that are no more, whatever became of them. Repeated: a claim may have been under way.
+with lost as (
+    update durable.message m
+    set holder = null,
+        returns = case when m.returns >= %(max_returns)s then 0 else m.returns + 1 end,
+        expires_at = case when m.returns >= %(max_returns)s then null else m.expires_at end,
+        queue = case when m.returns >= %(max_returns)s then m.queue || '.dead' else m.queue end
+    where m.id in (
+        select id from durable.message h
+        where h.holder is not null and not exists (select from durable.consumer c where c.id = h.holder)
+        limit 10000 for update skip locked)
+    returning m.queue
+), missing as (
+    insert into durable.queue (name) select distinct queue from lost where queue like '%%.dead' on conflict do nothing
+)
+select queue, count(*) as messages from lost group by queue
+
+-- name: expire
+-- Messages that nobody claimed in time.
+delete from durable.message
+where id in (
+    select id from durable.message where expires_at <= durable.clock() and holder is null
+    order by expires_at limit 10000 for update skip locked)
+
+-- name: prune_queues
+-- Queues that nobody consumes any more: those that expire, and those of consumers that have left.
+with gone as (
+    delete from durable.queue q
+    where q.used_at < durable.clock() - coalesce(q.expires, case when q.auto_delete then %(grace)s::interval end)
+      and not exists (select from durable.consumer c where c.queues @> array[q.name])
+    returning q.name
+), unbound as (
+    delete from durable.binding b using gone where b.queue = gone.name
+)
+select name from gone
+
+-- name: empty
+-- What was left in a queue that is gone, unless it was declared again.
+delete from durable.message
+where queue = %(queue)s and holder is null and not exists (select from durable.queue where name = %(queue)s)
+
+-- name: used
+-- Somebody has just stopped consuming these queues.
+update durable.queue set used_at = durable.clock()
+where name = any(%(names)s::text[]) and (expires is not null or auto_delete)

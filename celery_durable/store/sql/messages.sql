@@ -1,0 +1,127 @@
+-- The broker's queues, as everybody uses them: declare, publish, count, purge.
+
+-- name: ping
+-- Whether the server answers.
+select 1 as one
+
+-- name: declare_queue
+-- A declaration counts as a use. Options that are declared differently take the newest value.
+insert into durable.queue as q (name, auto_delete, expires, ttl)
+values (%(queue)s, %(auto_delete)s, %(expires)s::interval, %(ttl)s::interval)
+on conflict (name) do update
+set auto_delete = excluded.auto_delete, expires = excluded.expires, ttl = excluded.ttl, used_at = excluded.used_at
+where (q.auto_delete, q.expires, q.ttl) is distinct from (excluded.auto_delete, excluded.expires, excluded.ttl)
+   or q.expires is not null or q.auto_delete
+
+-- name: delete_queue
+-- The queue, its bindings and its messages; what is claimed stays with its consumer until that is done with it.
+with gone as (
+    delete from durable.queue where name = %(queue)s
+), unbound as (
+    delete from durable.binding where queue = %(queue)s
+)
+delete from durable.message where queue = %(queue)s and holder is null
+
+-- name: bind
+-- Let an exchange's messages reach a queue.
+insert into durable.binding (exchange, kind, routing_key, queue, pattern)
+values (%(exchange)s, %(kind)s, %(routing_key)s, %(queue)s, %(pattern)s)
+on conflict do nothing
+
+-- name: unbind
+-- Undo a binding.
+delete from durable.binding
+where exchange = %(exchange)s and queue = %(queue)s and routing_key = %(routing_key)s
+
+-- name: unbind_all
+-- An exchange is deleted.
+delete from durable.binding where exchange = %(exchange)s
+
+-- name: bindings
+-- What an exchange's messages reach.
+select routing_key, pattern, queue from durable.binding where exchange = %(exchange)s order by queue, routing_key
+
+-- name: state_of_queue
+-- What a passive declaration tells: messages that wait, consumers.
+select (select count(*) from durable.message where queue = q.name and holder is null) as messages,
+       (select count(*) from durable.consumer where queues @> array[q.name]) as consumers
+from durable.queue q where q.name = %(queue)s
+
+-- name: purge
+-- Remove the messages that wait.
+delete from durable.message where queue = %(queue)s and holder is null
+
+-- name: send
+-- One message to one queue. Returns no row when there is no such queue, and otherwise a consumer that sleeps, to
+-- be woken when this is committed: a NOTIFY in this commit would queue all commits of the server behind it.
+with sent as (
+    insert into durable.message (queue, priority, payload, expires_at)
+    select q.name, %(priority)s, %(payload)s, durable.clock() + least(%(expires)s::interval, q.ttl)
+    from durable.queue q where q.name = %(queue)s
+    returning queue
+)
+select sent.queue, (
+    select c.id from durable.consumer c where c.wakeable and c.queues @> array[sent.queue] order by random() limit 1
+) as sleeper
+from sent
+
+-- name: send_many
+-- Many messages, each to a queue, in the order given.
+with sent as (
+    insert into durable.message (queue, priority, payload, expires_at)
+    select q.name, m.priority, m.payload, durable.clock() + least(m.expires, q.ttl)
+    from unnest(%(queues)s::text[], %(urgencies)s::smallint[], %(payloads)s::bytea[], %(lives)s::interval[])
+        with ordinality as m (queue, priority, payload, expires, number)
+    join durable.queue q on q.name = m.queue
+    order by m.number
+    returning queue
+)
+select sent.queue, (
+    select c.id from durable.consumer c where c.wakeable and c.queues @> array[sent.queue] order by random() limit 1
+) as sleeper
+from (select distinct queue from sent) as sent
+
+-- name: route
+-- One message to every queue that is bound to an exchange and matches, the same way.
+with sent as (
+    insert into durable.message (queue, priority, payload, expires_at)
+    select q.name, %(priority)s, %(payload)s, durable.clock() + least(%(expires)s::interval, q.ttl)
+    from durable.queue q
+    where q.name in (
+        select b.queue from durable.binding b
+        where b.exchange = %(exchange)s
+          and case b.kind when 'fanout' then true when 'topic' then %(routing_key)s ~ b.pattern
+                          else b.routing_key = %(routing_key)s end)
+    returning queue
+)
+select sent.queue, (
+    select c.id from durable.consumer c where c.wakeable and c.queues @> array[sent.queue] order by random() limit 1
+) as sleeper
+from sent
+
+-- name: wake
+-- Tell sleeping consumers. A transaction of its own, which writes nothing and waits for no disk.
+select pg_notify('durable_consumer_' || id, '') as woken from unnest(%(sleepers)s::bigint[]) as c (id)
+
+-- name: queues
+-- Every queue, for people: what waits, what is being worked on, who consumes.
+select q.name, q.expires, coalesce(m.ready, 0) as ready, coalesce(m.held, 0) as held,
+       extract(epoch from durable.clock() - m.oldest)::double precision as waiting,
+       (select count(*) from durable.consumer c where c.queues @> array[q.name]) as consumers
+from durable.queue q
+left join (select queue, count(*) filter (where holder is null) as ready, count(holder) as held,
+                  min(sent_at) filter (where holder is null) as oldest
+           from durable.message group by queue) m on m.queue = q.name
+order by q.name
+
+-- name: redrive
+-- Put a queue's dead letters back into it, as new.
+with back as (
+    update durable.message set queue = %(queue)s, returns = 0
+    where queue = %(queue)s || '.dead' and holder is null
+    returning id
+)
+select count(*) as messages,
+       (select c.id from durable.consumer c where c.wakeable and c.queues @> array[%(queue)s]
+        order by random() limit 1) as sleeper
+from back

@@ -1,0 +1,26 @@
+-- Where broker and store are one database: runs and their messages in one commit.
+
+-- name: post
+-- Behind the insert of the runs, in its transaction: the messages of those that may be claimed now. An insert
+-- whose answer was lost is repeated with its messages, of which a second one finds nothing to do.
+with sent as (
+    insert into durable.message (queue, priority, payload, expires_at)
+    select q.name, p.priority, p.payload, durable.clock() + q.ttl
+    from unnest(%(runs)s::text[], %(queues)s::text[], %(urgencies)s::smallint[], %(payloads)s::bytea[])
+        with ordinality as p (run, queue, priority, payload, number)
+    join durable.queue q on q.name = p.queue
+    where exists (select from durable.run r where r.id = p.run and r.state = 'pending' and r.attempt = 0)
+    order by p.number
+    returning queue
+)
+select sent.queue, (
+    select c.id from durable.consumer c where c.wakeable and c.queues @> array[sent.queue] order by random() limit 1
+) as sleeper
+from (select distinct queue from sent) as sent
+
+-- name: put_away
+-- The message of an attempt that is over. What the broker's consumer still acknowledges is gone then.
+delete from durable.message
+where id = %(id)s and holder = %(consumer)s and claims = %(number)s
+  and not exists (
+      select from durable.run where key = %(run)s and fence = %(fence)s and state in ('running', 'cancelling'))

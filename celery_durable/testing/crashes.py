@@ -1,0 +1,203 @@
+"""A task whose worker dies, and what it did by then compared with what it does when nobody dies."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import os
+import pprint
+import signal
+import uuid
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from celery_durable.backend import durable_backend
+from celery_durable.store.rehearsal import Rehearsal
+from celery_durable.testing.boundaries import Boundaries, Boundary, Crash, Transactions
+from celery_durable.testing.children import in_children
+from celery_durable.testing.player import Player
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from celery import Celery
+
+    from celery_durable.testing.boundaries import Side
+
+_SAME_ID = str(uuid.UUID(int=7, version=4))  # of every repetition, so that idempotency keys are the same
+_SIDES: tuple[Side, ...] = ("before", "after")
+
+
+class CrashDifferenceError(AssertionError):
+    """A crash changes what a task does or returns."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended, and its effects."""
+
+    state: str
+    result: Any
+    effects: Any
+
+
+@dataclass
+class Place:
+    """Where a worker dies: at the n-th write, or at the first one of a step."""
+
+    side: Side
+    number: int | None = None
+    key: str | None = None
+    kill: bool = False
+    seen: list[Boundary] = field(default_factory=list)
+    struck: bool = False
+    tell: Callable[[Boundary], None] | None = None
+
+    def strike(self, boundary: Boundary, side: Side) -> None:
+        """Die, if this is the place."""
+        if side == "before":
+            self.seen.append(boundary)
+            if self.tell is not None:
+                self.tell(boundary)
+        meant = self.number == len(self.seen) - 1 or (self.key is not None and self.key == boundary.key)
+        if meant and side == self.side and not self.struck:
+            if self.kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.struck = True
+            raise Crash
+
+
+class Crashes:
+    """Executes tasks of an app whose worker dies on the way.
+
+    Arguments:
+        app: the app, pointed at a store of the test's own, which is emptied again and again.
+        kill: whether a child process executes the task and is killed with SIGKILL; else a `SystemExit` is
+            raised where it would die, which is faster, and which `finally` blocks notice.
+    """
+
+    def __init__(self, app: Celery, *, kill: bool = False) -> None:
+        self._app = app
+        self._kill = kill
+
+    def at(
+        self,
+        step: str,
+        signature: Any,
+        *,
+        side: Side = "after",
+        when_waiting: Callable[[str], object] | None = None,
+    ) -> Any:
+        """Execute a task whose worker dies once, at the checkpoint of a step; return the task's result.
+
+        Arguments:
+            step: the step's key: its name, with `#2` for the second call.
+            signature: `task.s(...)`.
+            side: `after` the checkpoint is stored, or `before`, with the step's body done.
+            when_waiting: see `Player.run`.
+
+        Raises what the task raised, and `CrashDifferenceError` when no such step was stored.
+        """
+        place = Place(side, key=step, kill=self._kill)
+        result = self._executed(signature, place, when_waiting)
+        if not place.struck:
+            stored = ", ".join(repr(one.key) for one in place.seen if one.key) or "none"
+            message = f"The worker did not die: no step {step!r} was stored. Stored were: {stored}"
+            raise CrashDifferenceError(message)
+        return result.get(timeout=10, disable_sync_subtasks=False)
+
+    def everywhere(
+        self,
+        signature: Any,
+        *,
+        effects: Callable[[], Any] | None = None,
+        reset: Callable[[], object] | None = None,
+        sides: Sequence[Side] = _SIDES,
+        when_waiting: Callable[[str], object] | None = None,
+    ) -> list[str]:
+        """Execute a task once undisturbed, then again for each of its checkpoints, dying there.
+
+        Returns the checkpoints, in words. Raises `CrashDifferenceError` that says where a death changes the
+        result or the effects.
+
+        Arguments:
+            signature: `task.s(...)`.
+            effects: returns what the task has done outside, as something that `==` compares.
+            reset: undoes it; called in front of each execution.
+            sides: which sides of a checkpoint: `before` and `after` it is stored.
+            when_waiting: see `Player.run`.
+        """
+        undisturbed = Place("after")
+        expected = self._outcome(signature, undisturbed, effects, reset, when_waiting)
+        problems = []
+        for number, boundary in enumerate(undisturbed.seen):
+            for side in sides:
+                place = Place(side, number=number, kill=self._kill)
+                found = self._outcome(signature, place, effects, reset, when_waiting)
+                if not place.struck or place.seen[number].text != boundary.text:
+                    problems.append(f"the {number + 1}. write was {boundary}, and another time it was not")
+                problems += _differences(expected, found, f"when the worker dies {side} {boundary} is stored")
+        if problems:
+            raise CrashDifferenceError(
+                "\n".join([f"{_name(signature)} does not survive its worker:", *problems])
+            )
+        return [str(boundary) for boundary in undisturbed.seen]
+
+    def _outcome(
+        self,
+        signature: Any,
+        place: Place,
+        effects: Callable[[], Any] | None,
+        reset: Callable[[], object] | None,
+        when_waiting: Callable[[str], object] | None,
+    ) -> Outcome:
+        if reset is not None:
+            reset()
+        result = self._executed(signature, place, when_waiting)
+        value = result.get(timeout=10, disable_sync_subtasks=False, propagate=False)
+        return Outcome(result.state, value, copy.deepcopy(effects()) if effects is not None else None)
+
+    def _executed(self, signature: Any, place: Place, when_waiting: Callable[[str], object] | None) -> Any:
+        store = durable_backend(self._app).store
+        Rehearsal(store.connections, schema=store.settings.schema).empty()
+        store.connections.close()  # the clock was turned back
+        result = signature.clone().apply_async(task_id=_SAME_ID)
+        player = Player(self._app)
+        with _in_the_way(store, place):
+            if self._kill:
+                in_children(player, place, when_waiting)
+            else:
+                player.play(when_waiting=when_waiting)
+        return result
+
+
+@contextmanager
+def _in_the_way(store: Any, place: Place) -> Iterator[None]:
+    runs, transactions = store.runs, store.transactions
+    store.runs = Boundaries(runs, place.strike)
+    store.transactions = lambda database=None: Transactions(transactions(database), place.strike)
+    try:
+        yield
+    finally:
+        store.runs = runs
+        del store.transactions
+
+
+def _differences(expected: Outcome, found: Outcome, when: str) -> list[str]:
+    problems = []
+    if expected.effects != found.effects:
+        problems.append(f"  effects differ {when}:\n{_difference(expected.effects, found.effects)}")
+    if (expected.state, repr(expected.result)) != (found.state, repr(found.result)):
+        ended = [f"{one.state} {one.result!r}" for one in (expected, found)]
+        problems.append(f"  the result differs {when}:\n      - {ended[0]}\n      + {ended[1]}")
+    return problems
+
+
+def _difference(expected: Any, found: Any) -> str:
+    lines = difflib.ndiff(pprint.pformat(expected).splitlines(), pprint.pformat(found).splitlines())
+    return "\n".join(f"      {line.rstrip()}" for line in lines if not line.startswith("?"))
+
+
+def _name(signature: Any) -> str:
+    return str(getattr(signature, "task", signature))

@@ -1,0 +1,328 @@
+"""The thread of a consuming connection: it claims, acknowledges, renews the lease, and outlives an outage.
+
+The consumer's own thread never waits for Postgres, and a task that keeps it busy (as in the solo pool) does
+not let the lease run out. While Postgres is away this thread tries again: consumers and claims survive.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from celery_durable.store.consuming import Order
+from celery_durable.store.patience import PASSING, first_line
+from celery_durable.transport.heads import Heads
+from celery_durable.transport.upkeep import LOOK, Upkeep
+
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Sequence
+
+    from celery_durable.store.consuming import Claimed, ConsumerSession, Delivery, Return
+    from celery_durable.transport.fetcher import Errand, Fetcher, Subscription
+
+logger = logging.getLogger(__name__)
+
+_POLL = 0.5  # seconds between two looks of a consumer that is woken by notifications
+_FIRST_POLL, _LONGEST_POLL = 0.005, 0.25  # of one that is not
+_NO_ROOM = 0.05  # seconds between two looks whether a prefetch limit allows more
+_BUSY = 0.5  # seconds of work without a pause after which nobody needs to wake this consumer
+_BATCH = 100  # messages claimed at once where there is no prefetch limit
+_LINGER = 5.0  # seconds that a session without consumers is kept
+_LONGEST_PAUSE = 1.0
+_FULL_LOOK, _FULL_LOOK_UNTOLD = 5.0, 1.0  # seconds; `Heads`
+
+
+class Fetching:
+    """What the thread does.
+
+    Arguments:
+        fetcher: what it shares with the consumers.
+    """
+
+    def __init__(self, fetcher: Fetcher) -> None:
+        self._fetcher = fetcher
+        self._broker = fetcher.broker
+        self._lease = self._broker.options.lease
+        self._listens = self._broker.options.listens
+        self._heads = Heads(_FULL_LOOK if self._listens else _FULL_LOOK_UNTOLD)
+        self._upkeep = Upkeep(self._broker.options)
+        self._me: int | None = None
+        self._held: set[Claimed] = set()
+        self._named: list[str] = []
+        self._wakeable = False
+        self._busy_since: float | None = None
+        self._poll = _POLL if self._listens else _FIRST_POLL
+        self._next_poll = self._next_beat = 0.0
+        self._next_look = time.monotonic() + LOOK
+        self._head = 0
+
+    def run(self) -> None:
+        """Serve until nobody consumes any more, again after each outage."""
+        pause, away = 0.0, False
+        while True:
+            try:
+                session = self._broker.session()
+                try:
+                    self._resume(session)
+                    if away:
+                        logger.warning("Postgres is back; consuming goes on")
+                    pause, away = 0.0, False
+                    self._serve(session)
+                finally:
+                    session.close()
+            except PASSING as error:
+                if not away:
+                    logger.warning("The broker is away, trying again: %s", first_line(error))
+                away = True
+                self._upkeep.forget()
+                self._fail_errands(error)
+                if self._fetcher.stopping:
+                    self._fetcher.ended(None)
+                    return
+            except BaseException as error:  # noqa: BLE001  (raised in the consumer's thread)
+                self._fail_errands(error)
+                self._fetcher.ended(error)
+                return
+            else:
+                if self._fetcher.ended(None):
+                    return
+                continue
+            threading.Event().wait(pause)
+            pause = min(max(2 * pause, 0.02), _LONGEST_PAUSE)
+
+    def _resume(self, session: ConsumerSession) -> None:
+        """Go on as the consumer this was, or begin as a new one."""
+        self._named, self._wakeable = self._names(), False
+        if self._me is not None and session.beat(self._me, self._named, wakeable=False):
+            session.listen(self._me)
+            session.reconcile(self._me, [claim.id for claim in self._held])
+        else:
+            self._begin(session)
+        self._next_beat = time.monotonic() + self._lease / 3
+        self._heads.forget()
+        self._starve()
+
+    def _begin(self, session: ConsumerSession) -> None:
+        reborn = self._me is not None
+        self._me = session.register(self._named)
+        self._held.clear()
+        if reborn:
+            logger.warning("This consumer was silent for too long: what it had claimed was handed to others")
+            self._fetcher.drop()
+            self._fetcher.on_reborn()
+
+    def _serve(self, session: ConsumerSession) -> None:
+        """Work until nobody consumes; leave no claim behind."""
+        idle_since: float | None = None
+        while not self._fetcher.stopping:
+            self._fetcher.bell.hush()
+            self._show_life(session)
+            came = self._turn(session)
+            self._run_errands(session)
+            now = time.monotonic()
+            if self._fetcher.subscriptions or self._held or self._fetcher.errands:
+                idle_since = None
+            elif idle_since is None:
+                idle_since = now
+            elif now - idle_since >= _LINGER:
+                break
+            if now >= self._next_look:
+                self._next_look = now + LOOK
+                assert self._me is not None  # noqa: S101  (registered)
+                self._upkeep.run_once(session, self._me)
+            if not came:
+                self._rest(session)
+        self._turn(session, claims=False)
+        if self._me is not None:
+            session.leave(self._me)
+            self._me = None
+            self._held.clear()
+
+    # -- claims and acknowledgements ----------------------------------------------------------------------
+
+    def _turn(self, session: ConsumerSession, *, claims: bool = True) -> bool:
+        """Acknowledge, hand back and claim; return whether messages came."""
+        done, back = _taken(self._fetcher.done), _taken(self._fetcher.back)
+        groups = self._hungry_groups() if claims else []
+        if not (done or back or groups):
+            return False
+        assert self._me is not None  # noqa: S101  (registered)
+        began = time.monotonic()
+        full = bool(groups) and self._heads.full_look_due(began)
+        orders = [Order(self._heads.places(queues), limit) for queues, limit, _ in groups]
+        try:
+            answers = session.turn(
+                self._me,
+                [claim for claim in done if claim in self._held],
+                [one for one in back if one.claim in self._held],
+                orders,
+            )
+        except BaseException:
+            self._fetcher.done.extendleft(reversed(done))
+            self._fetcher.back.extendleft(reversed(back))
+            raise
+        self._held.difference_update(done, (one.claim for one in back))
+        if back:
+            self._heads.forget()
+            self._starve()
+        now = time.monotonic()
+        if full:
+            self._heads.looked(began, now)
+        for (_, limit, subscriptions), found in zip(groups, answers, strict=True):
+            self._take(subscriptions, found, limit, now)
+        came = any(answers)
+        self._note_work(session, now, came=came)
+        return came
+
+    def _take(self, subscriptions: list[Subscription], found: list[Delivery], limit: int, now: float) -> None:
+        owners: dict[str, list[Subscription]] = {}
+        for subscription in subscriptions:
+            owners.setdefault(subscription.queue, []).append(subscription)
+            subscription.hungry = len(found) >= limit
+        for delivery in found:
+            self._held.add(delivery.claim)
+            self._heads.reached(delivery.queue, delivery.priority, delivery.claim.id, now)
+        deal = [(owners[one.queue][one.claim.id % len(owners[one.queue])], one) for one in found]
+        if deal:
+            self._fetcher.deliver(deal)
+
+    def _hungry_groups(self) -> list[tuple[list[str], int, list[Subscription]]]:
+        """Return queues, room and subscriptions of each channel that may claim something."""
+        groups: dict[object, list[Subscription]] = {}
+        with self._fetcher.lock:
+            for one in self._fetcher.subscriptions:
+                groups.setdefault((one.channel, one.no_ack), []).append(one)
+        found = []
+        for members in groups.values():
+            if not any(one.hungry for one in members):
+                continue
+            room = self._room(members[0])
+            if room > 0:
+                members.append(members.pop(0)) if len(members) > 1 else None
+                found.append((list(dict.fromkeys(one.queue for one in members)), room, members))
+        return found
+
+    def _room(self, subscription: Subscription) -> int:
+        room = None if subscription.no_ack else subscription.room()
+        buffered = self._fetcher.buffered(subscription.channel)
+        return _BATCH - buffered if room is None else min(room - buffered, _BATCH)
+
+    def _starve(self) -> None:
+        """Let every subscription ask again."""
+        with self._fetcher.lock:
+            for one in self._fetcher.subscriptions:
+                one.hungry = True
+
+    # -- errands ------------------------------------------------------------------------------------------
+
+    def _run_errands(self, session: ConsumerSession) -> None:
+        assert self._me is not None  # noqa: S101  (registered)
+        while self._fetcher.errands:
+            errand: Errand = self._fetcher.errands[0]
+            self._heads.forget()
+            ((*found,),) = session.turn(self._me, orders=[Order(self._heads.places([errand.queue]), 1)])
+            self._held.update(one.claim for one in found)
+            self._fetcher.errands.popleft()
+            errand.delivery = found[0] if found else None
+            errand.finished.set()
+
+    def _fail_errands(self, error: BaseException) -> None:
+        for errand in _taken(self._fetcher.errands):
+            errand.error = error
+            errand.finished.set()
+
+    # -- signs of life, and sleep -------------------------------------------------------------------------
+
+    def _names(self) -> list[str]:
+        with self._fetcher.lock:
+            return sorted({one.queue for one in self._fetcher.subscriptions})
+
+    def _show_life(self, session: ConsumerSession) -> None:
+        names = self._names()
+        if names == self._named and time.monotonic() < self._next_beat:
+            return
+        if self._fetcher.left:
+            with self._fetcher.lock:
+                left, self._fetcher.left = self._fetcher.left, set()
+            session.used(sorted(left))
+        self._named = names
+        self._beat(session, wakeable=self._wakeable)
+
+    def _beat(self, session: ConsumerSession, *, wakeable: bool) -> None:
+        assert self._me is not None  # noqa: S101  (registered)
+        self._wakeable = wakeable
+        self._next_beat = time.monotonic() + self._lease / 3
+        if not session.beat(self._me, self._named, wakeable=wakeable):
+            self._begin(session)
+            session.beat(self._me, self._named, wakeable=wakeable)
+            self._starve()
+
+    def _note_work(self, session: ConsumerSession, now: float, *, came: bool) -> None:
+        """Tell publishers when nobody needs to wake this consumer."""
+        if not came:
+            return
+        self._poll = _POLL if self._listens else _FIRST_POLL
+        self._next_poll = now + self._poll
+        if self._busy_since is None:
+            self._busy_since = now
+        elif self._wakeable and now - self._busy_since >= _BUSY:
+            self._beat(session, wakeable=False)
+
+    def _rest(self, session: ConsumerSession) -> None:
+        """Nothing came: sleep until something may have changed."""
+        full = self._has_hungry()
+        if not full:
+            self._busy_since = None
+            if self._listens and not self._wakeable and self._named:
+                self._beat(session, wakeable=True)
+                self._starve()  # what was published while nobody could know that this consumer sleeps
+                return
+        now = time.monotonic()
+        if self._named and not full and now >= self._next_poll:
+            self._look_around(session, now)
+            if self._has_hungry():
+                return
+        until = min(self._next_beat, self._next_look)
+        until = min(until, now + _NO_ROOM) if full else min(until, self._next_poll) if self._named else until
+        self._hear(session.wait(self._fetcher.bell.fileno(), max(0.0, until - now)))
+
+    def _has_hungry(self) -> bool:
+        with self._fetcher.lock:
+            return any(one.hungry for one in self._fetcher.subscriptions)
+
+    def _look_around(self, session: ConsumerSession, now: float) -> None:
+        """Ask what is ready: a notification may be lost, or not be sent at all."""
+        full = self._heads.full_look_due(now)
+        ready, head = session.ready(self._heads.places(self._named))
+        after = time.monotonic()
+        if full:
+            self._heads.looked(now, after)
+        self._feed(ready)
+        for place in self._heads.places(name for name in self._named if name not in ready):
+            self._heads.reached(place.queue, place.priority, self._head, after)
+        self._head = head or 0
+        if not self._listens:
+            self._poll = min(self._poll * 1.5, _LONGEST_POLL)
+        self._next_poll = after + self._poll
+
+    def _feed(self, names: set[str]) -> None:
+        with self._fetcher.lock:
+            for one in self._fetcher.subscriptions:
+                one.hungry = one.hungry or one.queue in names
+
+    def _hear(self, notes: Sequence[str]) -> None:
+        if not notes:
+            return
+        if "again" in notes:
+            self._heads.forget()
+        self._starve()
+
+
+def _taken(queue: deque[Claimed] | deque[Return] | deque[Errand]) -> list:  # type: ignore[type-arg]
+    found = []
+    while queue:
+        found.append(queue.popleft())
+    return found

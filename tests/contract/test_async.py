@@ -1,0 +1,587 @@
+"""`async def` bodies and steps on the real store: keys, cancellation, suspension, over several attempts."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import uuid
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from inspecting import Worker, execute
+from replaying import seam
+
+import celery_durable as durable
+from celery_durable import context
+from celery_durable.config import Settings
+from celery_durable.exceptions import (
+    LeaseLostError,
+    NondeterminismError,
+    RunCancelled,
+    StepTimeLimitError,
+    StepUsageError,
+)
+from celery_durable.executor import Execution
+from celery_durable.loop import event_loop
+from celery_durable.seam import Suspended
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from celery_durable.store import Store
+
+done: list[Any] = []
+gates: dict[str, asyncio.Event] = {}
+LEFT: list[str] = []
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@durable.step
+async def work(name: str, seconds: float = 0.0) -> str:
+    done.append(name)
+    await asyncio.sleep(seconds)
+    return f"{name} done"
+
+
+@durable.step
+def plain(name: str) -> str:
+    done.append(name)
+    return f"{name} done"
+
+
+@durable.step(max_retries=2, default_retry_delay=0, autoretry_for=(OSError,))
+async def flaky(failures: int) -> int:
+    done.append("flaky")
+    await asyncio.sleep(0)
+    if done.count("flaky") <= failures:
+        raise OSError("no")
+    return done.count("flaky")
+
+
+@durable.step
+async def at_gate(name: str) -> str:
+    done.append(name)
+    if name in gates:
+        await gates[name].wait()
+    return f"{name} done"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_done() -> None:
+    done.clear()
+    gates.clear()
+    LEFT.clear()
+
+
+class Story:
+    """One run, attempt after attempt."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.worker = store, Worker(store)
+        self.id = self.worker.enqueue()
+
+    def claimed(self, **settings: Any) -> Execution:
+        outcome = self.store.runs.claim(
+            self.id, fence=uuid.uuid4(), token=self.worker.token, pid=7, revision=0
+        )
+        assert isinstance(outcome, tuple), outcome
+        return Execution(
+            *outcome,
+            runs=self.store.runs,
+            settings=Settings(**{"outage_budget": 0.0, **settings}),
+            seam=seam(self.store),
+        )
+
+    def run(self, execution: Execution, body: Coroutine[Any, Any, Any]) -> Any:
+        """Run a body as a worker does."""
+        with context.activate(execution):
+            frame = context.here()
+            assert frame is not None
+            muster = execution.muster()
+            try:
+                value = event_loop().complete(execution.led(body, frame, muster), muster.abort)
+            except BaseException:
+                if execution.leaving is not None:
+                    raise execution.departed(execution.leaving) from None
+                raise
+            execution.conclude()
+            return value
+
+    def attempt(self, body: Callable[[], Coroutine[Any, Any, Any]], **settings: Any) -> Any:
+        """Run a body; the attempt is then lost, as if its process had been killed."""
+        try:
+            return self.run(self.claimed(**settings), body())
+        except Killed:
+            return None
+        finally:
+            self.take_away()
+
+    def take_away(self) -> None:
+        self.store.runs.release_strays(self.worker.token, self.store.runs.owned(self.worker.token))
+
+    def steps(self) -> dict[str, str]:
+        rows = execute(self.store, "select key, outcome from durable.checkpoint order by key")
+        return {row["key"]: row["outcome"] for row in rows}
+
+
+@pytest.fixture
+def story(store: Store) -> Story:
+    """Return a run that was enqueued."""
+    return Story(store)
+
+
+def test_steps_are_awaited_once_and_sync_and_async_ones_mix(story: Story) -> None:
+    async def body() -> list[str]:
+        return [await work("a"), plain("b"), await work("c"), await asyncio.to_thread(plain, "d")]
+
+    for _ in range(2):
+        assert story.attempt(body) == ["a done", "b done", "c done", "d done"]
+
+    assert done == ["a", "b", "c", "d"]
+    assert story.steps() == {"plain": "ok", "plain#2": "ok", "work": "ok", "work#2": "ok"}
+
+
+def test_gathered_steps_run_at_once_and_are_keyed_in_the_order_of_their_calls(story: Story) -> None:
+    async def body() -> list[str]:
+        return await asyncio.gather(work("slow", 0.1), work("middle", 0.05), work("fast"))
+
+    assert story.attempt(body) == ["slow done", "middle done", "fast done"]
+    rows = execute(story.store, "select key, arguments from durable.checkpoint order by key")
+    assert [row["key"] for row in rows if "slow" in row["arguments"]] == ["work"]
+    assert [row["key"] for row in rows if "fast" in row["arguments"]] == ["work#3"]
+
+    assert story.attempt(body) == ["slow done", "middle done", "fast done"]
+    assert sorted(done) == ["fast", "middle", "slow"]
+
+
+def test_keys_within_tasks_do_not_depend_on_who_is_faster(story: Story) -> None:
+    """Each task's second step is called when its first has ended, in any order."""
+
+    async def pipeline(name: str, seconds: float) -> str:
+        await work(f"{name}1", seconds)
+        drawn = durable.uuid4()
+        second = await work(f"{name}2")
+        return f"{second} {drawn}"
+
+    async def body(*seconds: float) -> list[str]:
+        return list(
+            await asyncio.gather(*(pipeline(name, s) for name, s in zip("abc", seconds, strict=True)))
+        )
+
+    first = story.attempt(lambda: body(0.1, 0.05, 0.0))
+    assert story.attempt(lambda: body(0.1, 0.05, 0.0)) == first
+    assert len(done) == 6
+    assert len(set(first)) == 3
+    assert set(story.steps()) == {
+        "[1]/work",
+        "[1]/work#2",
+        "[2]/work",
+        "[2]/work#2",
+        "[3]/work",
+        "[3]/work#2",
+    }
+
+
+def test_tasks_of_tasks_have_keys_of_their_own(story: Story) -> None:
+    async def inner(name: str) -> str:
+        return await work(name)
+
+    async def outer(name: str) -> list[str]:
+        return list(await asyncio.gather(inner(f"{name}1"), inner(f"{name}2")))
+
+    async def body() -> Any:
+        return await asyncio.gather(outer("a"), outer("b"))
+
+    for _ in range(2):
+        assert story.attempt(body) == [["a1 done", "a2 done"], ["b1 done", "b2 done"]]
+    assert set(story.steps()) == {"[1]/[1]/work", "[1]/[2]/work", "[2]/[1]/work", "[2]/[2]/work"}
+    assert len(done) == 4
+
+
+def test_failed_tries_are_counted_and_retried_without_blocking_others(story: Story) -> None:
+    async def body() -> Any:
+        return await asyncio.gather(flaky(2), work("other"))
+
+    assert story.attempt(body) == [3, "other done"]
+    assert done.count("flaky") == 3
+
+
+def test_a_killed_process_loses_what_was_in_flight_and_nothing_else(story: Story) -> None:
+    async def body() -> Any:
+        first = await work("first")
+        if not LEFT:
+            LEFT.append("once")
+            raise Killed
+        return [first, await work("second")]
+
+    assert story.attempt(body) is None
+    assert story.attempt(body) == ["first done", "second done"]
+    assert done == ["first", "second"]
+
+
+def test_two_runs_share_the_loop_and_one_that_waits_does_not_hold_the_other_up(store: Store) -> None:
+    first, second = Story(store), Story(store)
+    loops: list[Any] = []
+
+    async def waits() -> str:
+        loops.append(asyncio.get_running_loop())
+        gates["held"] = asyncio.Event()
+        return await at_gate("held")
+
+    async def quick() -> str:
+        loops.append(asyncio.get_running_loop())
+        value = await work("quick")
+        gates["held"].set()
+        return value
+
+    answers: list[Any] = []
+    execution = first.claimed()
+    thread = threading.Thread(target=lambda: answers.append(first.run(execution, waits())))
+    thread.start()
+    while "held" not in done:
+        pass
+    assert second.attempt(quick) == "quick done"
+    thread.join(10)
+
+    assert answers == ["held done"]
+    assert loops[0] is loops[1]
+
+
+# -- cancellation -----------------------------------------------------------------------------------------
+
+
+def test_a_time_limit_cancels_the_step_and_is_its_error(story: Story) -> None:
+    async def body() -> str:
+        try:
+            return await at_gate.options(time_limit=0.05)("stuck")
+        except StepTimeLimitError:
+            return "too long"
+
+    gates["stuck"] = asyncio.Event()
+    for _ in range(2):
+        assert story.attempt(body) == "too long"
+    assert done == ["stuck"]
+    assert story.steps() == {"at_gate": "error"}
+
+
+def test_a_step_that_the_body_cancels_is_cancelled_again_at_the_replay(story: Story) -> None:
+    """Also if it would be fast this time: the body must not come to another branch."""
+
+    async def body() -> str:
+        try:
+            return await asyncio.wait_for(at_gate("slow"), 0.05)
+        except (asyncio.TimeoutError, TimeoutError):
+            return await work("instead")
+
+    gates["slow"] = asyncio.Event()
+    assert story.attempt(body) == "instead done"
+    del gates["slow"]
+    assert story.attempt(body) == "instead done"
+    assert done == ["slow", "instead"]
+    assert story.steps() == {"at_gate": "error", "work": "ok"}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.timeout came with Python 3.11")
+def test_asyncio_timeout_too(story: Story) -> None:
+    async def body() -> str:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await at_gate("slow")
+        return await work("after")
+
+    gates["slow"] = asyncio.Event()
+    for _ in range(2):
+        assert story.attempt(body) == "after done"
+    assert done == ["slow", "after"]
+
+
+def test_a_step_whose_value_is_being_stored_is_not_cancelled_any_more(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storing, go_on = threading.Event(), threading.Event()
+    checkpoint = story.store.runs.checkpoint
+
+    def slowly(*args: Any, **options: Any) -> bool:
+        storing.set()
+        assert go_on.wait(10)
+        return checkpoint(*args, **options)
+
+    monkeypatch.setattr(story.store.runs, "checkpoint", slowly)
+
+    async def body() -> str:
+        step = asyncio.ensure_future(work("stored"))
+        await asyncio.to_thread(storing.wait, 10)
+        step.cancel()
+        await asyncio.sleep(0.01)
+        go_on.set()
+        return await step
+
+    assert story.attempt(body) == "stored done"
+    assert story.steps() == {"work": "ok"}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="task groups came with Python 3.11")
+def test_an_error_in_a_task_group_cancels_its_siblings_as_python_does(story: Story) -> None:
+    @durable.step
+    async def failing() -> None:
+        done.append("failing")
+        raise ValueError("no")
+
+    async def body() -> str:
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(at_gate("sibling"))
+                group.create_task(failing())
+        except Exception as errors:  # noqa: BLE001  (ExceptionGroup, in Pythons that have it)
+            LEFT.extend(type(error).__name__ for error in errors.exceptions)  # type: ignore[attr-defined]
+        return await work("after")
+
+    gates["sibling"] = asyncio.Event()
+    for _ in range(2):
+        assert story.attempt(body) == "after done"
+    assert LEFT == ["ValueError"] * 2
+    assert sorted(done) == ["after", "failing", "sibling"]
+    assert story.steps() == {"at_gate": "error", "failing": "error", "work": "ok"}
+
+
+# -- leaving the worker -----------------------------------------------------------------------------------
+
+
+def leaving_bodies() -> list[Callable[[], Coroutine[Any, Any, Any]]]:  # noqa: C901
+    """Bodies that sleep for an hour in one task while a step of another is in flight."""
+
+    async def sleeps() -> None:
+        await asyncio.sleep(0.02)  # the other's step is in flight by now
+        durable.sleep(3600)
+        done.append("slept")
+
+    async def works() -> None:
+        await work("in flight", 0.1)
+        try:
+            await work("too late")
+        finally:
+            done.append("cleaned up")
+
+    async def gathered() -> None:
+        await asyncio.gather(sleeps(), works())
+
+    async def hidden() -> None:
+        await asyncio.gather(sleeps(), works(), return_exceptions=True)
+        await work("too late")
+
+    async def in_the_background() -> None:
+        tasks = [asyncio.ensure_future(sleeps()), asyncio.ensure_future(works())]
+        await asyncio.sleep(3600)
+        await asyncio.wait(tasks)
+
+    async def stubborn() -> None:
+        try:
+            await gathered()
+        except BaseException:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(3600)
+            raise
+
+    bodies = [gathered, hidden, in_the_background, stubborn]
+    if sys.version_info >= (3, 11):
+
+        async def grouped() -> None:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(sleeps())
+                group.create_task(works())
+
+        async def in_time() -> None:
+            async with asyncio.timeout(3600):
+                await grouped()
+
+        bodies += [grouped, in_time]
+    return bodies
+
+
+@pytest.mark.parametrize("body", leaving_bodies(), ids=lambda body: body.__name__)
+def test_a_run_that_leaves_finishes_its_steps_in_flight_and_stores_nothing_after(
+    story: Story, body: Callable[[], Coroutine[Any, Any, Any]]
+) -> None:
+    execution = story.claimed()
+
+    with pytest.raises(Suspended) as left:
+        story.run(execution, body())
+
+    assert left.value.stored
+    assert done == ["in flight", "cleaned up"]
+    (run,) = execute(story.store, "select state, reason, due > now() as later from durable.run")
+    assert (run["state"], run["later"]) == ("waiting", True)
+    assert [key for key, outcome in story.steps().items() if outcome == "ok"] == ["[2]/work"]
+
+
+def test_a_signal_that_comes_while_steps_are_finished_brings_the_run_back_at_once(story: Story) -> None:
+    async def waits() -> Any:
+        await asyncio.sleep(0.02)
+        return durable.wait_for_signal("go")
+
+    async def sends() -> None:
+        await work("in flight", 0.05)
+        await asyncio.to_thread(send)
+
+    def send() -> None:
+        execute(
+            story.store,
+            "select durable.send_signal(%s, 'go', '\"now\"')",
+            story.id,
+        )
+
+    @durable.step
+    async def sending() -> None:
+        await sends()
+
+    async def body() -> Any:
+        answer, _ = await asyncio.gather(waits(), sending())
+        return answer
+
+    with pytest.raises(Suspended) as left:
+        story.run(story.claimed(), body())
+    assert (left.value.outcome, left.value.stored) == ("released", False)
+    story.take_away()
+    assert story.attempt(body) == "now"
+
+
+def test_a_worker_that_drains_lets_steps_in_flight_finish(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        await asyncio.gather(work("a", 0.05), drains())
+        await work("next")
+
+    async def drains() -> None:
+        await asyncio.sleep(0.01)
+        monkeypatch.setattr("celery_durable.attempt.hooks.draining", lambda: True)
+        await work("late")
+
+    with pytest.raises(Suspended) as left:
+        story.run(story.claimed(), body())
+    assert left.value.outcome == "released"
+    assert done == ["a"]
+    assert story.steps() == {"work": "ok"}
+
+
+def test_a_cancelled_run_is_told_once_also_in_a_task(story: Story) -> None:
+    execution = story.claimed()
+
+    async def body() -> None:
+        await work("first")
+        (_,) = story.store.inspection.cancel([story.id], operation=uuid.uuid4(), actor="ada", reason=None)
+        await work("second")
+        try:
+            await asyncio.gather(work("third"))
+        except RunCancelled:
+            await work("clean up")
+            raise
+
+    with pytest.raises(RunCancelled):
+        story.run(execution, body())
+    assert done == ["first", "second", "clean up"]
+
+
+def test_an_attempt_that_lost_its_lease_hears_of_it_and_its_other_tasks_end(story: Story) -> None:
+    execution = story.claimed()
+
+    async def works() -> None:
+        await work("a")
+        story.take_away()
+        await work("b")
+
+    async def forever() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            done.append("ended")
+
+    async def body() -> None:
+        await asyncio.gather(works(), forever())
+
+    with pytest.raises(LeaseLostError):
+        story.run(execution, body())
+    assert execution.lost
+    assert done == ["a", "b", "ended"]
+
+
+def test_an_interruption_from_outside_ends_all_tasks_and_stores_nothing_of_them(story: Story) -> None:
+    """As Celery's soft time limit: raised in the thread that waits for the body."""
+    execution = story.claimed()
+    muster = execution.muster()
+
+    async def body() -> None:
+        await asyncio.gather(work("a", 3600), work("b", 3600))
+
+    with context.activate(execution):
+        frame = context.here()
+        assert frame is not None
+        led = execution.led(body(), frame, muster)
+
+        def interrupted(coroutine: Any) -> None:
+            event_loop().complete(coroutine)
+
+        async def soon() -> None:
+            task = asyncio.ensure_future(led)
+            await asyncio.sleep(0.1)
+            muster.abort()
+            with suppress(asyncio.CancelledError):
+                await task
+
+        interrupted(soon())
+    assert sorted(done) == ["a", "b"]
+    assert story.steps() == {}
+
+
+# -- determinism ------------------------------------------------------------------------------------------
+
+
+def test_time_in_a_task_is_refused_for_its_order_would_not_be_the_same(story: Story) -> None:
+    async def inner() -> Any:
+        return durable.now()
+
+    async def body() -> Any:
+        return durable.now(), await asyncio.gather(inner())
+
+    with pytest.raises(StepUsageError, match="who is faster"):
+        story.attempt(body)
+
+
+def test_other_arguments_at_the_replay_are_nondeterminism(story: Story) -> None:
+    async def body(name: str) -> str:
+        return await work(name)
+
+    story.attempt(lambda: body("a"))
+    with pytest.raises(NondeterminismError):
+        story.attempt(lambda: body("b"))
+
+
+def test_a_step_that_is_called_and_never_awaited_is_not_run(story: Story) -> None:
+    async def body() -> str:
+        work("never").close()
+        return await work("awaited")
+
+    for _ in range(2):
+        assert story.attempt(body) == "awaited done"
+    assert done == ["awaited"]
+    assert story.steps() == {"work#2": "ok"}
+
+
+def test_outside_of_a_run_an_async_step_is_its_function() -> None:
+    assert asyncio.run(work("plain")) == "plain done"
+
+
+def test_in_a_sync_body_an_async_step_is_awaited_by_asyncio_run(story: Story) -> None:
+    execution = story.claimed()
+
+    def body() -> str:
+        return asyncio.run(work("mixed"))
+
+    with context.activate(execution):
+        assert body() == "mixed done"
+    assert story.steps() == {"work": "ok"}

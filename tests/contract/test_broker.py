@@ -1,0 +1,349 @@
+"""`durable+postgresql://` as kombu's users see it: deliveries, limits, returns, and outages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from amqp.exceptions import NotFound
+from harness.proxy import proxied
+from harness.waiting import eventually, take
+from kombu import Connection, Consumer, Exchange, Producer, Queue
+from kombu.exceptions import ChannelError
+
+from celery_durable.exceptions import ConfigurationError, SchemaMissingError
+from celery_durable.store.messages import MessageStore
+from celery_durable.transport import register
+from celery_durable.transport.broker import database_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from celery_durable.store import Store
+
+register()
+
+WORK = Queue("work", Exchange("work"), routing_key="work")
+
+
+@pytest.fixture
+def connect(store: Store) -> Iterator[Callable[..., Connection]]:
+    """Return a maker of connections to the broker, closed at the end."""
+    made: list[Connection] = []
+
+    def make(url: str = store.url, **options: Any) -> Connection:
+        made.append(Connection(f"durable+{url}", transport_options=options))
+        return made[-1]
+
+    yield make
+    for connection in made:
+        connection.close()
+
+
+@pytest.fixture
+def messages(store: Store) -> MessageStore:
+    return MessageStore(store.connections, schema="durable")
+
+
+def publish(connection: Connection, *bodies: Any, queue: Queue = WORK, **options: Any) -> None:
+    producer = Producer(connection.default_channel)
+    for body in bodies:
+        producer.publish(
+            body, exchange=queue.exchange, routing_key=queue.routing_key, declare=[queue], **options
+        )
+
+
+class Reader:
+    """A consumer and what it was given."""
+
+    def __init__(self, connection: Connection, *queues: Queue, prefetch: int = 0, **options: Any) -> None:
+        self.connection = connection
+        self.messages: list[Any] = []
+        self.channel = connection.channel()
+        self.consumer = Consumer(
+            self.channel,
+            list(queues or (WORK,)),
+            on_message=self.messages.append,
+            prefetch_count=prefetch,
+            **options,
+        )
+        self.consumer.consume()
+
+    @property
+    def bodies(self) -> list[Any]:
+        return [message.decode() for message in self.messages]
+
+    def drain(self, timeout: float = 0.3) -> list[Any]:
+        """Take what comes until nothing comes for a while; return it."""
+        before = len(self.messages)
+        while True:
+            try:
+                self.connection.drain_events(timeout=timeout)
+            except TimeoutError:
+                return self.messages[before:]
+
+    def wait_for(self, number: int) -> list[Any]:
+        """Take what comes until there are so many in all."""
+
+        def enough() -> bool:
+            self.drain(0.05)
+            return len(self.messages) >= number
+
+        eventually(enough, what=lambda: f"{number} messages; there are {self.bodies}")
+        return self.bodies
+
+
+def held(store: Store) -> int:
+    sql = b"select count(holder) as held from durable.message"
+    rows = store.connections.once(lambda connection: connection.execute(sql).fetchall())
+    return int(rows[0]["held"])
+
+
+def waiting(messages: MessageStore, queue: str = "work") -> int:
+    state = messages.state(queue)
+    return -1 if state is None else state.messages
+
+
+# -- deliveries -------------------------------------------------------------------------------------------
+
+
+def test_a_second_delivery_says_so_where_celery_looks_and_has_another_tag(connect: Any) -> None:
+    reader = Reader(connect(), prefetch=1)
+    publish(connect(), "x")
+    reader.wait_for(1)
+    (first,) = reader.messages
+    assert not first.delivery_info.get("redelivered")
+
+    first.reject(requeue=True)
+    reader.wait_for(2)
+
+    second = reader.messages[1]
+    assert second.properties["delivery_info"]["redelivered"] is True
+    assert second.delivery_tag != first.delivery_tag
+    second.ack()
+
+
+def test_no_more_than_the_prefetch_limit_is_claimed_until_something_is_acknowledged(
+    connect: Any, store: Store
+) -> None:
+    publish(connect(), *range(6))
+    reader = Reader(connect(), prefetch=2)
+    assert reader.wait_for(2) == [0, 1]
+    assert reader.drain() == []
+    assert held(store) == 2
+
+    reader.messages[0].ack()
+    assert reader.wait_for(3) == [0, 1, 2]
+
+    reader.consumer.qos(prefetch_count=4)
+    assert reader.wait_for(5) == [0, 1, 2, 3, 4]
+    assert held(store) == 4
+
+
+def test_every_consumer_of_a_fanout_gets_a_copy_also_in_another_connection(connect: Any) -> None:
+    news = Exchange("news", type="fanout")
+    readers = [Reader(connect(), Queue(f"news-{n}", news, auto_delete=True), no_ack=True) for n in range(2)]
+
+    Producer(connect().default_channel).publish("hello", exchange=news, routing_key="")
+
+    assert [reader.wait_for(1) for reader in readers] == [["hello"], ["hello"]]
+
+
+def test_what_does_not_acknowledge_is_done_with_at_its_delivery(connect: Any, store: Store) -> None:
+    publish(connect(), "x")
+    reader = Reader(connect(), no_ack=True)
+    assert reader.wait_for(1) == ["x"]
+
+    eventually(lambda: store.connections.once(_count) == 0)
+
+
+def _count(connection: Any) -> int:
+    return int(connection.execute(b"select count(*) as number from durable.message").fetchone()["number"])
+
+
+def test_a_deleted_exchange_leads_nowhere_and_an_unbound_queue_gets_nothing(
+    connect: Any, messages: MessageStore
+) -> None:
+    channel = connect().default_channel
+    publish(connect(), "before")
+    bound = WORK(channel)
+    bound.unbind_from(WORK.exchange, "work")
+    Producer(channel).publish("lost", exchange="work", routing_key="work")
+    bound.bind_to(WORK.exchange, "work")
+    Producer(channel).publish("after", exchange="work", routing_key="work")
+    WORK.exchange(channel).delete()
+    Producer(channel).publish("lost", exchange="work", routing_key="work")
+
+    assert waiting(messages) == 2
+
+
+def test_a_task_is_kept_though_nobody_declared_its_queue_and_anything_else_is_dropped(
+    connect: Any, messages: MessageStore
+) -> None:
+    producer = Producer(connect().default_channel)
+    producer.publish("reply", routing_key="nobody")
+    assert messages.state("nobody") is None
+
+    producer.publish("task", routing_key="nobody", headers={"task": "x", "id": "1"})
+    assert waiting(messages, "nobody") == 1
+
+
+def test_a_passive_declaration_counts_messages_and_consumers(connect: Any) -> None:
+    channel = connect().default_channel
+    with pytest.raises((ChannelError, NotFound)):
+        channel.queue_declare("work", passive=True)
+    publish(connect(), 1, 2, 3)
+    assert channel.queue_declare("work", passive=True)[1:] == (3, 0)
+    reader = Reader(connect(), prefetch=1)
+    reader.wait_for(1)
+
+    eventually(lambda: channel.queue_declare("work", passive=True)[1:] == (2, 1))
+    assert channel.queue_purge("work") == 2
+
+
+def test_a_producer_s_batch_is_stored_at_its_end_and_not_at_all_after_an_error(
+    connect: Any, messages: MessageStore
+) -> None:
+    connection = connect()
+    publish(connection, "first")
+    producer = Producer(connection.default_channel)
+    if not hasattr(producer, "batch"):
+        pytest.skip("this kombu has no batches")
+
+    with producer.batch():
+        for number in range(5):
+            producer.publish(number, routing_key="work")
+        assert waiting(messages) == 1
+    assert waiting(messages) == 6
+    with pytest.raises(ZeroDivisionError), producer.batch():
+        [producer.publish(body, routing_key="work") for body in ("never", 1 / 0)]
+    assert waiting(messages) == 6
+
+
+# -- what a connection leaves behind, and what it outlives ------------------------------------------------
+
+
+def test_a_connection_that_closes_hands_back_what_it_has_not_acknowledged_at_once(connect: Any) -> None:
+    publish(connect(), 1, 2, 3)
+    connection = connect()
+    leaving = Reader(connection)
+    leaving.wait_for(3)
+    leaving.messages[1].ack()
+
+    connection.close()
+
+    assert sorted(Reader(connect()).wait_for(2)) == [1, 3]
+
+
+def test_a_consumer_that_is_cancelled_hands_back_what_was_not_delivered(connect: Any, store: Store) -> None:
+    publish(connect(), *range(5))
+    reader = Reader(connect())
+    eventually(lambda: held(store) == 5)
+
+    reader.consumer.cancel()
+
+    assert sorted(Reader(connect()).wait_for(5)) == list(range(5))
+
+
+def test_a_consumer_that_is_busy_for_longer_than_its_lease_keeps_its_messages(connect: Any) -> None:
+    """The thread that consumes does nothing all the while, as in a solo pool."""
+    publish(connect(), "long")
+    busy, other = Reader(connect(lease=1.0)), Reader(connect(lease=1.0))
+    reader = eventually(lambda: next((one for one in (busy, other) if one.drain(0.05)), None))
+    idle = other if reader is busy else busy
+
+    take(4.0)
+
+    assert idle.drain() == []
+    reader.messages[0].ack()
+
+
+def test_postgres_may_restart_and_the_consumers_do_not_notice(
+    connect: Any, store: Store, messages: MessageStore
+) -> None:
+    with proxied(store.url) as proxy:
+        reader = Reader(connect(proxy.url), prefetch=2)
+        publish(connect(), "before")
+        reader.wait_for(1)
+
+        proxy.refuse()
+        reader.messages[0].ack()
+        publish(connect(), "meanwhile")
+        assert reader.drain() == []
+        proxy.heal()
+
+        assert reader.wait_for(2) == ["before", "meanwhile"]
+        reader.messages[1].ack()
+        publish(connect(), "after")
+        assert reader.wait_for(3)[2] == "after"
+        reader.messages[2].ack()
+        eventually(lambda: store.connections.once(_count) == 0, what="every acknowledgement to arrive")
+        assert not any(message.delivery_info.get("redelivered") for message in reader.messages)
+
+
+@pytest.mark.parametrize("statement", ["claim", "settle"])
+def test_an_answer_that_is_lost_loses_and_repeats_nothing(connect: Any, store: Store, statement: str) -> None:
+    with proxied(store.url) as proxy:
+        reader = Reader(connect(proxy.url), prefetch=1)
+        publish(connect(), "first")
+        reader.wait_for(1)
+        fault = proxy.lose_answer("consumers", statement)
+
+        reader.messages[0].ack()
+        publish(connect(), "second")
+
+        assert reader.wait_for(2) == ["first", "second"]
+        eventually(lambda: fault.met)
+        reader.messages[1].ack()
+        eventually(lambda: store.connections.once(_count) == 0)
+        assert reader.bodies == ["first", "second"]
+
+
+def test_a_message_is_delivered_without_notifications_and_prepared_statements(connect: Any) -> None:
+    """What is left behind PgBouncer in transaction mode."""
+    reader = Reader(connect(prepare_statements=False), prefetch=1)
+    publish(connect(prepare_statements=False), *range(3))
+
+    for number in range(3):
+        assert reader.wait_for(number + 1)[-1] == number
+        reader.messages[-1].ack()
+
+
+# -- wrong from the start ---------------------------------------------------------------------------------
+
+
+def test_a_database_without_the_schema_is_an_error_that_names_the_command(
+    connect: Any, database_url: str
+) -> None:
+    with pytest.raises(SchemaMissingError, match="durable init"):
+        connect(database_url).connect()
+
+
+def test_a_url_means_the_same_in_a_list_of_alternatives_and_in_a_clone() -> None:
+    url = "durable+postgresql://ada:s%20cret@db:5433/media"
+    switched = Connection(["redis://localhost", url])
+    switched.maybe_switch_next()
+
+    for connection in (Connection([url, "redis://localhost"]), Connection(url).clone(), switched):
+        assert database_url(connection) == "postgresql://ada:s%20cret@db:5433/media"
+
+
+@pytest.mark.parametrize("url", ["durable+embedded://", "durable+embedded:///srv/media"])
+def test_the_embedded_postgres_is_a_broker_too(url: str) -> None:
+    assert database_url(Connection(url)) == url.removeprefix("durable+")
+
+
+def test_the_banner_of_a_worker_shows_no_password() -> None:
+    assert Connection("durable+postgresql://ada:secret@db/media").as_uri() == (
+        "durable+postgresql://ada:**@db/media"
+    )
+
+
+def test_a_url_of_another_kind_is_an_error_that_says_what_to_use() -> None:
+    with pytest.raises(ConfigurationError, match=r"use durable\+postgresql://"):
+        Connection("durable+mysql://localhost/media").connect()
+
+
+def test_an_option_that_cannot_be_meant_is_an_error_that_names_it() -> None:
+    with pytest.raises(ConfigurationError, match=r"\['lease'\] = 0"):
+        Connection("durable+postgresql:///media", transport_options={"lease": 0}).connect()

@@ -1,0 +1,341 @@
+"""New code meets runs of the old: branches they keep to, and rehearsals that say which would break."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from delivering import World, delivering
+from inspecting import execute
+
+import celery_durable as durable
+from celery_durable.rehearsal import Verdict, rehearse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from celery_durable.store import Store
+
+done: list[str] = []
+
+
+@durable.step
+def pack(order: int) -> str:
+    done.append("pack")
+    return f"parcel {order}"
+
+
+@durable.step
+def mail(parcel: str) -> str:
+    done.append("mail")
+    return "mailed"
+
+
+@durable.step
+def text(parcel: str) -> str:
+    done.append("text")
+    return "texted"
+
+
+@durable.step
+def fail_once() -> None:
+    done.append("fail_once")
+    raise durable.Fatal("no")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_done() -> None:
+    done.clear()
+
+
+@pytest.fixture
+def world(store: Store) -> Iterator[World]:
+    with delivering(store) as made:
+        yield made
+
+
+class Task:
+    """A task whose code changes between the attempts of its runs."""
+
+    def __init__(self, world: World, body: Callable[..., Any], **options: Any) -> None:
+        self.world, self.now = world, body
+
+        def current(*args: Any) -> Any:
+            return self.now(*args)
+
+        self.task = world.task(current, name="shop.order", shared=False, **options)
+
+    def start(self, *args: Any) -> str:
+        run_id: str = self.task.delay(*args).id
+        self.world.deliver(run_id)
+        return run_id
+
+    def deploy(self, body: Callable[..., Any]) -> None:
+        self.now = body
+
+    def wake(self, run_id: str) -> None:
+        """Let the time of its sleep be over."""
+        execute(self.world.store, "update durable.checkpoint set due = now() where kind = 'sleep'")
+        execute(
+            self.world.store,
+            "update durable.run set state = 'pending', reason = null, due = now() + interval '1 minute'"
+            " where id = %s",
+            run_id,
+        )
+        self.world.deliver(run_id)
+
+    def check(self, run_id: str) -> Verdict:
+        before = self.everything()
+        verdict = rehearse(self.world.app, run_id)
+        assert self.everything() == before, "a rehearsal has left a trace in the store"
+        return verdict
+
+    def everything(self) -> list[Any]:
+        return [
+            execute(self.world.store, f"select count(*), max(t::text) from durable.{table} t")
+            for table in ("run", "checkpoint", "attempt", "event", "result", "outbox")
+        ]
+
+
+def old(order: int) -> str:
+    parcel = pack(order)
+    durable.sleep(hours=1)
+    return mail(parcel)
+
+
+def new(order: int) -> str:
+    parcel = pack(order)
+    durable.sleep(hours=1)
+    return text(parcel) if durable.patched("texts") else mail(parcel)
+
+
+def patched_early(order: int) -> str:
+    said = "new" if durable.patched("early") else "old"
+    parcel = pack(order)
+    durable.sleep(hours=1)
+    return said + parcel
+
+
+# -- patched ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_comes_to_a_change_for_the_first_time_takes_the_new_branch_and_keeps_to_it(
+    world: World,
+) -> None:
+    task = Task(world, old)
+    run_id = task.start(1)
+    task.deploy(new)
+    task.wake(run_id)
+
+    assert done == ["pack", "text"]
+    assert world.result(run_id) == "texted"
+    assert list(world.steps(run_id)) == ["pack", "sleep", "patched:texts", "text"]
+
+
+def test_a_run_whose_history_goes_on_behind_a_change_stays_on_the_old_branch(world: World) -> None:
+    task = Task(world, old)
+    run_id = task.start(1)
+    task.deploy(patched_early)
+    task.wake(run_id)
+
+    assert world.result(run_id) == "oldparcel 1"
+    assert "patched:early" not in world.steps(run_id)
+    assert world.result(task_end(task, world)) == "newparcel 2"
+
+
+def task_end(task: Task, world: World) -> str:
+    run_id = task.start(2)
+    task.wake(run_id)
+    return run_id
+
+
+def test_a_step_that_was_tried_or_begun_behind_a_change_keeps_the_old_branch_too(world: World) -> None:
+    """What it did outside is done: the new branch would do it again in another way."""
+    task = Task(world, lambda: None)
+    run_id = task.start()
+    for outcome in ("trying", "started"):
+        execute(world.store, "delete from durable.checkpoint")
+        execute(
+            world.store,
+            "insert into durable.checkpoint (run_key, key, seq, outcome, digest, arguments, fence, attempt,"
+            " tries, seconds) select key, 'mail', 1, %s, '', '', gen_random_uuid(), 1, 1, 0 from durable.run",
+            outcome,
+        )
+        said: list[bool] = []
+        task.deploy(lambda said=said: said.append(durable.patched("x")))
+        task.check(run_id)
+        assert said == [False]
+
+
+def test_one_attempt_hears_one_answer_however_often_it_asks(world: World) -> None:
+    def asks(order: int) -> list[bool]:
+        first = durable.patched("x")
+        pack(order)
+        return [first, durable.patched("x")]
+
+    task = Task(world, asks)
+
+    assert world.result(task.start(1)) == [True, True]
+
+
+def test_the_question_may_go_when_no_run_of_the_old_code_is_left(world: World) -> None:
+    task = Task(world, patched_early)
+    run_id = task.start(1)
+    task.deploy(lambda order: [pack(order), durable.sleep(hours=1)][0])
+    task.wake(run_id)
+
+    assert world.result(run_id) == "parcel 1"
+
+
+def test_outside_a_run_and_inside_a_step_it_is_the_new_branch(world: World) -> None:
+    @durable.step
+    def asks() -> bool:
+        return durable.patched("x")
+
+    assert durable.patched("x")
+    assert world.result(Task(world, asks).start()) is True
+    with pytest.raises(durable.StepUsageError, match="a change is named by"):
+        durable.patched("")
+
+
+# -- rehearsals -------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_the_code_at_hand_continues_says_where_and_runs_no_step(world: World) -> None:
+    task = Task(world, old)
+    run_id = task.start(1)
+    execute(world.store, "update durable.checkpoint set outcome = 'ok' where key = 'sleep'")
+    task.deploy(new)
+    done.clear()
+
+    verdict = task.check(run_id)
+
+    assert (verdict.outcome, verdict.ok, verdict.ahead) == ("continues", True, ())
+    assert done == []
+    task.deploy(old)
+    assert task.check(run_id).at == "mail"
+
+
+def test_a_run_that_would_break_says_what_is_stored_and_what_was_met(world: World) -> None:
+    task = Task(world, old)
+    run_id = task.start(1)
+
+    task.deploy(lambda order: pack(order + 1))
+    other_arguments = task.check(run_id)
+    task.deploy(lambda order: "nothing")
+    dropped = task.check(run_id)
+
+    assert not other_arguments.ok
+    assert "stored: " in (other_arguments.problem or "")
+    assert "called: " in (other_arguments.problem or "")
+    assert "ended without the steps 'pack', 'sleep'" in (dropped.problem or "")
+
+
+def test_another_order_of_waits_would_break(world: World) -> None:
+    task = Task(world, old)
+    run_id = task.start(1)
+    task.deploy(lambda order: [pack(order), durable.wait_for_signal("go")])
+
+    assert "waits in another order" in (task.check(run_id).problem or "")
+
+
+def test_a_body_that_cannot_be_called_as_the_run_was_would_break(world: World) -> None:
+    task = Task(world, old)
+    run_id = task.start(1)
+    task.deploy(lambda: None)
+
+    verdict = task.check(run_id)
+
+    assert not verdict.ok
+    assert "TypeError" in (verdict.problem or "")
+
+
+def test_a_task_that_is_gone_would_break(world: World) -> None:
+    task = Task(world, old)
+    run_id = task.start(1)
+    del world.app.tasks["shop.order"]
+
+    assert "There is no durable task 'shop.order' in this code" in (task.check(run_id).problem or "")
+
+
+def test_a_new_step_in_front_of_stored_ones_is_told(world: World) -> None:
+    task = Task(world, old)
+    run_id = task.start(1)
+    task.deploy(lambda order: [text("x"), old(order)])
+
+    verdict = task.check(run_id)
+
+    assert (verdict.outcome, verdict.at, verdict.ahead) == ("continues", "text", ("pack", "sleep"))
+
+
+def test_a_failure_that_is_stored_is_no_break(world: World) -> None:
+    def fails() -> None:
+        fail_once()
+
+    task = Task(world, fails)
+    run_id = task.start()
+
+    assert (task.check(run_id).outcome, task.check(run_id).ok) == ("fails", True)
+
+
+def test_a_run_that_is_over_ends_again(world: World) -> None:
+    task = Task(world, lambda order: mail(pack(order)))
+    run_id = task.start(1)
+
+    assert task.check(run_id).outcome == "ends"
+
+
+def test_a_body_that_catches_everything_does_not_get_past_the_end_of_its_history(world: World) -> None:
+    def catches(order: int) -> str:
+        pack(order)
+        try:
+            return mail("x")
+        except BaseException:  # noqa: BLE001
+            return text("y")
+
+    task = Task(world, lambda order: [pack(order), durable.sleep(hours=1)])
+    run_id = task.start(1)
+    execute(world.store, "delete from durable.checkpoint where key = 'sleep'")
+    task.deploy(catches)
+    done.clear()
+
+    assert task.check(run_id).at == "mail"
+    assert done == []
+
+
+def test_whatever_else_a_body_does_to_the_world_is_not_done(world: World) -> None:
+    """It sends plain tasks, tells its progress and its state, starts a child, and asks for a retry."""
+    from celery import Task as Plain
+
+    plain = world.task(ping, base=Plain)
+    child = world.task(ping)
+
+    def busy(order: int) -> None:
+        pack(order)
+        durable.current_run().set_progress(1)
+        plain.delay()
+        task.task.update_state(state="PROGRESS")
+        child.delay()
+
+    task = Task(world, lambda order: [pack(order), durable.sleep(hours=1)])
+    run_id = task.start(1)
+    execute(world.store, "delete from durable.checkpoint where key = 'sleep'")
+    task.deploy(busy)
+    with world.app.connection_for_read() as connection, connection.channel() as channel:
+        channel.queue_purge(world.app.conf.task_default_queue)
+        verdict = task.check(run_id)
+        sent = channel.queue_purge(world.app.conf.task_default_queue)
+
+    assert (verdict.outcome, sent) == ("continues", 0)
+    assert (verdict.at or "").startswith("delay:")
+
+
+def ping() -> None: ...
+
+
+def test_a_body_that_asks_for_a_retry_leaves(world: World) -> None:
+    task = Task(world, old)
+    run_id = task.start(1)
+    task.deploy(lambda order: [pack(order), task.task.retry(countdown=5)])
+
+    assert task.check(run_id).outcome == "ends"

@@ -1,0 +1,102 @@
+"""Parents and children whose workers die at the worst moment."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from harness.brokers import PrivateRedis
+    from harness.world import World
+
+
+def children_of(world: World, run_id: str) -> list[dict[str, Any]]:
+    sql = "select * from durable.run where wait is not null and parent = %s order by key"
+    return world.tables.rows(sql, run_id)
+
+
+def test_a_parent_survives_the_death_of_its_worker_and_its_children_are_started_once(world: World) -> None:
+    first = world.worker(concurrency=1)
+    world.gates.close("child")
+    result = world.send("parent", 3)
+    world.tables.wait_for_state(result.id, "waiting")
+    world.ledger.wait_for("start", "child")
+    first.kill9()
+    world.gates.open("child")
+    world.worker(concurrency=2)
+
+    assert result.get(timeout=40) == ["before done", ["child 0", "child 1", "child 2"], "after done"]
+    assert world.ledger.names(run=result.id) == ["before", "after"]
+    assert len(children_of(world, result.id)) == 3
+
+
+def test_a_worker_killed_between_the_end_of_the_last_child_and_the_look_at_its_parent(world: World) -> None:
+    """The end of the child has committed; the parent is locked, so that nobody can wake it."""
+    worker = world.worker(concurrency=1)
+    world.gates.close("child")
+    result = world.send("parent", 1)
+    world.ledger.wait_for("start", "child")
+    (child,) = children_of(world, result.id)
+    with world.tables.locked(result.id):
+        world.gates.open("child")
+        world.tables.wait_for_state(child["id"], "succeeded")
+        assert world.tables.state(result.id) == "waiting"
+        worker.kill9()
+        world.tables.end_the_blocked()
+    world.worker(concurrency=1)
+
+    assert result.get(timeout=40) == ["before done", ["child 0"], "after done"]
+
+
+def test_a_child_that_keeps_killing_its_worker_fails_its_parent_with_the_reason(
+    new_world: Callable[..., Any],
+) -> None:
+    with new_world(durable_max_recoveries=1) as world:
+        world.worker(concurrency=1)
+        result = world.send("parent_of_poison")
+
+        assert result.get(timeout=60) == "ExhaustedError"
+
+
+@pytest.mark.parametrize("pool", ["threads", "gevent"])
+def test_many_children_end_at_once_and_their_parent_goes_on_once(world: World, pool: str) -> None:
+    world.worker(pool=pool, concurrency=8)
+    results = [world.send("parent", 8) for _ in range(4)]
+
+    for result in results:
+        assert result.get(timeout=60)[1] == [f"child {number}" for number in range(8)]
+        assert world.ledger.names(run=result.id) == ["before", "after"]
+        assert world.tables.outcomes(result.id) == ["suspended", "succeeded"]
+
+
+def test_a_broker_that_loses_the_messages_of_children_loses_no_child(
+    new_world: Callable[..., Any], private_redis: PrivateRedis
+) -> None:
+    with new_world(broker=private_redis.url) as world:
+        worker = world.worker(concurrency=1)
+        world.gates.close("before")
+        result = world.send("parent", 5)
+        world.ledger.wait_for("start", "before")
+        world.gates.open("before")
+        world.tables.wait_for_state(result.id, "waiting")
+        worker.kill9()
+        private_redis.kill()
+        private_redis.start()
+        world.worker(concurrency=2)
+
+        assert result.get(timeout=60)[1] == [f"child {number}" for number in range(5)]
+
+
+def test_a_plain_task_whose_worker_is_killed_is_executed_again_for_its_parent(world: World) -> None:
+    first = world.worker(concurrency=1)
+    world.gates.close("plain child")
+    result = world.send("parent_of_plain")
+    world.ledger.wait_for("body", "plain child")
+    first.kill9()
+    world.gates.open("plain child")
+    world.worker(concurrency=1)
+
+    assert result.get(timeout=40) == "plain result"

@@ -1,0 +1,204 @@
+"""Workers that die where a test wants it, and the effects compared with those of nobody dying."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import celery_durable as durable
+from celery_durable.testing import CrashDifferenceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from celery import Celery
+
+
+class Bank:
+    """A bank that keeps its books in a file, so that another process may write into them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._books = folder / "books"
+        self.reset()
+
+    def charge(self, amount: int, key: str | None = None) -> str:
+        entries = self.entries()
+        if key is None or key not in entries:
+            with self._books.open("a") as books:
+                books.write(f"{key or 'cash'}\n")
+        return f"receipt for {amount}"
+
+    def entries(self) -> list[str]:
+        return self._books.read_text().splitlines()
+
+    def reset(self) -> None:
+        self._books.write_text("")
+
+
+@pytest.fixture
+def bank(tmp_path: Path) -> Bank:
+    return Bank(tmp_path)
+
+
+@pytest.fixture
+def fulfil(durable_app: Celery, bank: Bank) -> Any:
+    """An order, done right: one effect, with an idempotency key."""
+
+    @durable.step
+    def reserve(order: int) -> int:
+        return order
+
+    @durable.step
+    def charge(order: int) -> str:
+        return bank.charge(order, durable.idempotency_key())
+
+    @durable_app.task(name="fulfil", shared=False)
+    def fulfil(order: int) -> str:
+        reserved = reserve(order)
+        durable.sleep(hours=1)
+        return charge(reserved)
+
+    return fulfil
+
+
+BOUNDARIES = ["step 'reserve'", "wait 'sleep'", "step 'charge'", "the result of fulfil"]
+
+
+@pytest.mark.parametrize("kill", [False, True], ids=["raised", "killed"])
+def test_a_task_that_survives_everything_passes(
+    crash_everywhere: Callable[..., list[str]], fulfil: Any, bank: Bank, *, kill: bool
+) -> None:
+    found = crash_everywhere(fulfil.s(7), effects=bank.entries, reset=bank.reset, kill=kill)
+
+    assert found == BOUNDARIES
+    assert len(bank.entries()) == 1
+
+
+@pytest.mark.parametrize("kill", [False, True], ids=["raised", "killed"])
+def test_a_step_whose_effect_comes_twice_is_named(
+    crash_everywhere: Callable[..., list[str]], durable_app: Celery, bank: Bank, *, kill: bool
+) -> None:
+    @durable.step
+    def charge(order: int) -> str:
+        return bank.charge(order)  # nothing tells the bank that it was asked before
+
+    @durable_app.task(name="careless", shared=False)
+    def careless(order: int) -> str:
+        return charge(order)
+
+    with pytest.raises(CrashDifferenceError) as caught:
+        crash_everywhere(careless.s(7), effects=bank.entries, reset=bank.reset, kill=kill)
+
+    text = str(caught.value)
+    assert "careless does not survive its worker" in text
+    assert "effects differ when the worker dies before step 'charge' is stored:" in text
+    assert "- ['cash']\n" in text
+    assert "+ ['cash', 'cash']" in text
+    assert "after step 'charge' is stored" not in text
+
+
+def test_an_effect_outside_of_a_step_is_found_by_a_death_after_the_step(
+    crash_everywhere: Callable[..., list[str]], durable_app: Celery, bank: Bank
+) -> None:
+    @durable.step
+    def reserve(order: int) -> int:
+        return order
+
+    @durable_app.task(name="loose", shared=False)
+    def loose(order: int) -> str:
+        bank.charge(order)
+        return str(reserve(order))
+
+    with pytest.raises(CrashDifferenceError, match="dies after step 'reserve' is stored"):
+        crash_everywhere(loose.s(7), effects=bank.entries, reset=bank.reset, sides=("after",))
+
+
+def test_a_result_that_a_death_changes_is_shown(
+    crash_everywhere: Callable[..., list[str]], durable_app: Celery
+) -> None:
+    @durable.step(at_most_once=True)
+    def once() -> str:
+        return "done"
+
+    @durable_app.task(name="once", shared=False, max_retries=0)
+    def task() -> str:
+        return once()
+
+    with pytest.raises(CrashDifferenceError) as caught:
+        crash_everywhere(task.s())
+
+    text = str(caught.value)
+    assert "the result differs when the worker dies after the start of step 'once' is stored" in text
+    assert "- SUCCESS 'done'\n" in text
+    assert "+ FAILURE StepInterruptedError" in text
+
+
+def test_a_body_that_takes_another_way_is_told_apart(
+    crash_everywhere: Callable[..., list[str]], durable_app: Celery
+) -> None:
+    ways = iter(range(100))
+
+    @durable.step
+    def walk(way: int) -> None: ...
+
+    @durable_app.task(name="wanderer", shared=False)
+    def wanderer() -> None:
+        walk.options(name=f"way {next(ways)}")(0)
+
+    with pytest.raises(
+        CrashDifferenceError, match=r"the 1\. write was step 'way 0', and another time it was not"
+    ):
+        crash_everywhere(wanderer.s())
+
+
+def test_failures_retries_and_children_are_compared_too(
+    crash_everywhere: Callable[..., list[str]], durable_app: Celery
+) -> None:
+    @durable.step
+    def shaky() -> str:
+        if durable.current_run().attempt < 2:
+            raise ConnectionError("not yet")
+        return "at last"
+
+    @durable_app.task(name="child", shared=False)
+    def child() -> str:
+        return shaky()
+
+    @durable_app.task(name="parent", shared=False, throws=(ValueError,))
+    def parent() -> str:
+        child.delay()
+        raise ValueError("so be it")
+
+    found = crash_everywhere(parent.s())
+
+    assert found[:2] == ["step 'delay:child'", "the error of parent"]
+    assert "the retry of child" in found
+    assert found[-1] == "the result of child"
+
+
+def test_one_death_is_chosen_by_its_step(crash_after: Callable[..., Any], fulfil: Any, bank: Bank) -> None:
+    assert crash_after("reserve", fulfil.s(7)) == "receipt for 7"
+    assert len(bank.entries()) == 1
+    assert crash_after("charge", fulfil.s(7), side="before", kill=True) == "receipt for 7"
+
+
+def test_a_step_that_is_never_stored_is_an_error_that_says_what_was(
+    crash_after: Callable[..., Any], fulfil: Any
+) -> None:
+    expected = "no step 'chrage' was stored. Stored were: 'reserve', 'sleep', 'charge'"
+    with pytest.raises(CrashDifferenceError, match=re.escape(expected)):
+        crash_after("chrage", fulfil.s(7))
+
+
+def test_what_goes_wrong_in_a_killed_child_is_raised_here(
+    crash_after: Callable[..., Any], durable_app: Celery
+) -> None:
+    @durable_app.task(name="stuck", shared=False)
+    def stuck() -> None:
+        durable.wait_for_signal("never")
+
+    with pytest.raises(durable.DurableError, match=r"StuckError.*is waiting"):
+        crash_after("x", stuck.s(), kill=True)
