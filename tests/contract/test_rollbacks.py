@@ -440,6 +440,7 @@ def test_a_run_that_is_exhausted_takes_back_what_its_replay_registers(world: Wor
 
     assert done == ["flight", "hotel", "pay", "pay", "pay", *BACK]
     assert world.state(run) == ("failed", "exhausted")
+    assert world.row(run)["recoveries"] == 3
     assert "exhausted" in str(world.outcome(run).result)
 
 
