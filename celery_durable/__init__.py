@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         RunStateError,
         SerializationError,
         SignalTimeout,
+        SignalTokenError,
         StepInterruptedError,
         StepNotFoundError,
         StepTimeLimitError,
@@ -35,12 +36,12 @@ if TYPE_CHECKING:
         TransactionUsageError,
     )
     from celery_durable.operations import Runs
-    from celery_durable.operations.sending import send_signal
+    from celery_durable.operations.sending import send_signal, send_signal_with_token
     from celery_durable.rollback import on_rollback
     from celery_durable.steps import step
     from celery_durable.task import DurableTask
     from celery_durable.transactions import transaction
-    from celery_durable.waits import sleep, sleep_until, wait_for_signal
+    from celery_durable.waits import continue_as, sleep, sleep_until, wait_for_signal
 
 _WHERE = {
     "ConfigurationError": "exceptions",
@@ -59,6 +60,7 @@ _WHERE = {
     "Runs": "operations",
     "SerializationError": "exceptions",
     "SignalTimeout": "exceptions",
+    "SignalTokenError": "exceptions",
     "StepInterruptedError": "exceptions",
     "StepNotFoundError": "exceptions",
     "StepTimeLimitError": "exceptions",
@@ -66,6 +68,7 @@ _WHERE = {
     "StoreUnavailableError": "exceptions",
     "TransactionUsageError": "exceptions",
     "call": "children",
+    "continue_as": "waits",
     "current_run": "context",
     "gather": "children",
     "idempotency_key": "context",
@@ -75,6 +78,7 @@ _WHERE = {
     "on_rollback": "rollback",
     "random": "clock",
     "send_signal": "operations.sending",
+    "send_signal_with_token": "operations.sending",
     "sleep": "waits",
     "sleep_until": "waits",
     "step": "steps",
@@ -100,6 +104,7 @@ __all__ = [
     "Runs",
     "SerializationError",
     "SignalTimeout",
+    "SignalTokenError",
     "StepInterruptedError",
     "StepNotFoundError",
     "StepTimeLimitError",
@@ -107,6 +112,7 @@ __all__ = [
     "StoreUnavailableError",
     "TransactionUsageError",
     "call",
+    "continue_as",
     "current_run",
     "gather",
     "idempotency_key",
@@ -116,6 +122,7 @@ __all__ = [
     "patched",
     "random",
     "send_signal",
+    "send_signal_with_token",
     "sleep",
     "sleep_until",
     "step",

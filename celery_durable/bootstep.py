@@ -9,7 +9,7 @@ from typing import Any
 from celery import bootsteps, signals
 from celery.worker import state
 
-from celery_durable import hooks, plain
+from celery_durable import hooks, plain, revoking
 from celery_durable.keeper import Keeper
 
 _TESTING = "celery.contrib.testing.worker"
@@ -28,8 +28,9 @@ class DurableStep(bootsteps.StartStopStep):
     def create(self, worker: Any) -> Any:
         """Start the keeper: every step is created before any is started, so this is before the pool forks."""
         plain.register(worker.app)
+        revoking.install()
         store = worker.app.backend.store
-        _ = store.connections.pool  # a missing or newer schema stops the worker here, with its message
+        store.connections.begin()  # a missing or newer schema stops the worker here, with its message
         self._keeper = Keeper(
             worker.app,
             store,

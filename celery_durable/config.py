@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from celery_durable.exceptions import ConfigurationError
@@ -13,8 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX = "durable_"
+_PACKAGE = "package:"
 Nondeterminism = Literal["error", "warn", "ignore"]
 PublishErrors = Literal["store", "raise"]
+VersionPolicy = Literal["any", "same"]
 
 _SECONDS_AT_LEAST = {
     "lease": 1.0,
@@ -46,9 +49,11 @@ class Settings:
         pool_size: connections that one process holds at most.
         prepare_statements: off for PgBouncer in transaction mode.
         keeper: whether workers run the keeper services themselves.
-        version: the code's version, recorded with every run.
+        version: the code's version, recorded with every run; `package:NAME` is that of an installed package.
+        version_policy: `any` worker executes any run, or only those of the `same` version.
         redact: dotted path of a function that is given everything before the Flower pages show it.
         databases: URLs of further databases by name, for transaction steps.
+        signal_secret: what tokens for signals are signed with; of several keys the last signs, all verify.
     """
 
     schema: str = "durable"
@@ -68,8 +73,15 @@ class Settings:
     prepare_statements: bool = True
     keeper: bool = True
     version: str | None = None
+    version_policy: VersionPolicy = "any"
     redact: str | None = None
     databases: Mapping[str, str] | None = None
+    signal_secret: str | tuple[str, ...] | None = field(default=None, repr=False)
+
+    @property
+    def only_version(self) -> str | None:
+        """The version whose runs alone may be executed here; None for all of them."""
+        return self.version if self.version_policy == "same" else None
 
     @property
     def check(self) -> timedelta:
@@ -77,7 +89,11 @@ class Settings:
         return timedelta(seconds=self.check_interval)
 
 
-_CHOICES = {"publish_errors": get_args(PublishErrors), "nondeterminism": get_args(Nondeterminism)}
+_CHOICES = {
+    "publish_errors": get_args(PublishErrors),
+    "nondeterminism": get_args(Nondeterminism),
+    "version_policy": get_args(VersionPolicy),
+}
 _KINDS: dict[str, tuple[type, ...]] = {
     "schema": (str,),
     "version": (str,),
@@ -90,7 +106,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "max_payload": (int,),
     "pool_size": (int,),
 }
-_OPTIONAL = frozenset({"auto_migrate", "databases", "redact", "retention", "version"})
+_SHORTEST_SECRET = 16
+_OPTIONAL = frozenset({"auto_migrate", "databases", "redact", "retention", "signal_secret", "version"})
 
 
 def load(values: Mapping[str, Any]) -> Settings:
@@ -99,7 +116,7 @@ def load(values: Mapping[str, Any]) -> Settings:
     Raises `ConfigurationError` for a name that does not exist, naming the nearest one that does, and for a
     value that cannot be meant.
     """
-    known = {field.name for field in fields(Settings)}
+    known = {one.name for one in fields(Settings)}
     chosen = {}
     for name, value in values.items():
         if not name.startswith(PREFIX):
@@ -108,6 +125,13 @@ def load(values: Mapping[str, Any]) -> Settings:
         if short not in known:
             raise _unknown(name, known)
         chosen[short] = _checked(short, value)
+    if str(chosen.get("version")).startswith(_PACKAGE):
+        chosen["version"] = _version_of(chosen["version"].removeprefix(_PACKAGE))
+    if chosen.get("version_policy") == "same" and chosen.get("version") is None:
+        message = (
+            "durable_version_policy = 'same' needs durable_version: set it, for example to 'package:NAME'"
+        )
+        raise ConfigurationError(message, setting="durable_version")
     return Settings(**chosen)
 
 
@@ -124,10 +148,8 @@ def _checked(name: str, value: Any) -> Any:
         if value not in _CHOICES[name]:
             raise _invalid(name, value, "one of " + ", ".join(map(repr, _CHOICES[name])))
         return value
-    if name == "databases":
-        if not isinstance(value, dict) or not all(isinstance(one, str) for one in (*value, *value.values())):
-            raise _invalid(name, "…", "a dict of URLs by name")  # they hold passwords
-        return value
+    if name in _SECRET:
+        return _SECRET[name](name, value)
     if isinstance(value, timedelta) and name not in _KINDS:
         value = value.total_seconds()
     kinds = _KINDS.get(name, (int, float))
@@ -139,6 +161,30 @@ def _checked(name: str, value: Any) -> Any:
     if name == "schema" and not value:
         raise _invalid(name, value, "a schema name")
     return value
+
+
+def _databases(name: str, value: Any) -> Any:
+    if not isinstance(value, dict) or not all(isinstance(one, str) for one in (*value, *value.values())):
+        raise _invalid(name, "…", "a dict of URLs by name")  # they hold passwords
+    return value
+
+
+def _secrets(name: str, value: Any) -> tuple[str, ...]:
+    keys = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (list, tuple)) else ()
+    if not keys or not all(isinstance(one, str) and len(one) >= _SHORTEST_SECRET for one in keys):
+        raise _invalid(name, "…", f"a string of at least {_SHORTEST_SECRET} characters, or a list of them")
+    return keys
+
+
+_SECRET = {"databases": _databases, "signal_secret": _secrets}
+
+
+def _version_of(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError as error:
+        message = f"durable_version names the package {package!r}, which is not installed here"
+        raise ConfigurationError(message, setting="durable_version") from error
 
 
 def _invalid(name: str, value: object, expected: str) -> ConfigurationError:

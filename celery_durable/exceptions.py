@@ -117,6 +117,10 @@ class SignalTimeout(DurableError):  # noqa: N818  (says what happened, as Celery
     """No signal of this name came in time."""
 
 
+class SignalTokenError(DurableError):
+    """A token for a signal is damaged, forged or expired."""
+
+
 class RollbackError(DurableError):
     """A compensation failed for good; `celery -A <app> durable resume` tries it and the rest again."""
 

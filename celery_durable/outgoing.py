@@ -27,21 +27,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a run may start and until when it must have started; never part of its message."""
+    """When a run may start, until when it must have, and when it is stopped; never part of its message."""
 
     countdown: timedelta | None = None
     eta: datetime | None = None
     expires: timedelta | None = None
     expires_at: datetime | None = None
+    deadline: timedelta | None = None
+    deadline_at: datetime | None = None
 
     @classmethod
-    def taken_from(cls, app: Celery, options: dict[str, Any], default_expires: Any) -> Schedule:
-        """Take countdown, eta and expires out of a caller's options."""
+    def taken_from(
+        cls, app: Celery, options: dict[str, Any], default_expires: Any, default_deadline: Any = None
+    ) -> Schedule:
+        """Take countdown, eta, expires and deadline out of a caller's options."""
         countdown, eta = options.pop("countdown", None), options.pop("eta", None)
         expires, expires_at = _span_or_moment(app, options.pop("expires", default_expires))
         moment = _span_or_moment(app, eta)[1] if eta is not None else None
         span = timedelta(seconds=float(countdown)) if countdown and moment is None else None
-        return cls(span, moment, expires, expires_at)
+        deadline, deadline_at = _span_or_moment(app, options.pop("deadline", default_deadline))
+        return cls(span, moment, expires, expires_at, deadline, deadline_at)
 
     def told(self, app: Celery) -> dict[str, str]:
         """Return, as message headers, what a body may read: by the caller's clock, and obeyed by nobody."""
@@ -258,6 +263,8 @@ class StoringProducer:
             eta=schedule.eta,
             expires=schedule.expires,
             expires_at=schedule.expires_at,
+            deadline=schedule.deadline,
+            deadline_at=schedule.deadline_at,
             # Whoever wants to hear of a broker that is away has to wait for it to answer, every time.
             publish=not envelope.breaker.open or self._store.settings.publish_errors == "raise",
             slot=self._slot and replace(self._slot, rank=slots.rank(self._producer, publish.get("priority"))),

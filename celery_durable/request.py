@@ -50,6 +50,19 @@ class DurableRequest(Request):
             return
         super().on_failure(exc_info, send_failed_event, return_ok)
 
+    def revoked(self) -> bool:
+        """Whether this run was revoked; one that was resumed since then is not any more."""
+        if self.id in state.revoked and self._was_resumed():
+            state.revoked.discard(self.id)
+        revoked: Any = getattr(super(), "revoked")  # noqa: B009  (the stubs do not know it)
+        return bool(revoked())
+
+    def _was_resumed(self) -> bool:
+        try:
+            return self._store.runs.was_resumed(self.id, budget=_BUDGET)
+        except StoreError:
+            return False
+
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:  # noqa: FBT001
         if terminated:
             try:

@@ -99,3 +99,4 @@ class Refusal(str, Enum):
     NO_WORKER = "no live worker row"
     SLOTTED = "one of those that need a slot"
     SLOT = "waiting for a slot"
+    VERSION = "one for a worker of its version"

@@ -21,7 +21,7 @@ from celery_durable.exceptions import (
     StoreUnavailableError,
 )
 from celery_durable.run import RunState
-from celery_durable.seam import Suspended
+from celery_durable.seam import Continued, Suspended
 from celery_durable.store.writes import Finish, Finished, Release, Stored
 
 if TYPE_CHECKING:
@@ -239,6 +239,8 @@ class Settlement:
 
     def suspended(self, suspended: Suspended) -> Exception:
         """Leave the worker: for a wait, for a step's retry, or because the worker shuts down."""
+        if isinstance(suspended, Continued):
+            return self._continued(suspended)
         if suspended.stored:
             self._wake(suspended.messages)
             logger.info("%s leaves this worker and waits (%s)", self._where, suspended.reason)
@@ -254,13 +256,29 @@ class Settlement:
         logger.info("%s leaves this worker (%s): %s", self._where, suspended.outcome, state)
         return Ignore(f"run {suspended.outcome}")
 
+    def _continued(self, continued: Continued) -> Exception:
+        """Begin the run anew with other arguments: under its id, with nothing of its history."""
+        with outgoing.collecting(self.request.id) as caught:
+            following: Any = self.task.signature_from_request(
+                self.request, continued.with_args, continued.with_kwargs, retries=0
+            )
+            following.apply_async(add_to_parent=False)
+        if caught.successor is None:
+            error = DurableError(f"{self.task.name} could not continue: its apply_async makes no run")
+            self._fail(error)
+            return error
+        self._replace(caught.successor)
+        logger.info("%s continues with other arguments", self._where)
+        return Ignore("run continued")
+
     def cancelled(self) -> Exception:
         """End a run that was asked to stop."""
-        finish = Finish(state=RunState.CANCELLED, reason="cancelled", unreported=has_dependents(self.request))
+        reason = "deadline" if self.execution.overdue else "cancelled"
+        finish = Finish(state=RunState.CANCELLED, reason=reason, unreported=has_dependents(self.request))
         if self._compensates(finish):
             return self._taken_back(finish, None)
         self._finish(finish)
-        self._after_commit(lambda: tell_revoked(self.backend, self.request, "cancelled"))
+        self._after_commit(lambda: tell_revoked(self.backend, self.request, reason))
         logger.info("%s was cancelled", self._where)
         return Ignore("run cancelled")
 

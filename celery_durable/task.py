@@ -62,6 +62,7 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
     retry_backoff = True
     retry_backoff_max = 600
     retry_jitter = True
+    deadline: float | timedelta | None = None
     _retries_by_default = True
 
     concurrency_key: str | Callable[..., str] | None = None
@@ -159,7 +160,8 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         """Store the run, then send its message; with the broker away the keeper sends it later.
 
         Arguments are Celery's. `countdown`, `eta` and `expires` are kept with the run and are no part of the
-        message. Inside a run the new run's id is derived from the current one's, so that a replay does not
+        message. So is `deadline` (seconds, a `timedelta` or a `datetime`): a run that is not over by then is
+        cancelled. Inside a run the new run's id is derived from the current one's, so that a replay does not
         start it again.
 
         `transaction` is a session or connection in whose open transaction the run is stored: the run is there
@@ -187,7 +189,7 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         if key is not None and key.delay is not None:
             options["countdown"] = key.delay.total_seconds()
         enlistment = None if transaction is None else self._enlist(transaction)
-        schedule = outgoing.Schedule.taken_from(app, options, self.expires)
+        schedule = outgoing.Schedule.taken_from(app, options, self.expires, self.deadline)
 
         def send(chosen_id: str | None) -> AsyncResult[Any]:
             celerys: Any = super(DurableTask, self).apply_async

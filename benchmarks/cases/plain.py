@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from benchmarks.setting import Setting
 
-_OURS, _DATABASE, _REDIS = "DurableTask", "Task on db+postgresql", "Task on redis"
+OURS, DATABASE, REDIS = "DurableTask", "Task on db+postgresql", "Task on redis"
 _DEADLINE = 120.0
 
 
@@ -37,49 +37,50 @@ class _Batch:
 
 def run(setting: Setting) -> Iterable[Row]:
     """Compare throughput and latency."""
-    workers = _workers(setting)
+    sides = workers(setting)
     size = setting.rounds(200, 100)
-    batches: dict[str, list[_Batch]] = {name: [] for name in workers}
+    batches: dict[str, list[_Batch]] = {name: [] for name in sides}
 
     def batch(name: str, _: int) -> float:
-        batches[name].append(_batch(workers[name], size, setting.redis or ""))
+        batches[name].append(_batch(sides[name], size, setting.redis or ""))
         return 0.0
 
     def latency(name: str, _: int) -> float:
-        task = workers[name].app.tasks["benchmarks.nothing"]
+        task = sides[name].app.tasks["benchmarks.nothing"]
         return timed(lambda: task.delay().get(timeout=30))
 
-    interleaved(each(workers, batch), setting.rounds(13, 3))
-    latencies = interleaved(each(workers, latency), setting.rounds(25, 8), warm_up=2)
+    interleaved(each(sides, batch), setting.rounds(13, 3))
+    latencies = interleaved(each(sides, latency), setting.rounds(25, 8), warm_up=2)
     for what, of in (
         ("submitted, no worker at work", "submitted"),
         ("executed, from a full queue", "executed"),
         ("submitted and executed, together", "together"),
     ):
-        speeds = {name: [getattr(one, of) for one in batches[name]] for name in workers}
+        speeds = {name: [getattr(one, of) for one in batches[name]] for name in sides}
         yield from _rows(speeds, what, "tasks/s", 1.0, Target(at_least=1) if of != "submitted" else None)
     yield from _rows(latencies, "delay() and get(), one at a time", "ms", 1000.0, None)
 
 
-def _workers(setting: Setting) -> dict[str, Worker]:
+def workers(setting: Setting, purpose: str = "plain") -> dict[str, Worker]:
+    """Start one worker on each result backend; return them by the backend's name."""
     if setting.redis is None:
         reason = "it compares result backends on one broker, and no Redis answers (--redis URL)"
         raise Skipped(reason)
-    database = setting.database("plain")
+    database = setting.database(purpose)
     backends = {
-        _OURS: f"durable+{setting.database('plain_durable')}",
-        _DATABASE: "db+" + urlunsplit(urlsplit(database)._replace(scheme="postgresql+psycopg")),
-        _REDIS: setting.redis,
+        OURS: f"durable+{setting.database(purpose + '_durable')}",
+        DATABASE: "db+" + urlunsplit(urlsplit(database)._replace(scheme="postgresql+psycopg")),
+        REDIS: setting.redis,
     }
     return {
         name: setting.open_things.enter_context(
             Worker(
                 setting.directory,
-                f"plain-{number}",
+                f"{purpose}-{number}",
                 broker=setting.redis,
                 backend=backend,
                 concurrency=2,
-                plain=name != _OURS,
+                plain=name != OURS,
                 counter=setting.redis,
             ).running()
         )
@@ -128,12 +129,12 @@ def _rows(
 ) -> Iterable[Row]:
     for name, values in samples.items():
         yield Row(f"{name}, {what}", Spread.of(values).times(factor), unit)
-    for name in (_DATABASE, _REDIS):
+    for name in (DATABASE, REDIS):
         yield Row(
-            f"{_OURS}, {what}",
+            f"{OURS}, {what}",
             None,
             "",
-            ratio(samples[_OURS], samples[name]),
+            ratio(samples[OURS], samples[name]),
             name,
-            target if name == _DATABASE else None,
+            target if name == DATABASE else None,
         )

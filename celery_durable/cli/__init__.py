@@ -22,6 +22,7 @@ _COMMANDS = {
     "check": "check:check",
     "stats": "stats:stats",
     "prune": "prune:prune",
+    "queues": "queues:queues",
     "keeper": "keeper:keeper",
     "doctor": "doctor:doctor",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -79,12 +80,17 @@ def retry(ctx: click.Context, /, **options: Any) -> None:
 @_reason
 @_actor
 @as_json_option
+@click.option("--terminate", is_flag=True, help="Interrupt a step that is executed: kill its pool process.")
 @click.pass_context
 @reporting
-def cancel(ctx: click.Context, /, **options: Any) -> None:
-    """End runs for good: at once if they wait, at their next step if they are being executed."""
+def cancel(ctx: click.Context, /, *, terminate: bool, **options: Any) -> None:
+    """End runs for good: at once if they wait, at their next step if they are being executed.
+
+    Their children are cancelled, too, except for detached ones.
+    """
     operations = Runs(app_of(ctx))
-    _change(operations, operations.cancel_many, "Cancelling", _cancelled, **options)
+    change = partial(operations.cancel_many, terminate=terminate)
+    _change(operations, change, "Cancelling", _cancelled, **options)
 
 
 def _change(

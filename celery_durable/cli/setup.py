@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from celery_durable.cli.output import app_of, as_json_option, console_of, print_json, reporting
+from celery_durable.operations.queues import broker_of
 from celery_durable.operations.stores import store_of
 from celery_durable.store.health import HealthStore
 from celery_durable.store.url import redact
@@ -21,6 +22,7 @@ Examples:
   celery -A proj durable init --phase pre     before a rolling deploy …
   celery -A proj durable init                 … and after it, when no old worker is left
   celery -A proj durable init --database billing   a user's database, for transaction steps
+  celery -A proj durable init --broker             the broker's database, where it is another one
 """
 
 
@@ -38,24 +40,39 @@ Examples:
     metavar="NAME|URL",
     help="Create the table of transaction steps in another database: a name in durable_databases, or a URL.",
 )
+@click.option("--broker", is_flag=True, help="The broker's database instead of the result backend's.")
 @as_json_option
 @click.pass_context
 @reporting
-def init(ctx: click.Context, *, phase: str, dry_run: bool, database: str | None, as_json: bool) -> None:
+def init(
+    ctx: click.Context, *, phase: str, dry_run: bool, database: str | None, broker: bool, as_json: bool
+) -> None:
     """Create the schema in the result backend's database, or bring it up to date.
 
     Running it again, or from several machines at once, does no harm.
     """
-    store = store_of(app_of(ctx))
+    app = app_of(ctx)
+    if broker:
+        with broker_of(app) as place:
+            health = HealthStore(place.connections, schema=place.options.schema)
+            _install(ctx, health, place.url, phase=phase, dry_run=dry_run, as_json=as_json)
+        return
+    store = store_of(app)
     if database is not None:
         _elsewhere(ctx, store, database, dry_run=dry_run, as_json=as_json)
         return
-    schema = store.settings.schema
-    health = HealthStore(store.connections, schema=schema)
+    health = HealthStore(store.connections, schema=store.settings.schema)
+    _install(ctx, health, store.url, phase=phase, dry_run=dry_run, as_json=as_json)
+
+
+def _install(
+    ctx: click.Context, health: HealthStore, url: str, *, phase: str, dry_run: bool, as_json: bool
+) -> None:
+    schema = health.schema
     have, missing = health.plan()
     if not as_json:
         console = console_of(ctx)
-        console.print(f"Schema {schema!r} in {redact(store.url)}: version {have}", soft_wrap=True)
+        console.print(f"Schema {schema!r} in {redact(url)}: version {have}", soft_wrap=True)
     if dry_run:
         first_post = next((m.number for m in missing if m.phase == "post"), None)
         todo = [m for m in missing if phase == "post" or first_post is None or m.number < first_post]

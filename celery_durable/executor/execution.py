@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery_durable import checkpoint as outcomes
 from celery_durable import context
@@ -20,8 +20,9 @@ from celery_durable.executor.parallel import side_by_side
 from celery_durable.executor.performing import Call, Performer
 from celery_durable.executor.rollbacks import Rollbacks
 from celery_durable.executor.waiting import Waiter
-from celery_durable.seam import Suspended
+from celery_durable.seam import Continued, Suspended
 from celery_durable.serialization import digest
+from celery_durable.tokens import Token, sign
 
 if TYPE_CHECKING:
     import random as random_module
@@ -108,6 +109,12 @@ class Execution:
     def cancelled(self) -> bool:
         """Whether somebody asked this run to stop."""
         return self._journal.cancelled
+
+    @property
+    def overdue(self) -> bool:
+        """Whether this run's deadline has passed."""
+        deadline = self.claim.deadline
+        return deadline is not None and deadline <= self._chance.reckoned()
 
     @property
     def leaving(self) -> Suspended | None:
@@ -289,6 +296,27 @@ class Execution:
         """Wait for a signal, off the worker; return its payload."""
         return self._waiter.signal(frame, name, timeout, hint)
 
+    def continue_as(self, frame: context.Frame, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
+        """Leave the body, for the run to begin anew with other arguments."""
+        if frame.step is not None:
+            message = (
+                f"continue_as is called in the step {frame.step!r}: it ends the body, so it belongs there"
+            )
+            raise StepUsageError(message, step=frame.step)
+        self._journal.may_go_on()
+        self._history.check_complete()
+        raise self._journal.leave(Continued(args, kwargs))
+
+    def signal_token(self, frame: context.Frame, name: str, expires: timedelta) -> str:
+        """Return a token for one signal to this run, the same at every replay."""
+        if frame.step is None:
+            base = f"{frame.scope}signal_token:{name}"
+            place, made = self._keys.begin(base, keyed=False), self._chance.now()
+            self._keys.end(base)
+        else:
+            place, made = frame.step, self._chance.reckoned()
+        return sign(Token(self.id, name, place, made + expires), self.settings.signal_secret)
+
     def children(self, frame: context.Frame, ask: Ask) -> list[tuple[bool, Any]]:
         """Start children and wait for them, off the worker; return for each success and value, or error."""
         return self._fan.await_all(frame, ask)
@@ -325,6 +353,10 @@ class Execution:
         later, suspended.later = suspended.later, None
         # What it was to wait for may be there meanwhile: then it comes back at once.
         return later() or Suspended("released")
+
+    def note(self, step: str, evidence: Callable[[], str]) -> None:
+        """Keep evidence (JSON, asked for then) of a step's body, to be stored with that step's next write."""
+        self._journal.note(step, evidence)
 
     def annotate(self, *, tags: dict[str, str] | None = None, progress: Any = None) -> None:
         """Store labels or progress, for people to see."""

@@ -57,6 +57,7 @@ class Journal:
         self.leaving: Suspended | None = None
         self.told = False
         self._seq = last_seq
+        self._notes: dict[str, list[Callable[[], str]]] = {}
         self._lock = threading.Lock()
         self.thread = threading.get_ident()
         self.in_flight: Callable[[], bool] = lambda: False
@@ -116,7 +117,18 @@ class Journal:
             error=error,
             clock=self._chance.drawn(),
             seconds=seconds,
+            calls=self._noted(key) if self._notes else None,
         )
+
+    def note(self, step: str, evidence: Callable[[], str]) -> None:
+        """Keep evidence of something that a step's body does, to be stored with the step's next write."""
+        with self._lock:
+            self._notes.setdefault(step, []).append(evidence)
+
+    def _noted(self, step: str) -> list[str] | None:
+        with self._lock:
+            notes = self._notes.pop(step, None)
+        return None if notes is None else [evidence() for evidence in notes]
 
     def save(self, entry: StepWrite, *, relaxed: bool = False) -> None:
         """Store a step."""
@@ -154,6 +166,8 @@ class Journal:
             self.lost = self.lost or isinstance(error, LeaseLostError)
             raise
         self.cancelled = kept.stop or self.cancelled
+        if entry is not None and entry.calls:
+            self.runs.note_calls(self.claim.key, self.claim.fence, entry.calls)
         return kept
 
     def _take_back(self, entry: StepWrite | None) -> None:

@@ -127,6 +127,15 @@ def _facts(site: Site, run: RunView, around: Row, children: Sequence[Row], lease
         queues=site.queues(),
         max_retries=site.max_retries(run.task),
         children=(over, len(children)),
+        unfinished=[
+            f"{child['task']} {child['id'][:8]} ({child['state']})"
+            for child in children
+            if child["finished_at"] is None
+        ][:3],
+        of_its_version=around["of_its_version"],
+        slot=run.slot,
+        slot_limit=run.slot_limit,
+        slot_taken=around["slot_taken"],
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from celery_durable.run import RunState
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # An idle stretch longer than this share of the busy time is folded to this share.
 _FOLD = 0.04
+_FOLDS = 0.5  # and all of them together to this one
 _SHORTEST_FOLD = 1.0  # seconds
 
 
@@ -41,12 +42,13 @@ class Bar:
 
 @dataclass(frozen=True)
 class Row:
-    """One step, or one child run, with its bars."""
+    """One step, or one child `run`, with its bars."""
 
     name: str
     outcome: str
     bars: tuple[Bar, ...]
     ticks: tuple[tuple[float, float], ...] = ()
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Timeline:
         pieces: (second, folded second) where the fold changes, for an axis.
         folded_seconds: how long it is with everything folded.
         busy, queued, waited: how many seconds it was executed, was queued, waited on purpose.
+        executing: what is executed now.
+        children: the bars of its children, by the key of the wait that started them, None for others.
     """
 
     seconds: float
@@ -82,7 +86,7 @@ class Timeline:
     queued: float
     waited: float
     executing: Bar | None = None
-    children: dict[str, Row] = field(default_factory=dict)
+    children: dict[str | None, list[Row]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,13 +109,15 @@ class Scale:
         self.seconds = max(seconds, 1e-6)
         self.folds: list[tuple[float, float]] = []
         merged = _merged(busy)
-        keep = max(_SHORTEST_FOLD, sum(end - start for start, end in merged) * _FOLD)
-        self._keep = keep
+        whole = sum(end - start for start, end in merged)
+        keep = max(_SHORTEST_FOLD, whole * _FOLD)
         edge = 0.0
         for start, end in [*merged, (self.seconds, self.seconds)] if merged else []:
             if start - edge > 2 * keep:
                 self.folds.append((edge, start))
             edge = max(edge, end)
+        if self.folds:  # however many there are, they leave most of the place to what was done
+            keep = min(keep, max(whole, _SHORTEST_FOLD) * _FOLDS / len(self.folds))
         self.pieces = [(0.0, 0.0)]
         for start, end in self.folds:
             second, folded = self.pieces[-1]
@@ -149,7 +155,7 @@ class Scale:
         )
 
 
-def lay_out(run: RunView, children: Sequence[dict[str, object]] = (), *, alive: bool = True) -> Timeline:
+def lay_out(run: RunView, children: Sequence[Child] = (), *, alive: bool = True) -> Timeline:
     """Return the bars of a run, its steps and its children; `alive` says whether its worker is."""
     origin = run.created_at
 
@@ -159,7 +165,7 @@ def lay_out(run: RunView, children: Sequence[dict[str, object]] = (), *, alive: 
     end = since(run.finished_at or run.now)
     between = _attempts_and_between(run, since, end, alive=alive)
     busy = [(one.start, one.end) for one in between if one.kind not in _BETWEEN]
-    scale = Scale(end, busy)
+    scale = Scale(end, [*busy, *_executed(children, since, end)])
     rows = dict(_step_rows(run, since, scale))
     return Timeline(
         seconds=scale.seconds,
@@ -172,7 +178,7 @@ def lay_out(run: RunView, children: Sequence[dict[str, object]] = (), *, alive: 
         queued=sum(one.end - one.start for one in between if one.kind == "queue"),
         waited=sum(one.end - one.start for one in between if one.kind in ("wait", "backoff")),
         executing=_executing(run, since, scale, end, alive=alive),
-        children={str(child["id"]): _child_row(child, since, scale, end) for child in children},
+        children=_children(run, children, since, scale, end),
     )
 
 
@@ -282,16 +288,33 @@ def _executing(run: RunView, since: Since, scale: Scale, end: float, *, alive: b
     )
 
 
-def _child_row(child: dict[str, object], since: Since, scale: Scale, end: float) -> Row:
-    created, started, finished = (child[name] for name in ("created_at", "started_at", "finished_at"))
-    begin = since(created)  # type: ignore[arg-type]
-    stop = since(finished) if finished is not None else end  # type: ignore[arg-type]
-    at = since(started) if started is not None else stop  # type: ignore[arg-type]
-    state = str(child["state"])
+def _executed(children: Sequence[Child], since: Since, end: float) -> Iterable[tuple[float, float]]:
+    for child in children:
+        if child["started_at"] is not None:
+            stop = end if child["finished_at"] is None else since(child["finished_at"])
+            yield max(0.0, since(child["started_at"])), max(0.0, min(stop, end))
+
+
+def _children(
+    run: RunView, children: Sequence[Child], since: Since, scale: Scale, end: float
+) -> dict[str | None, list[Row]]:
+    """Return the rows of children under the wait that started them, with which they were stored."""
+    waits = {step.stored_at: step.key for step in run.steps if step.kind == "children"}
+    found: dict[str | None, list[Row]] = {}
+    for child in children:
+        row = _child_row(child, since, scale, end)
+        found.setdefault(waits.get(child["created_at"]), []).append(row)
+    return found
+
+
+def _child_row(child: Child, since: Since, scale: Scale, end: float) -> Row:
+    begin, state = since(child["created_at"]), str(child["state"])
+    stop = since(child["finished_at"]) if child["finished_at"] is not None else end
+    at = since(child["started_at"]) if child["started_at"] is not None else stop
     bars = [scale.bar(begin, at, "queue", "queued")]
-    if started is not None:
-        bars.append(scale.bar(at, stop, "executing" if finished is None else state, state))
-    return Row(str(child["task"]), state, tuple(bars))
+    if child["started_at"] is not None:
+        bars.append(scale.bar(at, stop, "executing" if child["finished_at"] is None else state, state))
+    return Row(str(child["task"]), state, tuple(bars), run=str(child["id"]))
 
 
 def _folds(scale: Scale) -> Iterable[Fold]:
@@ -313,4 +336,5 @@ def _merged(stretches: Iterable[tuple[float, float]]) -> list[tuple[float, float
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    Child = dict[str, Any]
     Since = Callable[[datetime], float]

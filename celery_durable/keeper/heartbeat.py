@@ -77,7 +77,11 @@ class Heartbeat(KeeperThread):
     def begin(self, keeper: KeeperStore) -> None:
         """Register, on each new connection: after an outage the row may be gone."""
         keeper.register(
-            self._token, hostname=self._hostname, pid=os.getpid(), version=version("celery-durable")
+            self._token,
+            hostname=self._hostname,
+            pid=os.getpid(),
+            version=version("celery-durable"),
+            code=self.store.settings.version,
         )
         self.alive.set()
 

@@ -88,6 +88,10 @@ class Services(KeeperThread):
     def _follow_up(self, keeper: KeeperStore, look: Look) -> dict[str, int]:
         """Do what somebody did not live to do behind a commit."""
         counts: dict[str, int] = {}
+        if look.overdue:
+            counts["overdue"] = self._drain(lambda: services.enforce_deadlines(keeper))
+        if look.cascading:
+            counts["cascaded"] = services.cascade(keeper)
         if look.parents:
             counts["parents"], self._after = services.wake_parents(self._app, keeper, self._after)
         if look.unreported:

@@ -66,6 +66,23 @@ def wake_parents(app: Celery, store: KeeperStore, after: int) -> tuple[int, int]
     return len(woken), parents[-1].key if len(parents) == _PARENTS else 0
 
 
+def enforce_deadlines(store: KeeperStore) -> int:
+    """Cancel runs that are not over at their deadline; return how many."""
+    overdue = store.overdue(BATCH)
+    if overdue:
+        store.cancel(overdue, cause="deadline", reason="its deadline has passed")
+    return len(overdue)
+
+
+def cascade(store: KeeperStore) -> int:
+    """Cancel children of cancelled runs, and theirs; return how many."""
+    total = 0
+    while forsaken := store.forsaken(BATCH):
+        store.cancel(forsaken, cause="parent", reason="its parent was cancelled")
+        total += len(forsaken)
+    return total
+
+
 def expire(store: KeeperStore) -> int:
     """End runs that nobody claimed before they expired; return how many."""
     return len(store.expire(BATCH))

@@ -38,6 +38,11 @@ class Facts:
         queues: queues that some worker consumes; None when nobody knows.
         max_retries: how often the task is retried; None when unknown or for ever.
         children: how many children have ended, and how many there are.
+        unfinished: some of those that have not, in words.
+        of_its_version: how many live workers execute only runs of this run's version.
+        slot: the key of the runs among which only so many are executed at a time.
+        slot_limit: how many; None when only their starts are limited.
+        slot_taken: how many are executed now.
     """
 
     run: RunSummary
@@ -50,6 +55,11 @@ class Facts:
     queues: frozenset[str] | None = None
     max_retries: int | None = None
     children: tuple[int, int] = (0, 0)
+    unfinished: Sequence[str] = ()
+    of_its_version: int = 0
+    slot: str | None = None
+    slot_limit: int | None = None
+    slot_taken: int = 0
 
     @property
     def alive(self) -> bool:
@@ -185,10 +195,25 @@ def _waiting(facts: Facts, zone: tzinfo | None) -> Diagnosis:
                 "bad", f"It was due {span(late)} ago, and nobody leads to wake it", (words,), _START_A_KEEPER
             )
         return Diagnosis("warning", f"It was due {span(late)} ago and has not been woken yet", (words,))
+    if run.reason == "version" and not facts.of_its_version:
+        return Diagnosis(
+            "bad",
+            f"No live worker has the code of its version {run.version}",
+            (words,),
+            f"Start one with durable_version = {run.version!r}, or lift durable_version_policy",
+        )
     because: list[str] = []
     if run.reason == "children" and facts.children[1]:
         done, all_of_them = facts.children
         because.append(f"{done:,} of {all_of_them:,} children have ended")
+        because += [f"not yet {', '.join(facts.unfinished)}"] if facts.unfinished else []
+    if run.reason == "slot" and facts.slot is not None:
+        taken = (
+            f"{facts.slot_taken} of {facts.slot_limit} are taken"
+            if facts.slot_limit
+            else "its starts are limited"
+        )
+        because.append(f"{taken} of the concurrency key {facts.slot!r}")
     if not facts.workers:
         return Diagnosis("warning", words, ("no worker is alive to go on with it then",), _START_A_WORKER)
     tone: Tone = "warning" if run.reason == "retry" else "calm"

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from kombu.exceptions import KombuError
 
-from celery_durable.exceptions import StoreError
-from celery_durable.operations.findings import Finding, judge
+from celery_durable.exceptions import ConfigurationError, StoreError
+from celery_durable.operations.findings import Finding, about_queues, judge
+from celery_durable.operations.queues import queues_of
 from celery_durable.operations.stores import store_of
 from celery_durable.store.health import HealthStore
 from celery_durable.store.url import redact
@@ -42,7 +43,15 @@ def examine(app: Celery) -> Report:
     except StoreError as error:
         advice = f"Is Postgres up, and is this its address? {redact(store.url)}"
         return Report((Finding("connection", "error", str(error), advice), _broker(app)))
-    return Report((*judge(health, store.settings), _broker(app)))
+    return Report((*judge(health, store.settings), _broker(app), *_queues(app)))
+
+
+def _queues(app: Celery) -> list[Finding]:
+    """Look into the queues, where the broker lets us."""
+    try:
+        return list(about_queues(queues_of(app)))
+    except (ConfigurationError, StoreError):
+        return []  # another broker, or one that `_broker` has found to be away
 
 
 def _broker(app: Celery) -> Finding:

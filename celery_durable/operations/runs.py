@@ -121,19 +121,29 @@ class Runs:
         """Return up to six runs whose id begins with `prefix`; only one if that is its whole id."""
         return self._store.inspection.resolve(prefix)
 
-    def cancel(self, run_id: str, *, reason: str | None = None, actor: str | None = None) -> Outcome:
-        """End a run for good: at once if nobody executes it, else at the next step of its body.
+    def cancel(
+        self,
+        run_id: str,
+        *,
+        reason: str | None = None,
+        actor: str | None = None,
+        terminate: bool = False,
+    ) -> Outcome:
+        """End a run for good: at once if nobody executes it, else at the next step or wait of its body.
 
-        Its result is REVOKED then. A run that succeeds before it meets a step stays succeeded.
+        Its result is REVOKED then. A run that succeeds before it meets a step stays succeeded. Its children
+        are cancelled, too, except for detached ones.
 
         Arguments:
             run_id: the run's id, which is its Celery task id.
             reason: kept with the run, for those who will ask.
             actor: who wants it; the user of this process by default.
+            terminate: interrupt a step that is being executed, as Celery's `revoke(terminate=True)` does: its
+                pool process is killed, so that the body cannot clean up.
 
         Raises `RunNotFoundError`, and `RunStateError` for a run that is over.
         """
-        return only(self.cancel_many([run_id], reason=reason, actor=actor))
+        return only(self.cancel_many([run_id], reason=reason, actor=actor, terminate=terminate))
 
     def resume(self, run_id: str, *, reason: str | None = None, actor: str | None = None) -> Outcome:
         """Execute a failed or cancelled run again: finished steps are kept, retries count from zero.
@@ -224,17 +234,24 @@ class Runs:
         *,
         reason: str | None = None,
         actor: str | None = None,
+        terminate: bool = False,
         dry_run: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> Sequence[Outcome]:
         """Cancel runs, each as far as its state allows; return an outcome for each.
 
-        Arguments are those of `resume_many`.
+        Arguments are those of `cancel` and `resume_many`.
         """
         inspection = self._store.inspection
 
         def cancel(batch: Sequence[str]) -> Sequence[Change]:
-            return inspection.cancel(batch, operation=uuid.uuid4(), actor=actor or this_user(), reason=reason)
+            changes = inspection.cancel(
+                batch, operation=uuid.uuid4(), actor=actor or this_user(), reason=reason
+            )
+            executing = [one.id for one in changes if one.state is RunState.RUNNING]
+            if terminate and executing:
+                self._app.control.revoke(executing, terminate=True)
+            return changes
 
         return self._each(
             runs,
@@ -275,6 +292,7 @@ class Runs:
                 actor=actor or this_user(),
                 reason=reason,
                 check=store.settings.check,
+                version=store.settings.version,
             )
             late.update(self._publish(_messages(changes)))
             return changes

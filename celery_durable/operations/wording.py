@@ -74,6 +74,7 @@ _WAITS_FOR = {
     "timer": "sleeps",
     "sleep": "sleeps",
     "children": "waits for its children",
+    "turn": "waits for its turn among its siblings",
     "slot": "waits for a slot",
     "replaced": "was replaced: it ends as the task in its place does",
 }
@@ -89,6 +90,8 @@ def _waiting(run: RunSummary, zone: tzinfo | None, max_retries: int | None) -> s
         after = f" after {run.error}" if run.error else ""
         of = "" if max_retries is None else f" of {max_retries}"
         return f"waits for a retry{until}, retry {run.retries}{of}{after}"
+    if run.reason == "version":
+        return f"waits for a worker of version {run.version}; the next try {until.lstrip('; ')}"
     if run.reason == "timer" and run.attempt == 0:
         return f"is not due yet: waits{until}"
     if run.reason == "signal":
@@ -113,6 +116,8 @@ _ENDED_BY = {
     "cancelled": "by an operator",
     "revoked": "by a revoke",
     "expired": "because nobody took it before it expired",
+    "deadline": "at its deadline",
+    "parent": "with its parent",
     "ignored": "because its task raised Ignore",
 }
 

@@ -62,11 +62,7 @@ class Insertion:
         self._cursors = [
             connection.execute(sql[name], {**columns, **shared}) for name, columns in _statements(new)
         ]
-        for one in new:
-            if isinstance(one, NewRun) and one.slot is not None:
-                connection.execute(sql["assign_slot"], slot_of(one))
-        for links in _links(new):  # last: a pipeline that is left by an error commits what is in it already
-            connection.execute(sql["enqueue_chain"], {**links, **shared})
+        complete(connection, sql, new, shared)
 
     def states(self) -> list[str | None]:
         """Return for each row its state (of a plain message: its key), None where nothing was stored."""
@@ -74,6 +70,21 @@ class Insertion:
         for cursor in self._cursors:
             stored.update((row["id"], str(row.get("state") or row.get("key"))) for row in cursor)
         return [stored.get(one.id) for one in self._new]
+
+
+def complete(
+    connection: Connection,
+    sql: Mapping[str, str],
+    new: Iterable[NewRun | PlainMessage],
+    shared: dict[str, Any],
+) -> None:
+    """Store what belongs to runs just stored: what they share with others, and their chains."""
+    new = list(new)
+    for one in new:
+        if isinstance(one, NewRun) and one.slot is not None:
+            connection.execute(sql["assign_slot"], slot_of(one))
+    for links in _links(new):  # last: a pipeline that is left by an error commits what is in it already
+        connection.execute(sql["enqueue_chain"], {**links, **shared})
 
 
 def _statements(new: Iterable[NewRun | PlainMessage]) -> Iterator[tuple[str, dict[str, Any]]]:

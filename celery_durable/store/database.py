@@ -54,7 +54,13 @@ class Store:
         )
         self._transactions: dict[str | None, TransactionStore] = {}
         lease = timedelta(seconds=settings.lease)
-        self.runs = RunStore(self.connections, schema=settings.schema, check=settings.check, lease=lease)
+        self.runs = RunStore(
+            self.connections,
+            schema=settings.schema,
+            check=settings.check,
+            lease=lease,
+            version=settings.only_version,
+        )
         self.chords = ChordStore(self.connections, self.runs, schema=settings.schema, lease=lease)
         self.results = ResultStore(self.connections, schema=settings.schema)
 
@@ -89,6 +95,12 @@ class Store:
                 outage_budget=self.settings.outage_budget,
             )
         return self._transactions[database]
+
+    def close(self) -> None:
+        """Close the connections of this process, those of transactions too."""
+        for transactions in self._transactions.values():
+            transactions.close()
+        self.connections.close()
 
     def url_of(self, database: str) -> str:
         """Return the URL of a user's database, given by its name in `durable_databases` or as a URL."""
@@ -132,7 +144,13 @@ class Store:
         """The statements of runs that need a slot."""
         from celery_durable.store.slots import SlotStore
 
-        return SlotStore(self.connections, self.runs, schema=self.settings.schema, check=self.settings.check)
+        return SlotStore(
+            self.connections,
+            self.runs,
+            schema=self.settings.schema,
+            check=self.settings.check,
+            version=self.settings.only_version,
+        )
 
     @cached_property
     def once(self) -> OnceStore:

@@ -137,7 +137,7 @@ class HealthStore:
 
     def __init__(self, connections: Connections, *, schema: str) -> None:
         self._connections = connections
-        self._schema = schema
+        self.schema = schema
         self._sql = queries.load("health", schema)
 
     @contextmanager
@@ -149,13 +149,13 @@ class HealthStore:
         """Return the schema's version in the database and the migrations that are still to be applied."""
         with self._connected() as connection:
             migrate.require_postgres(connection)
-            have = migrate.installed(connection, self._schema)
+            have = migrate.installed(connection, self.schema)
         return have, [migration for migration in migrate.migrations() if migration.number > have]
 
     def migrate(self, *, phase: str = "post") -> list[migrate.Migration]:
         """Apply what is missing and return it; the phase `pre` stops before the first `post` migration."""
         with self._connected() as connection:
-            return migrate.migrate(connection, self._schema, phase=phase)
+            return migrate.migrate(connection, self.schema, phase=phase)
 
     def examine(self) -> Health:
         """Measure everything once.
@@ -163,14 +163,14 @@ class HealthStore:
         Raises `StoreError` when Postgres does not answer or refuses.
         """
         with self._connected() as connection:
-            have = migrate.installed(connection, self._schema)
+            have = migrate.installed(connection, self.schema)
             health = partial(
                 Health,
                 server=self._server(connection),
                 held=self._all(connection, "held", Holder),
                 installed=have,
                 newest=migrate.newest(),
-                schema=self._schema,
+                schema=self.schema,
             )
             if not 0 < have <= migrate.newest():
                 return health()
@@ -186,7 +186,7 @@ class HealthStore:
             )
 
     def _all(self, connection: Connection, name: str, kind: type[T]) -> tuple[T, ...]:
-        rows = connection.execute(self._sql[name], {"schema": self._schema}).fetchall()
+        rows = connection.execute(self._sql[name], {"schema": self.schema}).fetchall()
         return tuple(kind(**row) for row in rows)
 
     def _server(self, connection: Connection) -> Server:

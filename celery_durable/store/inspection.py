@@ -111,11 +111,19 @@ class InspectionStore:
         return [Count(**row) for row in self._read(self._sql["counts"], {})]
 
     def cancel(
-        self, ids: Sequence[str], *, operation: uuid.UUID, actor: str | None, reason: str | None
+        self,
+        ids: Sequence[str],
+        *,
+        operation: uuid.UUID,
+        actor: str | None,
+        reason: str | None,
+        cause: str = "cancelled",
+        budget: float = _WRITE_BUDGET,
     ) -> Sequence[Change]:
         """Cancel runs, all in one transaction; return what became of each known one.
 
         `operation` is a fresh id for each call: it lets the write recognise itself after a lost answer.
+        `cause` is the reason that those have which end at once.
         """
         sql = self._sql["cancel"]
         parameters = {
@@ -123,10 +131,9 @@ class InspectionStore:
             "operation": operation,
             "actor": actor,
             "reason": reason,
+            "cause": cause,
         }
-        rows = self._patiently(
-            lambda connection: connection.execute(sql, parameters).fetchall(), _WRITE_BUDGET
-        )
+        rows = self._patiently(lambda connection: connection.execute(sql, parameters).fetchall(), budget)
         return [_change(row) for row in rows]
 
     def retry_now(
@@ -163,13 +170,16 @@ class InspectionStore:
         actor: str | None,
         reason: str | None,
         check: timedelta,
+        version: str | None = None,
     ) -> Sequence[Change]:
         """Open a new generation of failed and cancelled runs; return what became of each known one.
 
-        The caller publishes the messages of those that changed.
+        They are of `version` from now on, if it is given. The caller publishes the messages of those that
+        changed.
         """
         audit = {"operation": operation, "actor": actor, "reason": reason}
         parameters = {"ids": list(dict.fromkeys(ids)), "operation": operation, "check": check}
+        parameters["version"] = version
 
         def work(connection: Connection) -> list[Row]:
             with connection.transaction():

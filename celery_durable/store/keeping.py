@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,6 @@ from celery_durable.store.slots import granted
 from celery_durable.store.writes import Stored
 
 if TYPE_CHECKING:
-    import uuid
     from collections.abc import Sequence
     from datetime import datetime, timedelta
 
@@ -70,6 +70,8 @@ class Look:
     unreported: bool
     chords: bool
     parents: bool
+    cascading: bool
+    overdue: bool
     slots: bool
     leading: bool
 
@@ -87,6 +89,7 @@ class KeeperStore:
         self.connection = connection
         self._sql = queries.load("keeper", schema)
         self._waits = queries.load("waits", schema)
+        self._cancel = queries.load("inspection", schema)["cancel"]
         self._unpublish = queries.load("runs", schema)["unpublish"]
         self._slots = queries.load("slots", schema)
         self._open_chords = queries.load("chords", schema)["overdue"]
@@ -95,9 +98,16 @@ class KeeperStore:
     def _all(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
         return self.connection.execute(self._sql[name], parameters).fetchall()
 
-    def register(self, token: uuid.UUID, *, hostname: str, pid: int, version: str) -> int:
-        """Bring a worker process to life; return the id of its row."""
-        rows = self._all("register_worker", token=token, hostname=hostname, pid=pid, version=version)
+    def register(
+        self, token: uuid.UUID, *, hostname: str, pid: int, version: str, code: str | None = None
+    ) -> int:
+        """Bring a worker process to life; return the id of its row.
+
+        `version` is that of this package, `code` that of the application.
+        """
+        rows = self._all(
+            "register_worker", token=token, hostname=hostname, pid=pid, version=version, code=code
+        )
         return int(rows[0]["id"])
 
     def beat(self, token: uuid.UUID, *, reserved: int) -> bool | None:
@@ -164,6 +174,28 @@ class KeeperStore:
                 self.connection.execute(self._waits["hold_parent"], parameters)
                 rows = self.connection.execute(self._waits["next_child"], parameters).fetchall()
         return [Stored(**row) for row in rows]
+
+    def overdue(self, limit: int) -> list[str]:
+        """Return runs that are not over at their deadline."""
+        return [row["id"] for row in self._all("overdue", limit=limit)]
+
+    def forsaken(self, limit: int) -> list[str]:
+        """Return unfinished children of cancelled runs; when there are none any more, forget about these."""
+        ids = [row["id"] for row in self._all("forsaken", limit=limit)]
+        if not ids:
+            self._all("cascaded")
+        return ids
+
+    def cancel(self, ids: Sequence[str], *, cause: str, reason: str) -> None:
+        """Cancel runs, as an operator would."""
+        parameters = {
+            "ids": list(ids),
+            "operation": uuid.uuid4(),
+            "actor": None,
+            "reason": reason,
+            "cause": cause,
+        }
+        self.connection.execute(self._cancel, parameters)
 
     def publishable(self, limit: int) -> list[Stored]:
         """Take pending runs that the broker does not know of; the caller publishes them."""

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+DEAD = ".dead"
+"""What the name of a queue's dead-letter queue ends with."""
+
 
 @dataclass(frozen=True)
 class NewMessage:
@@ -63,6 +66,27 @@ class QueueState:
 
     messages: int
     consumers: int
+
+
+@dataclass(frozen=True)
+class QueueView:
+    """A queue, for people.
+
+    Attributes:
+        name: its name.
+        ready: how many messages wait.
+        held: how many are with a consumer.
+        consumers: how many connections consume it.
+        waiting: seconds that the oldest of those that wait has waited, None if there is none.
+        expires: how long it outlives its last consumer, None for ever.
+    """
+
+    name: str
+    ready: int
+    held: int
+    consumers: int
+    waiting: float | None
+    expires: timedelta | None
 
 
 class MessageStore:
@@ -114,9 +138,15 @@ class MessageStore:
         rows = self._rows("state_of_queue", {"queue": queue})
         return QueueState(**rows[0]) if rows else None
 
-    def queues(self) -> list[dict[str, Any]]:
+    def queues(self) -> list[QueueView]:
         """Return every queue with what it holds."""
-        return self._rows("queues", {})
+        return [QueueView(**row) for row in self._rows("queues", {})]
+
+    def redrive(self, queue: str) -> int:
+        """Put the dead letters of a queue back into it; return how many."""
+        (row,) = self._rows("redrive", {"queue": queue})
+        self.wake([row["sleeper"]])
+        return int(row["messages"])
 
     def purge(self, queue: str) -> int:
         """Remove the messages that wait in a queue; return how many."""

@@ -53,11 +53,15 @@ _STATES_OF_REASON = {
     "sleep": RunState.WAITING,
     "signal": RunState.WAITING,
     "children": RunState.WAITING,
+    "turn": RunState.WAITING,
     "slot": RunState.WAITING,
+    "version": RunState.WAITING,
     "replaced": RunState.WAITING,
     "cancelled": RunState.CANCELLED,
     "revoked": RunState.CANCELLED,
     "expired": RunState.CANCELLED,
+    "deadline": RunState.CANCELLED,
+    "parent": RunState.CANCELLED,
 }
 
 

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import psycopg
 
 from celery_durable.store import queries
+from celery_durable.store.url import conninfo
 from celery_durable.store.writes import Stored
 
 if TYPE_CHECKING:
@@ -41,6 +42,15 @@ def drop_database(server_url: str, url: str) -> None:
         server.execute(f"drop database if exists {name} with (force)".encode())
 
 
+def answers(url: str) -> bool:
+    """Say whether a server answers at a backend URL."""
+    try:
+        psycopg.connect(conninfo(url), connect_timeout=3).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
 class Rehearsal:
     """Statements of tests on a database of their own.
 
@@ -64,13 +74,9 @@ class Rehearsal:
     def turn_clock(self, seconds: float) -> None:
         """Move the database's clock forward, for connections opened from now on."""
         with self._connections.dedicated() as connection:
-            self._set_clock(connection, self.look_ahead(connection, seconds))
+            row = connection.execute(self._sql["ahead"], {"seconds": seconds}).fetchone()
+            self._set_clock(connection, str(row and row["ahead"]))
         self._connections.close()
-
-    def look_ahead(self, connection: Connection, seconds: float) -> str:
-        """Move the clock of one connection forward; return by how much it is ahead in all."""
-        row = connection.execute(self._sql["look_ahead"], {"seconds": seconds}).fetchone()
-        return str(row and row["ahead"])
 
     def next_pending(self) -> Stored | None:
         """Return the message of the oldest run that could be claimed."""
@@ -81,6 +87,10 @@ class Rehearsal:
         """Return the seconds until the next waiting run is due; None when no run waits for a time."""
         row = self._one("next_timer")
         return row and float(row["seconds"])
+
+    def untold(self) -> bool:
+        """Say whether something is left that a worker would have told or sent, had it not died."""
+        return bool(self._one("untold")["untold"])
 
     def unfinished(self) -> list[dict[str, Any]]:
         """Return the runs that are not over."""

@@ -33,8 +33,15 @@ if TYPE_CHECKING:
     from celery_durable.store.connections import Connection, Connections
 
 _ENQUEUE_BUDGET = 15.0
+_ANY_VERSION = "and r.slot is null"
+_THIS_VERSION = "and r.slot is null and (r.version is null or r.version = %(version)s)"
 _LEASE = timedelta(seconds=30)
 _SMALL = 64 * 1024  # bytes of a value that a connection's cursor may hold on to until the next one
+
+
+def with_version(claim: str) -> str:
+    """Return a claim that takes runs of one version only, and those of none."""
+    return claim.replace(_ANY_VERSION, _THIS_VERSION)
 
 
 class RunStore:
@@ -45,10 +52,17 @@ class RunStore:
         schema: the schema's name.
         check: how long after a publish the keeper looks whether the message was lost.
         lease: how long who finds a chord complete has for starting its body.
+        version: the only version of the code whose runs may be claimed; None for all of them.
     """
 
     def __init__(
-        self, connections: Connections, *, schema: str, check: timedelta, lease: timedelta = _LEASE
+        self,
+        connections: Connections,
+        *,
+        schema: str,
+        check: timedelta,
+        lease: timedelta = _LEASE,
+        version: str | None = None,
     ) -> None:
         self._connections = connections
         self._lease = lease
@@ -56,6 +70,9 @@ class RunStore:
         self._chords = queries.load("chords", schema)
         self._check = check
         self._schema = schema
+        self._version = version
+        if version is not None:  # most workers execute runs of any version, and ask nothing
+            self._sql["claim"] = with_version(self._sql["claim"])
         self.waits = WaitStore(connections, schema=schema, check=check)
 
     def enqueue(self, run: NewRun) -> str | None:
@@ -113,6 +130,7 @@ class RunStore:
             "token": token,
             "pid": pid,
             "revision": revision,
+            "version": self._version,
         }
 
         def work(connection: Connection) -> tuple[Any, list[Any], Any]:
@@ -141,16 +159,23 @@ class RunStore:
         if row["state"] is None:
             return Refusal.UNKNOWN if row["worker_alive"] else Refusal.NO_WORKER
         state = RunState(row["state"])
-        if state is RunState.PENDING and row["expired"]:
-            self._one("expire", parameters, fetch=False)
-            return Refusal.EXPIRED
-        if state is RunState.PENDING and not row["worker_alive"]:
-            return Refusal.NO_WORKER
-        if state is RunState.PENDING and row["slotted"]:
-            return Refusal.SLOTTED
+        if state is RunState.PENDING:
+            return self._refused(parameters, row)
         if state.final:
             return Refusal.FINAL
         return Refusal.WAITING if state is RunState.WAITING else Refusal.OWNED
+
+    def _refused(self, parameters: dict[str, Any], row: dict[str, Any]) -> Refusal:
+        """Return why a pending run is not for this worker."""
+        if row["expired"]:
+            self._one("expire", parameters, fetch=False)
+            return Refusal.EXPIRED
+        if not row["worker_alive"]:
+            return Refusal.NO_WORKER
+        if self._version is not None and row["version"] not in (None, self._version):
+            self._one("wait_for_version", {"id": parameters["id"], "version": self._version}, fetch=False)
+            return Refusal.VERSION
+        return Refusal.SLOTTED if row["slotted"] else Refusal.OWNED
 
     def checkpoint(self, run: int, fence: uuid.UUID, step: StepWrite, *, relaxed: bool = False) -> bool:
         """Store one step's outcome; return whether the run is asked to stop.
@@ -158,9 +183,14 @@ class RunStore:
         Raises `LeaseLostError` when another attempt owns the run.
         """
         parameters = {**step.__dict__, "run": run, "fence": fence}
-        if not relaxed and self._stored_at_once(parameters):
+        special = relaxed or step.calls is not None
+        if not special and self._stored_at_once(parameters):
             return False
-        row = self._relaxed(parameters) if relaxed else self._one("checkpoint_told", parameters)
+        row = (
+            self._with_more(parameters, relaxed=relaxed)
+            if special
+            else self._one("checkpoint_told", parameters)
+        )
         if row is None:
             raise LeaseLostError(step=step.key)
         if not row["stored"]:
@@ -177,11 +207,14 @@ class RunStore:
 
         return self._connections.patiently(work)
 
-    def _relaxed(self, parameters: dict[str, Any]) -> Any:
+    def _with_more(self, parameters: dict[str, Any], *, relaxed: bool) -> Any:
         def work(connection: Connection) -> Any:
             with connection.pipeline():  # one transaction, so that the setting ends with it
-                connection.execute(self._sql["relax"])
+                if relaxed:
+                    connection.execute(self._sql["relax"])
                 stored = connection.execute(self._sql["checkpoint_told"], parameters)
+                if parameters["calls"] is not None:
+                    connection.execute(self._sql["note_calls"], parameters)
             return stored.fetchone()
 
         return self._connections.patiently(work)
@@ -407,6 +440,10 @@ class RunStore:
         parameters = {"id": run_id, "token": token, "terminated": terminated}
         return self._one("revoke", parameters, budget=_ENQUEUE_BUDGET) is not None
 
+    def was_resumed(self, run_id: str, *, budget: float) -> bool:
+        """Return whether a run that was revoked has been resumed since."""
+        return self._one("was_resumed", {"id": run_id}, budget=budget) is not None
+
     def reported(self, run_id: str, problem: str | None = None) -> None:
         """Note that a failed run's error callbacks, chain and chord have been told, or why they cannot be."""
         self._one("reported", {"id": run_id, "problem": problem}, budget=_ENQUEUE_BUDGET, fetch=False)
@@ -426,6 +463,10 @@ class RunStore:
             raise SerializationError(message) from error
         if row is None:
             raise LeaseLostError
+
+    def note_calls(self, run: int, fence: uuid.UUID, calls: Sequence[str]) -> None:
+        """Store evidence (JSON) of calls by itself, where a step's own write cannot carry it."""
+        self._one("note_calls", {"run": run, "fence": fence, "calls": list(calls)}, fetch=False)
 
     def withdraw(self, ids: Sequence[str]) -> None:
         """Forget runs whose messages could not be sent."""

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from celery_durable.store.runs import RunStore
 
 _REFUSED = "and r.slot is null"
-_IF_OPEN = "and (r.fence = %(fence)s or durable.slot_open(r, %(check)s::interval))"
+_IF_OPEN = """
+      and (%(version)s::text is null or r.version is null or r.version = %(version)s)
+      and (r.fence = %(fence)s or durable.slot_open(r, %(check)s::interval))"""
 _AT_ONCE = 100
 _BUDGET = 5.0
 
@@ -31,9 +33,18 @@ class SlotStore:
         runs: the statements of single runs.
         schema: the schema's name.
         check: how long a woken run may take until its claim, before its slot is given to another one.
+        version: the only version of the code whose runs may be claimed; None for all of them.
     """
 
-    def __init__(self, connections: Connections, runs: RunStore, *, schema: str, check: timedelta) -> None:
+    def __init__(
+        self,
+        connections: Connections,
+        runs: RunStore,
+        *,
+        schema: str,
+        check: timedelta,
+        version: str | None = None,
+    ) -> None:
         self._connections = connections
         self._runs = runs
         self._sql = queries.load("slots", schema)
@@ -41,6 +52,7 @@ class SlotStore:
         self._claim, self._history = slotted(hot["claim"], schema), hot["history"]
         self._link = queries.load("chains", schema)["link"]
         self._check = check
+        self._version = version
 
     def claim(
         self,
@@ -53,7 +65,13 @@ class SlotStore:
         `link` is as for a claim without slots. Returns what the claim returns, and the runs that were woken
         for slots that are free.
         """
-        given = {**parameters, "slot": None, "limit": _AT_ONCE, "check": self._check}
+        given = {
+            **parameters,
+            "slot": None,
+            "limit": _AT_ONCE,
+            "check": self._check,
+            "version": self._version,
+        }
 
         def work(connection: Connection) -> tuple[Any, Any, list[Any], list[Any], Any]:
             with connection.pipeline():

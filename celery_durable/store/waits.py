@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from celery_durable import checkpoint as outcomes
 from celery_durable.exceptions import LeaseLostError
 from celery_durable.store import in_hand, queries
-from celery_durable.store.bulk import batches, columns_of, size_of
+from celery_durable.store.bulk import batches, columns_of, complete, size_of
 from celery_durable.store.writes import Stored, Wait, closed
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class WaitStore:
         self._connections = connections
         self._schema = schema
         self._sql = queries.load("waits", schema)
+        self._runs = queries.load("runs", schema)
         self._check = check
 
     def begin(self, run: int, fence: uuid.UUID, wait: Wait) -> Waited:
@@ -78,6 +79,8 @@ class WaitStore:
 
         def work(connection: Connection) -> tuple[Any, list[Any]]:
             with connection.pipeline():
+                if children is not None:  # or an error on the way would commit a wait without its children
+                    connection.execute("begin")
                 connection.execute(self._sql["wait"], parameters)
                 started = [] if children is None else self._start(connection, parameters, children)
                 if wait.kind == outcomes.SIGNAL:
@@ -86,6 +89,8 @@ class WaitStore:
                     connection.execute(self._sql["collect"], parameters)
                 left = connection.execute(self._sql["leave"], parameters)
                 in_hand.put_away(connection, self._schema, run, fence)
+                if children is not None:
+                    connection.execute("commit")
             return left.fetchone(), [row for cursor in started for row in cursor.fetchall()]
 
         row, started = self._connections.patiently(work)
@@ -112,6 +117,8 @@ class WaitStore:
             columns = {**columns_of(batch), "parent": children.parent, "before": before}
             cursors.append(connection.execute(self._sql["start"], {**shared, **columns}))
             before += len(batch)
+        holder = {"holder": parameters["run"], "fence": parameters["fence"], "check": self._check}
+        complete(connection, self._runs, children.runs, holder)
         return cursors
 
     def follow(self, connection: Connection, child: Claim) -> list[Any]:

@@ -74,6 +74,8 @@ class NewRun:
     eta: datetime | None = None
     expires: timedelta | None = None
     expires_at: datetime | None = None
+    deadline: timedelta | None = None
+    deadline_at: datetime | None = None
     publish: bool = True
     slot: Slot | None = None
     chains: tuple[NewChain, ...] = ()

@@ -79,6 +79,35 @@ class Boundaries:
         return done
 
 
+class Transactions:
+    """Stands in front of the transactions of steps: a death before one commits, or after.
+
+    Arguments:
+        transactions: the store's real ones.
+        strike: as for `Boundaries`.
+    """
+
+    def __init__(self, transactions: Any, strike: Callable[[Boundary, Side], None]) -> None:
+        self._transactions = transactions
+        self._strike = strike
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transactions, name)
+
+    def perform(self, place: Any, form: Any, body: Callable[[Any], Any], may_go_on: Any) -> Any:
+        """Run a body and commit, with a chance to die on either side of the commit."""
+        boundary = Boundary(place.key, f"transaction {place.key!r}")
+
+        def inside(handle: Any) -> Any:
+            entry = body(handle)
+            self._strike(boundary, "before")
+            return entry
+
+        done = self._transactions.perform(place, form, inside, may_go_on)
+        self._strike(boundary, "after")
+        return done
+
+
 class _Waits:
     """The same for the waits of a run."""
 

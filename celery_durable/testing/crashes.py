@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_durable.backend import durable_backend
 from celery_durable.store.rehearsal import Rehearsal
-from celery_durable.testing.boundaries import Boundaries, Boundary, Crash
+from celery_durable.testing.boundaries import Boundaries, Boundary, Crash, Transactions
 from celery_durable.testing.children import in_children
 from celery_durable.testing.player import Player
 
@@ -174,12 +174,14 @@ class Crashes:
 
 @contextmanager
 def _in_the_way(store: Any, place: Place) -> Iterator[None]:
-    runs = store.runs
+    runs, transactions = store.runs, store.transactions
     store.runs = Boundaries(runs, place.strike)
+    store.transactions = lambda database=None: Transactions(transactions(database), place.strike)
     try:
         yield
     finally:
         store.runs = runs
+        del store.transactions
 
 
 def _differences(expected: Outcome, found: Outcome, when: str) -> list[str]:

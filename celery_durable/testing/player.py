@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from celery_durable.store.writes import Stored
 
-_LONGER_THAN_ANY_GRACE = 30.0  # seconds after which the keeper looks after what nobody has told or sent
+_LONGER_THAN_ANY_GRACE = 120.0  # seconds, after which the keeper does what others have not told or sent
 _TOO_OFTEN = 10_000
 _NAME = "player@test"
 
@@ -176,8 +176,10 @@ class Player:
 
     def _services(self) -> bool:
         """Do what the keeper does for a worker that died before it had told or sent everything."""
+        if not self._rehearsal.untold():
+            return False
+        self._rehearsal.turn_clock(_LONGER_THAN_ANY_GRACE + 2 * self.store.settings.lease)
         with self.store.connections.dedicated() as connection:
-            self._rehearsal.look_ahead(connection, _LONGER_THAN_ANY_GRACE)
             keeper = self.store.keeper(connection)
             done = (
                 services.report_endings(self.app, keeper),

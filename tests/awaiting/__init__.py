@@ -133,9 +133,9 @@ def close(app: Celery) -> None:
 
 
 @contextmanager
-def scene_on(url: str, **settings: Any) -> Iterator[Scene]:
-    """Yield a scene on a database."""
-    with proxied(url) as proxy:
+def scene_on(url: str, *, waiting_on: str | None = None, **settings: Any) -> Iterator[Scene]:
+    """Yield a scene on a database; those who wait may use another URL of it."""
+    with proxied(waiting_on or url) as proxy:
         made = Scene(proxy, url, **settings)
         made.store(new_id())  # the schema is there, the connections are open
         _ = made.result().state

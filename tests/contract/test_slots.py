@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from celery_durable.store import Store
+    from celery_durable.store.keeping import KeeperStore
 
 CHECK = timedelta(seconds=30)
 
@@ -314,24 +315,26 @@ class Turmoil:
             self.messages += [one.id for one in self.store.slots.grant(claim.slot)]
 
     def executing(self, key: str) -> int:
-        (row,) = execute(
-            self.store,
+        sql = (
             "select count(*) from durable.run r join durable.worker w on w.id = r.worker"
-            " where r.slot = %s and r.state = 'running'",
-            key,
+            " where r.slot = %s and r.state = 'running'"
         )
-        return int(row["count"])
+        row = self.store.connections.once(lambda connection: connection.execute(sql, [key]).fetchone())
+        return int(row["count"]) if row else 0
 
     def keep(self, mine: Customer) -> None:
         """Do what the keeper does: orphans come back, and whoever has room is woken."""
-        with self.lock, keeper(self.store) as statements:
-            term = statements.lead(mine.token, timedelta(minutes=1)) or 0
-            orphans = statements.recover_orphans(
-                term, limit=50, max_recoveries=99, result=b"", result_type=""
+        with self.lock:
+            self.messages += self.store.connections.once(
+                lambda connection: self.kept(self.store.keeper(connection), mine)
             )
-            self.messages += [one.id for one in orphans]
-            for key in statements.slots_with_room("", 10)[0]:
-                self.messages += [one.id for one in statements.grant(key)]
+        threading.Event().wait(0.02)  # leave the lock to those who have something to do
+
+    def kept(self, statements: KeeperStore, mine: Customer) -> list[str]:
+        term = statements.lead(mine.token, timedelta(minutes=1)) or 0
+        recovered = statements.recover_orphans(term, limit=50, max_recoveries=99, result=b"", result_type="")
+        woken = [statements.grant(key) for key in statements.slots_with_room("", 10)[0]]
+        return [one.id for one in recovered] + [one.id for some in woken for one in some]
 
 
 def test_random_claims_ends_and_deaths_exceed_no_limit_and_everybody_gets_a_turn(store: Store) -> None:

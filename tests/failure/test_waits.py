@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from harness.waiting import eventually
 
 import celery_durable as durable
+from celery_durable.operations import Runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,3 +112,51 @@ def test_a_frozen_worker_cannot_put_its_run_to_sleep_again_when_it_comes_back(wo
     assert world.tables.run(result.id)["due"] == due
     assert world.tables.state(result.id) == "waiting"
     assert {frozen.alive, other.alive} == {True}
+
+
+def test_a_revoke_of_a_sleeping_run_ends_it_and_outlives_the_worker_that_heard_it(world: World) -> None:
+    worker = world.worker()
+    result = world.send("napping", 4.0)
+    world.tables.wait_for_state(result.id, "waiting")
+
+    world.app.control.revoke(result.id)
+    world.tables.wait_for_state(result.id, "cancelled")
+    worker.kill9()
+    world.worker()
+
+    assert world.tables.run(result.id)["reason"] == "revoked"
+    assert world.send("flow", ["meanwhile"]).get(timeout=20) == ["meanwhile done"]
+    assert world.ledger.names(run=result.id) == ["first"]
+
+
+def test_a_revoke_of_a_run_that_is_executed_stops_it_at_its_next_step(world: World) -> None:
+    world.worker()
+    world.gates.close("first")
+    result = world.send("napping", 60.0)
+    world.ledger.wait_for("start", "first", run=result.id)
+
+    world.app.control.revoke(result.id)
+    eventually(lambda: world.tables.run(result.id)["cancel_requested"], what="the revoke to be written down")
+    world.gates.open("first")
+
+    world.tables.wait_for_state(result.id, "cancelled")
+    assert world.ledger.names(run=result.id) == ["first"]
+
+
+def test_a_step_that_hangs_is_interrupted_if_asked_and_the_run_can_be_resumed_on_the_same_worker(
+    world: World,
+) -> None:
+    world.worker()
+    world.gates.close("hanging")
+    result = world.send("flow", ["hanging", "after"])
+    world.ledger.wait_for("start", "hanging", run=result.id)
+
+    Runs(world.app).cancel(result.id, terminate=True)
+    world.tables.wait_for_state(result.id, "cancelled")
+    world.gates.open("hanging")
+    Runs(world.app).resume(result.id)
+
+    eventually(
+        lambda: world.tables.state(result.id) == "succeeded", timeout=40, what="the resumed run to succeed"
+    )
+    assert world.ledger.names(run=result.id) == ["hanging", "hanging", "after"]

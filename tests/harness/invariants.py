@@ -92,7 +92,7 @@ def nobody_is_forgotten(tables: Tables) -> list[str]:
             " (state in ('running', 'cancelling')"
             "  and exists (select from durable.worker w where w.id = r.worker))"
             " or (state in ('pending', 'waiting') and due is not null)"
-            " or (state = 'waiting' and reason in ('signal', 'children', 'slot', 'replaced')))"
+            " or (state = 'waiting' and reason in ('signal', 'children', 'turn', 'slot', 'replaced')))"
         )
     ]
 

@@ -154,6 +154,14 @@ SENTENCES: list[tuple[str, str, dict[str, Any], dict[str, Any], str, str | None]
     (
         "bad",
         "waiting",
+        {"reason": "version", "due": at(30), "version": "2.1"},
+        {},
+        "No live worker has the code of its version 2.1",
+        "durable_version = '2.1'",
+    ),
+    (
+        "bad",
+        "waiting",
         {"reason": "timer", "due": at(-40)},
         {"led_for": -3.0},
         "It was due 40 s ago, and nobody leads to wake it",
@@ -221,9 +229,12 @@ def test_a_run_is_explained_by_its_facts(  # noqa: PLR0917  (a row of the table)
     assert found.stuck is (tone == "bad")
 
 
+AROUND = {"steps", "children", "unfinished", "slot", "slot_limit", "slot_taken"}
+
+
 def test_what_it_rests_on_is_said_beside_it() -> None:
     def because(state: str, **facts: Any) -> str:
-        own = {name: facts.pop(name) for name in list(facts) if name not in {"steps", "children"}}
+        own = {name: facts.pop(name) for name in list(facts) if name not in AROUND}
         return "; ".join(diagnose(Facts(run=run(state, **own), **{**HEALTHY, **facts}), UTC).because)
 
     done = step("probe", "ok", stored_at=at(-4))
@@ -232,6 +243,14 @@ def test_what_it_rests_on_is_said_beside_it() -> None:
     assert because("running", **HELD, steps=[done]) == "the last finished step is probe, 4.0 s ago"
     assert "step charge failed 3 times" in because("running", **HELD, steps=[done, trying])
     assert because("waiting", reason="children", children=(3, 10)) == "3 of 10 children have ended"
+    unfinished = ["page 0d0f68a2 (running)"]
+    assert because("waiting", reason="children", children=(3, 10), unfinished=unfinished).endswith(
+        "; not yet page 0d0f68a2 (running)"
+    )
+    slot = {"slot": "customer-42", "slot_limit": 2, "slot_taken": 2}
+    assert (
+        because("waiting", reason="slot", **slot) == "2 of 2 are taken of the concurrency key 'customer-42'"
+    )
     failed = step("charge", "error", tries=4)
     assert because("failed", finished_at=at(-1), steps=[failed]) == "step charge failed after 4 tries"
 

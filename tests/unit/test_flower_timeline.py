@@ -122,6 +122,24 @@ def test_a_wait_begins_when_it_is_stored_and_ends_when_it_is_over() -> None:
     ]
 
 
+def test_children_lie_under_the_wait_that_started_them_and_their_work_is_not_folded() -> None:
+    def child(name: str, created: float) -> dict[str, Any]:
+        times = {"created_at": at(created), "started_at": at(created + 1), "finished_at": at(created + 90)}
+        return {"id": name, "task": "page", "state": "succeeded", **times}
+
+    attempts = (attempt(1, 0, 1, "suspended"), attempt(2, 92, 93, "succeeded"))
+    steps = (step("gather", 1, 91, kind="children"),)
+    finished = run("succeeded", 100, finished_at=at(93), attempts=attempts, steps=steps)
+    found = lay_out(finished, [child("a", 1), child("b", 2)])
+
+    assert {key: [row.run for row in rows] for key, rows in found.children.items()} == {
+        "gather": ["a"],
+        None: ["b"],
+    }
+    assert [bar.kind for bar in found.children["gather"][0].bars] == ["queue", "succeeded"]
+    assert found.folds == ()
+
+
 def test_what_is_executed_now_begins_at_the_latest_checkpoint() -> None:
     running = run("running", 10, attempts=(attempt(1, 0, None, None),), steps=(step("one", 4, 1),))
     now = lay_out(running).executing

@@ -11,6 +11,7 @@ from celery_durable.operations.findings.database import (
     about_transactions,
 )
 from celery_durable.operations.findings.finding import Finding, Level
+from celery_durable.operations.findings.queues import about_queues
 from celery_durable.operations.findings.runs import about_leader, about_runs, about_workers
 from celery_durable.operations.findings.server import about_server
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from celery_durable.config import Settings
     from celery_durable.store.health import Health
 
-__all__ = ["Finding", "Level", "judge"]
+__all__ = ["Finding", "Level", "about_queues", "judge"]
 
 
 def judge(health: Health, settings: Settings) -> list[Finding]:

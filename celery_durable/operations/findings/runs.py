@@ -99,6 +99,11 @@ _AILMENTS: dict[str, tuple[str, str, float]] = {
         "Is the broker up? The keeper sends them as soon as it is.",
         _PATIENCE * 3,
     ),
+    "stranded": (
+        "{runs} runs wait for a worker of their version, and none is alive ({ids})",
+        "Start one of the version `durable show` names, or allow any version if `durable check` agrees.",
+        0.0,
+    ),
     "exhausted": (
         "{runs} runs failed because they kept losing their worker ({ids})",
         "Look for the cause (memory, crashes) with `durable show`, then `durable resume` them.",
@@ -114,5 +119,5 @@ def _ailing(ailing: Ailing, *, led: bool) -> Finding | None:
         return None
     ids = ", ".join(ailing.ids or ()) + (", …" if ailing.runs > len(ailing.ids or ()) else "")
     text = message.format(runs=ailing.runs, ids=ids, age=span(seconds))
-    harmless = ailing.kind == "exhausted" or (ailing.kind == "orphaned" and led)
+    harmless = ailing.kind in ("exhausted", "stranded") or (ailing.kind == "orphaned" and led)
     return Finding(ailing.kind, "warning" if harmless else "error", text, advice)

@@ -18,6 +18,13 @@ alter table durable.run
     add column cascading boolean not null default false,  -- cancelled; its children have not been yet
     add column deadline  timestamptz;
 
+-- A child may wait for its turn among its siblings. The rows there are satisfy it: they did the narrower one.
+alter table durable.run drop constraint run_wakes;
+alter table durable.run add constraint run_wakes check (
+    state not in ('pending', 'waiting')
+    or due is not null
+    or (state = 'waiting' and coalesce(reason, '') in ('signal', 'children', 'turn', 'slot', 'replaced'))) not valid;
+
 -- Whoever asks whether a wait has an unfinished run finds one first: nulls stand together.
 create index run_child on durable.run (wait, finished_at, key) where wait is not null;
 create index run_awaiting_children on durable.run (key) where state = 'waiting' and reason = 'children';

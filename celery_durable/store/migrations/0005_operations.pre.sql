@@ -58,3 +58,7 @@ create function durable.slot_open(r durable.run, patience interval) returns bool
                            where o.slot = r.slot and o.state = 'waiting' and o.reason = 'slot'
                              and (o.slot_rank > r.slot_rank or (o.slot_rank = r.slot_rank and o.key < r.key))))
     $$;
+
+-- The version of the application's code that a worker runs, where it is told; runs may want to end on theirs.
+alter table durable.worker add column code text;
+create index run_other_version on durable.run (version) where state = 'waiting' and reason = 'version';

@@ -80,7 +80,7 @@ from (select r.id, extract(epoch from durable.clock() - r.created_at) as seconds
       select r.id, extract(epoch from durable.clock() - r.created_at)
       from durable.run r
       where r.state = 'waiting' and r.due is null
-        and (r.reason is null or r.reason not in ('signal', 'children', 'slot', 'replaced')) limit 1000) as found
+        and (r.reason is null or r.reason not in ('signal', 'children', 'turn', 'slot', 'replaced')) limit 1000) as found
 union all
 select 'overdue', count(*), max(seconds)::float8, (array_agg(id))[1:3]
 from (select r.id, extract(epoch from durable.clock() - r.due) as seconds
@@ -97,6 +97,12 @@ from (select r.id, extract(epoch from durable.clock() - r.due) as seconds
       from durable.run r
       where r.state = 'pending' and r.published_at is not null and r.due < durable.clock()
       order by r.due limit 1000) as found
+union all
+select 'stranded', count(*), max(seconds)::float8, (array_agg(id))[1:3]
+from (select r.id, extract(epoch from durable.clock() - r.created_at) as seconds
+      from durable.run r
+      where r.state = 'waiting' and r.reason = 'version'
+        and not exists (select from durable.worker w where w.code = r.version) limit 1000) as found
 union all
 select 'exhausted', count(*), max(seconds)::float8, (array_agg(id))[1:3]
 from (select r.id, extract(epoch from durable.clock() - r.finished_at) as seconds

@@ -131,12 +131,14 @@ with target as materialized (
     order by r.key for no key update
 ), ended as (
     update durable.run r
-    set state = 'cancelled', reason = 'cancelled', due = null, finished_at = durable.clock(),
-        fence = gen_random_uuid(), custom_state = null, unreported = true
+    set state = 'cancelled', reason = %(cause)s, due = null, finished_at = durable.clock(),
+        -- no owner: Postgres checks constraints on the row of the snapshot, before it looks at the one it locked
+        worker = null, pid = null,
+        fence = gen_random_uuid(), custom_state = null, unreported = true, cascading = r.awaits is not null
     from target t where r.key = t.key and t.state in ('pending', 'waiting')
     returning r.key, r.state
 ), asked as (
-    update durable.run r set cancel_requested = true
+    update durable.run r set cancel_requested = true, cascading = r.awaits is not null
     from target t where r.key = t.key and t.state in ('running', 'cancelling') and not t.cancel_requested
     returning r.key
 ), noted as (
@@ -194,7 +196,8 @@ with target as materialized (
     update durable.run r
     set state = 'pending', reason = null, due = durable.clock() + %(check)s::interval, published_at = durable.clock(),
         checks = 0, fence = gen_random_uuid(), generation = r.generation + 1, worker = null, pid = null,
-        retries = 0, recoveries = 0, cancel_requested = false, expires_at = null, finished_at = null,
+        retries = 0, recoveries = 0, version = coalesce(%(version)s, r.version), cancel_requested = false,
+        expires_at = null, deadline = null, finished_at = null,
         custom_state = null, result = case when r.ending = 'failed' then r.result end,
         result_type = case when r.ending = 'failed' then r.result_type end,
         traceback = case when r.ending = 'failed' then r.traceback end,

@@ -2,7 +2,8 @@
 
 -- name: register_worker
 -- A worker process comes to life under a random token; a dead id never comes back.
-insert into durable.worker (token, hostname, pid, version) values (%(token)s, %(hostname)s, %(pid)s, %(version)s)
+insert into durable.worker (token, hostname, pid, version, code)
+values (%(token)s, %(hostname)s, %(pid)s, %(version)s, %(code)s)
 on conflict (token) do update set hostname = excluded.hostname
 returning id
 
@@ -65,6 +66,9 @@ select
             where unreported and finished_at < durable.clock() - interval '10 s') as unreported,
     exists (select from durable.chord where done_at is null and check_at <= durable.clock()) as chords,
     exists (select from durable.run where state = 'waiting' and reason = 'children') as parents,
+    exists (select from durable.run where cascading) as cascading,
+    exists (select from durable.run
+            where deadline <= durable.clock() and finished_at is null and not cancel_requested) as overdue,
     exists (select from durable.run where state = 'waiting' and reason = 'slot' and slot > '') as slots,
     exists (select from durable.leader
             where term = %(term)s and expires_at > durable.clock()) as leading
@@ -138,11 +142,38 @@ returning r.id, r.message, r.body
 select p.key, p.id, p.awaits::uuid as wait,
        not exists (select from durable.run c where c.wait = p.awaits::uuid and c.finished_at is null) as ready,
        (select c.abreast from durable.run c
-        where c.wait = p.awaits::uuid and c.finished_at is null and c.state = 'waiting' and c.reason = 'slot'
+        where c.wait = p.awaits::uuid and c.finished_at is null and c.state = 'waiting' and c.reason = 'turn'
         limit 1) as abreast
 from durable.run p
 where p.state = 'waiting' and p.reason = 'children' and p.key > %(after)s
 order by p.key limit %(limit)s
+
+-- name: overdue
+-- Runs that are not over at their deadline.
+select id from durable.run
+where deadline <= durable.clock() and finished_at is null and not cancel_requested
+order by deadline limit %(limit)s
+
+-- name: forsaken
+-- Unfinished children of cancelled runs, which go with them: found by the wait that those were in.
+select c.id from durable.run p
+join durable.checkpoint k on k.run_key = p.key and k.kind = 'children' and k.outcome = 'waiting'
+join durable.run c on c.wait = convert_from(k.output, 'UTF8')::uuid
+where p.cascading and c.finished_at is null and not c.detached and not c.cancel_requested
+limit %(limit)s
+
+-- name: cascaded
+-- Their children are cancelled, or were asked to stop: nothing is left to do for these.
+update durable.run set cascading = false
+where key in (
+    select p.key from durable.run p
+    where p.cascading and not exists (
+        select from durable.checkpoint k
+        join durable.run c on c.wait = convert_from(k.output, 'UTF8')::uuid
+        where k.run_key = p.key and k.kind = 'children' and k.outcome = 'waiting'
+          and c.finished_at is null and not c.detached and not c.cancel_requested)
+    order by p.key for no key update skip locked)
+returning id
 
 -- name: publishable
 -- Pending runs that the broker does not know of.

@@ -105,10 +105,23 @@ select pg_notify('durable_consumer_' || id, '') as woken from unnest(%(sleepers)
 
 -- name: queues
 -- Every queue, for people: what waits, what is being worked on, who consumes.
-select q.name, q.expires, coalesce(m.ready, 0) as ready, coalesce(m.held, 0) as held, m.oldest,
+select q.name, q.expires, coalesce(m.ready, 0) as ready, coalesce(m.held, 0) as held,
+       extract(epoch from durable.clock() - m.oldest)::double precision as waiting,
        (select count(*) from durable.consumer c where c.queues @> array[q.name]) as consumers
 from durable.queue q
 left join (select queue, count(*) filter (where holder is null) as ready, count(holder) as held,
                   min(sent_at) filter (where holder is null) as oldest
            from durable.message group by queue) m on m.queue = q.name
 order by q.name
+
+-- name: redrive
+-- Put a queue's dead letters back into it, as new.
+with back as (
+    update durable.message set queue = %(queue)s, returns = 0
+    where queue = %(queue)s || '.dead' and holder is null
+    returning id
+)
+select count(*) as messages,
+       (select c.id from durable.consumer c where c.wakeable and c.queues @> array[%(queue)s]
+        order by random() limit 1) as sleeper
+from back

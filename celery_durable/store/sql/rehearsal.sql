@@ -17,8 +17,12 @@ where state = 'waiting' and due is not null order by due limit 1
 select id, task, state, reason from durable.run
 where state in ('pending', 'running', 'waiting', 'cancelling') order by state, key
 
--- name: look_ahead
--- Move the clock of this session forward.
-select set_config('durable.clock_offset',
-                  (coalesce(nullif(current_setting('durable.clock_offset', true), ''), '0')::interval
-                   + make_interval(secs => %(seconds)s))::text, false) as ahead
+-- name: untold
+-- What a worker that died may have left to the keeper.
+select exists (select from durable.run where unreported) or exists (select from durable.outbox)
+       or exists (select from durable.chord where done_at is null) as untold
+
+-- name: ahead
+-- By how much the clock will be ahead when it is moved forward.
+select (coalesce(nullif(current_setting('durable.clock_offset', true), ''), '0')::interval
+        + make_interval(secs => %(seconds)s))::text as ahead

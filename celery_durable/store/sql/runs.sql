@@ -7,7 +7,7 @@
 -- one starts (a child, a link) names its holder and fence, so that a superseded attempt starts none.
 insert into durable.run
     (id, task, queue, priority, state, reason, due, published_at,
-     message, body, parent, root, "group", version, expires_at)
+     message, body, parent, root, "group", version, expires_at, deadline)
 select %(id)s, %(task)s, %(queue)s, %(priority)s::smallint,
        case when due.at > durable.clock() then 'waiting' else 'pending' end,
        case when due.at > durable.clock() then 'timer' end,
@@ -16,7 +16,8 @@ select %(id)s, %(task)s, %(queue)s, %(priority)s::smallint,
             else durable.clock() end,
        case when %(publish)s and not due.at > durable.clock() then durable.clock() end,
        %(message)s, %(body)s, %(parent)s, %(root)s, %(group)s, %(version)s,
-       coalesce(%(expires_at)s::timestamptz, durable.clock() + %(expires)s::interval)
+       coalesce(%(expires_at)s::timestamptz, durable.clock() + %(expires)s::interval),
+       coalesce(%(deadline_at)s::timestamptz, durable.clock() + %(deadline)s::interval)
 from (select coalesce(%(eta)s::timestamptz, durable.clock() + %(countdown)s::interval, durable.clock())) as due (at)
 where %(holder)s::bigint is null or exists (select from durable.run where key = %(holder)s and fence = %(fence)s)
 on conflict (id) do update
@@ -30,7 +31,7 @@ returning id, state
 -- Many runs with distinct ids, each stored as `enqueue` stores one; no row back for those that were there already.
 insert into durable.run
     (id, task, queue, priority, state, reason, due, published_at,
-     message, body, parent, root, "group", version, expires_at)
+     message, body, parent, root, "group", version, expires_at, deadline)
 select new.id, new.task, new.queue, new.priority,
        case when due.at > durable.clock() then 'waiting' else 'pending' end,
        case when due.at > durable.clock() then 'timer' end,
@@ -39,13 +40,15 @@ select new.id, new.task, new.queue, new.priority,
             else durable.clock() end,
        case when new.publish and not due.at > durable.clock() then durable.clock() end,
        new.message, new.body, new.parent, new.root, new."group", new.version,
-       coalesce(new.expires_at, durable.clock() + new.expires)
+       coalesce(new.expires_at, durable.clock() + new.expires),
+       coalesce(new.deadline_at, durable.clock() + new.deadline)
 from unnest(%(id)s::text[], %(task)s::text[], %(queue)s::text[], %(priority)s::smallint[], %(publish)s::boolean[],
             %(message)s::bytea[], %(body)s::bytea[], %(parent)s::text[], %(root)s::text[], %(group)s::text[],
             %(version)s::text[], %(eta)s::timestamptz[], %(countdown)s::interval[],
-            %(expires_at)s::timestamptz[], %(expires)s::interval[])
+            %(expires_at)s::timestamptz[], %(expires)s::interval[], %(deadline_at)s::timestamptz[],
+            %(deadline)s::interval[])
      as new (id, task, queue, priority, publish, message, body, parent, root, "group", version, eta, countdown,
-             expires_at, expires)
+             expires_at, expires, deadline_at, deadline)
 cross join lateral (select coalesce(new.eta, durable.clock() + new.countdown, durable.clock())) as due (at)
 where %(holder)s::bigint is null or exists (select from durable.run where key = %(holder)s and fence = %(fence)s)
 on conflict (id) do update
@@ -121,8 +124,18 @@ order by c.seq
 -- name: standing
 -- Why a claim was refused.
 select r.state, r.expires_at <= durable.clock() and r.attempt = 0 as expired,
-       exists (select from durable.worker where token = %(token)s) as worker_alive, r.slot is not null as slotted
+       exists (select from durable.worker where token = %(token)s) as worker_alive, r.slot is not null as slotted,
+       r.version
 from (select) as one left join durable.run r on r.id = %(id)s
+
+-- name: wait_for_version
+-- A run that may not be executed here comes back: soon if a worker of its version is alive, else once a minute.
+update durable.run r
+set state = 'waiting', reason = 'version', published_at = null,
+    due = durable.clock() + case when exists (select from durable.worker w where w.code = r.version)
+                                 then interval '1 second' else interval '1 minute' end
+where r.id = %(id)s and r.state = 'pending' and r.version <> %(version)s
+returning r.key
 
 -- name: expire
 -- A run that nobody claimed in time is over.
@@ -180,6 +193,16 @@ with fence as (
     returning key
 )
 select fence.cancel_requested, exists (select from stored) as stored from fence
+
+-- name: note_calls
+-- Evidence of calls that a step's body made, stored with the step; known by the call's id if it is stored again.
+insert into durable.event (run_key, kind, detail)
+select r.key, 'call', made.detail
+from durable.run r, unnest(%(calls)s::text[]::jsonb[]) with ordinality as made (detail, number)
+where r.key = %(run)s and r.fence = %(fence)s
+  and not exists (select from durable.event known
+                  where known.run_key = r.key and known.detail ->> 'call' = made.detail ->> 'call')
+order by made.number
 
 -- name: relax
 -- In front of a checkpoint that is cheap to repeat: this one commit does not wait for the disk.
@@ -292,6 +315,10 @@ with mine as (
                             where run_key = r.key and outcome = 'ok'), 0)
 ), forgotten as (
     delete from durable.checkpoint c using released r where %(discard)s = 'all' and c.run_key = r.key
+), received as (  -- a week is for senders that send one again
+    delete from durable.signal s using released r
+    where %(discard)s = 'all' and s.run_key = r.key and s.taken_by is not null
+      and s.sent_at < durable.clock() - interval '7 days'
 )
 select coalesce(released.state, mine.state) as state
 from mine left join released on released.key = mine.key
@@ -371,7 +398,7 @@ where w.token = %(token)s and r.state in ('running', 'cancelling')
 with revoked as (
     update durable.run r
     set state = 'cancelled', reason = 'revoked', due = null, worker = null, pid = null, custom_state = null,
-        finished_at = durable.clock(), unreported = true, fence = gen_random_uuid()
+        finished_at = durable.clock(), unreported = true, cascading = r.awaits is not null, fence = gen_random_uuid()
     where r.id = %(id)s
       and (r.state in ('pending', 'waiting')
            or (r.state in ('running', 'cancelling') and %(terminated)s
@@ -382,6 +409,10 @@ with revoked as (
     from revoked r where a.run_key = r.key and a.number = r.attempt and a.ended_at is null
 )
 select key from revoked
+
+-- name: was_resumed
+-- Whether a run that a worker remembers as revoked was resumed meanwhile: a revoke would have ended it.
+select key from durable.run where id = %(id)s and state = 'pending' and generation > 0
 
 -- name: withdraw
 -- The caller was told that the messages could not be sent: the runs never were.

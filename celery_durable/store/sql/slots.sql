@@ -5,12 +5,15 @@
 select pg_advisory_xact_lock(472193, hashtext(coalesce(%(slot)s::text, (select slot from durable.run where id = %(id)s))))
 
 -- name: wait
--- A run that found no slot waits for one; it expires meanwhile as any other.
+-- A run that was refused for want of a slot waits for one, and expires meanwhile as any other. Whether there is one is
+-- not asked again: a worker may have been declared dead since the claim, and the run would be left where it was.
 update durable.run r
 set state = 'waiting', reason = 'slot', due = case when r.attempt = 0 then r.expires_at end, published_at = null
+from durable.worker w
 where r.id = %(id)s and r.state = 'pending' and r.slot is not null
+  and w.token = %(token)s and (%(task)s::text is null or r.task = %(task)s)
+  and (%(version)s::text is null or r.version is null or r.version = %(version)s)
   and (r.attempt > 0 or r.expires_at is null or r.expires_at > durable.clock())
-  and not durable.slot_open(r, %(check)s)
 returning r.key
 
 -- name: grant

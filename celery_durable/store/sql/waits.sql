@@ -32,26 +32,28 @@ from mine left join stored on true
 
 -- name: start
 -- Store the children of a wait, in their order, with the wait itself: none of them can end before it is there.
--- Those that may not be executed yet wait for a slot, which an earlier one leaves behind.
+-- Those that may not be executed yet wait for their turn, which comes with the end of an earlier one.
 insert into durable.run
     (id, task, queue, priority, state, reason, due, published_at,
-     message, body, parent, root, "group", version, expires_at, wait, abreast, detached)
+     message, body, parent, root, "group", version, expires_at, deadline, wait, abreast, detached)
 select new.id, new.task, new.queue, new.priority,
        case when place.later then 'waiting' when due.at > durable.clock() then 'waiting' else 'pending' end,
-       case when place.later then 'slot' when due.at > durable.clock() then 'timer' end,
+       case when place.later then 'turn' when due.at > durable.clock() then 'timer' end,
        case when place.later then null
             when due.at > durable.clock() then due.at
             when new.publish then durable.clock() + %(check)s::interval
             else durable.clock() end,
        case when new.publish and not place.later and not due.at > durable.clock() then durable.clock() end,
        new.message, new.body, %(parent)s, new.root, new."group", new.version,
-       coalesce(new.expires_at, durable.clock() + new.expires), %(awaits)s::uuid, %(abreast)s, %(detached)s
+       coalesce(new.expires_at, durable.clock() + new.expires),
+       coalesce(new.deadline_at, durable.clock() + new.deadline), %(awaits)s::uuid, %(abreast)s, %(detached)s
 from unnest(%(id)s::text[], %(task)s::text[], %(queue)s::text[], %(priority)s::smallint[], %(publish)s::boolean[],
             %(message)s::bytea[], %(body)s::bytea[], %(root)s::text[], %(group)s::text[],
             %(version)s::text[], %(eta)s::timestamptz[], %(countdown)s::interval[],
-            %(expires_at)s::timestamptz[], %(expires)s::interval[]) with ordinality
+            %(expires_at)s::timestamptz[], %(expires)s::interval[], %(deadline_at)s::timestamptz[],
+            %(deadline)s::interval[]) with ordinality
      as new (id, task, queue, priority, publish, message, body, root, "group", version, eta, countdown,
-             expires_at, expires, number)
+             expires_at, expires, deadline_at, deadline, number)
 cross join lateral (select coalesce(new.eta, durable.clock() + new.countdown, durable.clock())) as due (at)
 cross join lateral (select coalesce(%(before)s + new.number > %(abreast)s, false)) as place (later)
 where exists (select from durable.run r join durable.checkpoint c on c.run_key = r.key and c.key = %(key)s
@@ -143,29 +145,31 @@ with parent as (
 )
 update durable.run r
 set state = 'pending', reason = null, checks = 0, due = durable.clock() + %(check)s::interval,
-    published_at = durable.clock()
+    published_at = durable.clock(),
+    -- no owner: constraints are checked on the row of the snapshot, too, in which the parent may still be executing
+    worker = null, pid = null
 from parent
 where r.key = parent.key and parent.state = 'waiting' and parent.reason = 'children'
   and parent.awaits = %(wait)s::text
 returning r.id, r.message, r.body
 
 -- name: hold_parent
--- In front of the next: slots are given out by one transaction at a time.
+-- In front of the next: turns are given by one transaction at a time.
 select key from durable.run where id = %(parent)s for no key update
 
 -- name: next_child
--- Give the slots that finished children have left to the next ones, as many as are free by the rows there are:
--- a crash leaks none. Those that have theirs stand in front of the first one that waits for its own.
+-- After the end of a child: the turn of the next ones, as many as may be executed by the rows there are, so that a
+-- crash leaks none. Those whose turn has come stand in front of the first one that waits for its own.
 with waiting as materialized (
     select c.key from durable.run c
-    where c.wait = %(wait)s and c.finished_at is null and c.state = 'waiting' and c.reason = 'slot'
+    where c.wait = %(wait)s and c.finished_at is null and c.state = 'waiting' and c.reason = 'turn'
     order by c.key limit 1
 ), free as materialized (
     select %(abreast)s - count(*) as slots from durable.run c
     where c.wait = %(wait)s and c.finished_at is null and c.key < (select key from waiting)
 ), next as (
     select c.key from durable.run c
-    where c.wait = %(wait)s and c.finished_at is null and c.state = 'waiting' and c.reason = 'slot'
+    where c.wait = %(wait)s and c.finished_at is null and c.state = 'waiting' and c.reason = 'turn'
     order by c.key limit greatest((select slots from free), 0)
     for update skip locked
 )
