@@ -453,7 +453,7 @@ set state = 'failed', reason = 'unclaimed', due = null, finished_at = durable.cl
     fence = gen_random_uuid(), result = %(result)s, result_type = %(result_type)s, traceback = %(traceback)s,
     unreported = false
 where id = %(id)s and state = 'pending'
-returning key
+returning state
 
 -- name: annotate
 -- Labels and progress, for people.
