@@ -562,8 +562,8 @@ def test_a_body_that_left_its_history_takes_nothing_back(world: World) -> None:
     world.lose(run)
 
     def other() -> None:
-        book("another flight")
         durable.on_rollback(undo, "another flight")
+        book("another flight")
 
     bodies.append(other)  # type: ignore[arg-type]
     world.deliver(run)
