@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
 _SCHEMES = frozenset({"postgresql", "postgres", "embedded"})
 _shared: dict[tuple[str, BrokerOptions], Broker] = {}
 _lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _lock  # noqa: PLW0603  (another thread of the parent may have held it)
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Broker:
