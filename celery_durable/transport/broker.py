@@ -33,6 +33,12 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
+class BrokerConnections(Connections):
+    """Connections that the server's list of sessions tells from the store's."""
+
+    application = "celery-durable broker"
+
+
 class Broker:
     """A database that is a broker.
 
@@ -45,7 +51,7 @@ class Broker:
         self.url = url
         self.options = options
         self.users = 0
-        self.connections = Connections(
+        self.connections = BrokerConnections(
             url, size=options.pool_size, prepare=options.prepare_statements, on_open=self._check
         )
         self.messages = MessageStore(self.connections, schema=options.schema)
