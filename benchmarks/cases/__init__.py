@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmarks.cases import brokers, chords, imports, latency, plain, runs, scale, throughput, waiting
+from benchmarks.cases import (
+    brokers,
+    canvas,
+    chords,
+    imports,
+    latency,
+    plain,
+    runs,
+    scale,
+    throughput,
+    waiting,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -21,6 +32,7 @@ CASES: dict[str, Callable[[Setting], Iterable[Row]]] = {
     "plain": plain.run,
     "chords": chords.run,
     "brokers": brokers.run,
+    "canvas": canvas.run,
     "scale": scale.run,
     "waiting": waiting.run,
     "imports": imports.run,
