@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         LeaseLostError,
         NondeterminismError,
         PayloadTooLargeError,
+        RollbackError,
         RunCancelled,
         RunNotFoundError,
         RunStateError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     )
     from celery_durable.operations import Runs
     from celery_durable.operations.sending import send_signal, send_signal_with_token
+    from celery_durable.rollback import on_rollback
     from celery_durable.steps import step
     from celery_durable.task import DurableTask
     from celery_durable.transactions import transaction
@@ -50,6 +52,7 @@ _WHERE = {
     "LeaseLostError": "exceptions",
     "NondeterminismError": "exceptions",
     "PayloadTooLargeError": "exceptions",
+    "RollbackError": "exceptions",
     "RunCancelled": "exceptions",
     "RunContext": "context",
     "RunNotFoundError": "exceptions",
@@ -72,6 +75,7 @@ _WHERE = {
     "map": "children",
     "now": "clock",
     "patched": "changes",
+    "on_rollback": "rollback",
     "random": "clock",
     "send_signal": "operations.sending",
     "send_signal_with_token": "operations.sending",
@@ -92,6 +96,7 @@ __all__ = [
     "LeaseLostError",
     "NondeterminismError",
     "PayloadTooLargeError",
+    "RollbackError",
     "RunCancelled",
     "RunContext",
     "RunNotFoundError",
@@ -113,6 +118,7 @@ __all__ = [
     "idempotency_key",
     "map",
     "now",
+    "on_rollback",
     "patched",
     "random",
     "send_signal",

@@ -54,6 +54,10 @@ class Continued(Suspended):
         self.with_kwargs = kwargs
 
 
+class ReplayedError(BaseException):
+    """The body of a run that rolls back would do something new: all that it has registered is known."""
+
+
 class Seam(Protocol):
     """What an attempt needs from the world above: Celery's way with values, errors and shutdown."""
 
