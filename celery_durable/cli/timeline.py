@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from celery_durable.operations import EventView, RunView, StepView
 
 _NARROW = 80
+_FAILURE = 400  # HTTP statuses from here on say that it did not work
 _BAR = 24
 _OUTCOMES = {
     "ok": "green",
@@ -50,7 +51,11 @@ def story(run: RunView, *, width: int, unicode: bool = True) -> Iterator[Rendera
     if run.signals:
         yield Text("\nSignals", "bold")
         yield _signals(run)
-    if run.events:
+    calls = [event for event in run.events if event.kind == "call"]
+    if calls:
+        yield Text("\nExternal calls", "bold")
+        yield _calls(run, calls)
+    if len(calls) < len(run.events):
         yield Text("\nEvents", "bold")
         yield _events(run)
     if run.traceback and run.state.value != "succeeded":
@@ -163,7 +168,24 @@ def _signals(run: RunView) -> Table:
 def _events(run: RunView) -> Table:
     table = _grid("AT", "EVENT", "BY", "DETAIL")
     for event in run.events:
-        table.add_row(clock(event.at, run.now), event.kind, event.actor or "keeper", Text(_detail(event)))
+        if event.kind != "call":
+            table.add_row(clock(event.at, run.now), event.kind, event.actor or "keeper", Text(_detail(event)))
+    return table
+
+
+def _calls(run: RunView, calls: list[EventView]) -> Table:
+    table = _grid("AT", "STEP", "CALL", "ANSWER", "TOOK", right=("TOOK",))
+    for event in calls:
+        call = event.detail
+        failed = call.get("status") is None
+        answer = str(call.get("error") or "none" if failed else call["status"])
+        table.add_row(
+            clock(event.at, run.now),
+            Text(str(call.get("step", ""))),
+            Text(f"{call.get('method', '')} {call.get('url', '')}".strip()),
+            Text(answer, "red" if failed or call["status"] >= _FAILURE else "green"),
+            "" if call.get("seconds") is None else span(call["seconds"]),
+        )
     return table
 
 

@@ -58,6 +58,7 @@ class RunSummary:
     orphaned: bool
     now: datetime
     awaits: str | None = None
+    ending: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", RunState(self.state))

@@ -166,6 +166,9 @@ def test_what_runs_bring_along_is_text_and_never_markup(basic: FlowerServer, run
         listed = client.get("/durable", params={"q": HOSTILE, "worker": '"><img src=x>'}).text
         assert HOSTILE not in listed
         assert "<img src=x>" not in listed
+        assert "default-src 'self'" in client.get("/durable/run/story").headers["Content-Security-Policy"]
+        for path in ("/durable/run/a%00b", "/api/durable/run/a%00b", "/durable?q=a%00b", "/durable/run/%FF"):
+            assert client.get(path).status_code == 400, path
         page = client.get("/durable/run/odd%2Fid%20%3F%26%23%3Cb%3E")
         assert page.status_code == 200
         assert "odd/id ?&amp;#&lt;b&gt;" in page.text
@@ -262,6 +265,7 @@ def test_an_action_is_done_once_and_audited_with_its_user_and_reason(
             return client.post(f"/api/durable/run/{run_id}/{name}", json=body, headers=ACTION)
 
         assert act(failed, "resume").status_code == 400  # no reason
+        assert act(failed, "resume", reason="x" * 5_000_000).status_code == 413
         assert act(failed, "explode", reason="x").status_code == 404
         assert act(failed, "resume", reason="the API is back").json()["state"] == "pending"
         again = act(failed, "resume", reason="again")
@@ -309,6 +313,9 @@ def test_a_signal_is_sent_to_a_run_and_kept_with_its_sender(
         assert [(one["name"], one["actor"], one["taken_by"]) for one in told["signals"]] == [
             ("approved", "ada", None)
         ]
+        carried = client.get(f"/durable/run/{result.id}/payload?part=signal&number=0").json()
+        assert json.loads(carried["text"]) == {"by": "ada"}
+        assert client.get(f"/durable/run/{result.id}/payload?part=signal&number=1").status_code == 404
         assert client.post("/api/durable/run/story/signal", json=sent, headers=ACTION).status_code == 409
 
 
@@ -402,9 +409,11 @@ def test_a_slow_postgres_holds_up_neither_flower_nor_the_page_for_long(world: Wo
             blocking.execute("lock table durable.run in access exclusive mode")
             started = time.monotonic()
             page, answer = client.get("/durable"), client.get("/api/durable/runs")
+            live = client.get("/durable?part=live")
             assert client.get("/tasks").status_code == 200
             took = time.monotonic() - started
-        assert (page.status_code, answer.status_code) == (503, 503)
+        assert (page.status_code, answer.status_code, live.status_code) == (503, 503, 503)
+        assert live.json()["error"]["type"] == "StoreUnavailableError"
         assert "did not answer within 0.5 s" in page.text
         assert took < 10
         assert client.get("/durable").status_code == 200

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 HEADER = "X-Durable-Action"
 _LONGEST_REASON = 500
 _AT_ONCE = 500
+_LARGEST_BODY = 4 * 1024 * 1024
 _JSON_NAMES: dict[Any, str] = {str: "string", list: "array", dict: "object"}
 
 
@@ -42,6 +43,8 @@ class Change(Api):
 
     def body(self) -> dict[str, Any]:
         """Return the JSON object that was sent."""
+        if len(self.request.body) > _LARGEST_BODY:
+            raise HTTPError(413, f"The body is larger than {_LARGEST_BODY:,} bytes")
         try:
             sent = json.loads(self.request.body or b"{}")
         except (ValueError, RecursionError) as error:
