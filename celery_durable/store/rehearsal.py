@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import psycopg
 
 from celery_durable.store import queries
+from celery_durable.store.url import conninfo
 from celery_durable.store.writes import Stored
 
 if TYPE_CHECKING:
@@ -39,6 +40,15 @@ def drop_database(server_url: str, url: str) -> None:
     name = urlsplit(url).path.strip("/")
     with psycopg.connect(server_url, autocommit=True) as server:
         server.execute(f"drop database if exists {name} with (force)".encode())
+
+
+def answers(url: str) -> bool:
+    """Say whether a server answers at a backend URL."""
+    try:
+        psycopg.connect(conninfo(url), connect_timeout=3).close()
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 class Rehearsal:

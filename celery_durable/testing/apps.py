@@ -43,23 +43,24 @@ def pointed(app: Celery, *, backend: str, broker: str, **settings: Any) -> Itera
         durable_auto_migrate=True,
         **settings,
     )
-    _forget_connections(app)
+    forget_connections(app)
     try:
         yield app
     finally:
-        _close(app)
+        close_stores(app)
         conf.changes.clear()
         conf.changes.update(before)
         os.environ.update(hidden)
-        _forget_connections(app)
+        forget_connections(app)
 
 
-def _close(app: Celery) -> None:
+def close_stores(app: Celery) -> None:
+    """Close the connections of an app's stores."""
     for store in vars(app).get("durable_stores", {}).values():
         store.close()
 
 
-def _forget_connections(app: Celery) -> None:
+def forget_connections(app: Celery) -> None:
     """Let the app make anew what it has made of its old settings."""
     anything: Any = app
     anything._after_fork()  # noqa: SLF001  (what a pool child does to let go of its parent's connections)

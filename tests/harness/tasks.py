@@ -201,6 +201,27 @@ def plain(text: str) -> str:
     return text
 
 
+def take_back(name: str) -> str:
+    """Take a step back: an effect like any other."""
+    return _effect(f"undo {name}")
+
+
+def journey(names: list[str], sleeps: float = 0.0) -> list[str]:
+    """Do one step per name, each of which can be taken back; one called `fails` does."""
+    _body("journey")
+    done = []
+    for name in names:
+        if name == "fails":
+            message = "no way on"
+            raise durable.Fatal(message)
+        if name == "sleeps":
+            durable.sleep(sleeps)
+            continue
+        done.append(work.options(name=name)(name))
+        durable.on_rollback(take_back, name)
+    return done
+
+
 @durable.step
 async def work_later(name: str, seconds: float = 0.0) -> str:
     """Leave a trace, wait at the gate of this name, leave another; the loop goes on meanwhile."""
@@ -349,6 +370,7 @@ def register(app: Celery, ledger: Ledger, gates: Gates) -> None:
     app.task(threaded, name="threaded", **soon)
     app.task(plain, name="plain", **soon)
     app.task(bookkeeping, name="bookkeeping", **soon)
+    app.task(journey, name="journey", **soon)
     app.task(concurrent, name="concurrent", **soon)
     app.task(restless, name="restless", bind=True, **soon)
     app.task(asks_for_a_retry, name="asks_for_a_retry", bind=True, **soon)

@@ -71,6 +71,8 @@ select (select extract(epoch from durable.clock() - w.beat_at)::float8
        (select count(*) from durable.worker w
         where w.beat_at > durable.clock() - %(lease)s::interval and w.hostname not like 'keeper@%%') as workers,
        (select extract(epoch from l.expires_at - durable.clock())::float8 from durable.leader l) as led_for,
+       (select count(*) from durable.worker w
+        where w.beat_at > durable.clock() - %(lease)s::interval and w.code = r.version) as of_its_version,
        (select count(*) from durable.run s
         where s.slot = r.slot and s.state in ('running', 'cancelling')) as slot_taken,
        (select count(*) from (select from durable.run p
@@ -107,6 +109,13 @@ from durable.run r where r.id = %(id)s
 select r.result_type, r.state, octet_length(r.result) as bytes,
        substring(r.result from %(start)s for %(size)s) as data
 from durable.run r where r.id = %(id)s
+
+-- name: payload_of_signal
+-- What one of the signals to a run carried, or a part of it; they are numbered in the order they are shown in.
+select s.codec, octet_length(s.payload) as bytes, substring(s.payload from %(start)s for %(size)s) as data
+from durable.signal s
+where s.run_key = (select key from durable.run where id = %(id)s)
+order by s.key offset %(number)s limit 1
 
 -- name: state_at
 -- What was known when a step was called: the outcomes of those before it, cut to a size that a page can show.
