@@ -18,6 +18,7 @@ from celery_durable.exceptions import NondeterminismError, RunNotFoundError
 from celery_durable.executor import Execution
 from celery_durable.executor.performing import Call, Performer
 from celery_durable.run import Claim
+from celery_durable.seam import Suspended
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -188,7 +189,7 @@ def _outcome(play: Callable[[], None], seam: _Seam) -> dict[str, Any]:
         play()
     except NondeterminismError as error:
         return {"problem": str(error)}
-    except (Retry, Ignore, Reject):
+    except (Retry, Ignore, Reject, Suspended):  # also who goes on as its own successor
         return {"outcome": ENDS}
     except Exception as error:  # noqa: BLE001  (whatever the code at hand raises is the verdict)
         if _comes_from(error, seam.stored):
