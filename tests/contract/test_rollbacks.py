@@ -440,6 +440,7 @@ def test_a_run_that_is_exhausted_takes_back_what_its_replay_registers(world: Wor
 
     assert done == ["flight", "hotel", "pay", "pay", "pay", *BACK]
     assert world.state(run) == ("failed", "exhausted")
+    assert world.row(run)["recoveries"] == 3
     assert "exhausted" in str(world.outcome(run).result)
 
 
@@ -561,8 +562,8 @@ def test_a_body_that_left_its_history_takes_nothing_back(world: World) -> None:
     world.lose(run)
 
     def other() -> None:
-        book("another flight")
         durable.on_rollback(undo, "another flight")
+        book("another flight")
 
     bodies.append(other)  # type: ignore[arg-type]
     world.deliver(run)
