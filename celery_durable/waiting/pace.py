@@ -7,8 +7,8 @@ from dataclasses import dataclass
 _EAGER = 1.0  # seconds of a wait in which its answer is to arrive within milliseconds
 _LONG_POLL = 0.03  # seconds that the server looks by itself; who joins meanwhile waits for its end
 FEW = 500  # ids: a server that looked for more of them all the time would do little else
-_BETWEEN_LOOKS, _LATER_BETWEEN_LOOKS, _SOON = 0.002, 0.004, 0.2
-_SHORTEST_PAUSE, LONGEST_PAUSE, _GROWTH = 0.025, 0.07, 0.035
+_BETWEEN_LOOKS, _LATER_BETWEEN_LOOKS, _SOON = 0.002, 0.003, 0.2
+_SHORTEST_PAUSE, LONGEST_PAUSE, _GROWTH = 0.025, 0.05, 0.025
 _REST = 4  # times what a question costs: asking takes a fifth of the time at most
 
 
