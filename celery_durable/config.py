@@ -75,7 +75,7 @@ class Settings:
     version: str | None = None
     version_policy: VersionPolicy = "any"
     redact: str | None = None
-    databases: Mapping[str, str] | None = None
+    databases: Mapping[str, str] | None = field(default=None, hash=False)
     signal_secret: str | tuple[str, ...] | None = field(default=None, repr=False)
 
     @property

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from celery_durable.cli.listing import STYLES
 from celery_durable.operations.wording import clock, relative, span, summary
+from celery_durable.run import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +49,9 @@ def story(run: RunView, *, width: int, unicode: bool = True) -> Iterator[Rendera
     if run.steps:
         yield Text("\nSteps", "bold")
         yield _steps(run, narrow=width < _NARROW, block="█" if unicode else "#")
+    if run.children:
+        yield Text(f"\nChildren ({run.children[0].siblings:,})", "bold")
+        yield _children(run)
     if run.signals:
         yield Text("\nSignals", "bold")
         yield _signals(run)
@@ -154,6 +158,16 @@ def bar_of(step: StepView, longest: float, block: str) -> str:
     """Return a bar as long as a step's share of the longest one, at least one block."""
     share = step.seconds / longest if longest > 0 else 0.0
     return block * max(1, round(share * _BAR))
+
+
+def _children(run: RunView) -> Table:
+    table = _grid("RUN", "TASK", "STATE")
+    for child in run.children:
+        words = child.state if child.reason is None else f"{child.state} ({child.reason})"
+        table.add_row(Text(child.id), Text(child.task), Text(words, STYLES[RunState(child.state)]))
+    if len(run.children) < run.children[0].siblings:
+        table.add_row("…", "", "")
+    return table
 
 
 def _signals(run: RunView) -> Table:

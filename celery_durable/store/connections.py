@@ -58,6 +58,7 @@ class Connections:
     """
 
     kind: type[Connection] = Connection
+    application = "celery-durable"
 
     def __init__(
         self,
@@ -147,7 +148,7 @@ class Connections:
             "autocommit": True,
             "prepare_threshold": 0 if self.prepare else None,
             "row_factory": dict_row,
-            "application_name": "celery-durable",
+            "application_name": self.application,
         }
 
     def connect(self, patience: float | None = None) -> Connection:

@@ -449,9 +449,13 @@ class RunStore:
         self._one("reported", {"id": run_id, "problem": problem}, budget=_ENQUEUE_BUDGET, fetch=False)
 
     def fail_unclaimed(self, run_id: str, result: bytes, result_type: str, traceback: str | None) -> bool:
-        """End a pending run that failed in front of its body, before its claim; return whether it did."""
+        """End a pending run that failed in front of its body, before its claim; return whether it did.
+
+        One that is to take back what it has done is tried once more for that.
+        """
         parameters = {"id": run_id, "result": result, "result_type": result_type, "traceback": traceback}
-        return self._one("fail_unclaimed", parameters, budget=_ENQUEUE_BUDGET) is not None
+        row = self._one("fail_unclaimed", parameters, budget=_ENQUEUE_BUDGET)
+        return row is not None and row["state"] == "failed"
 
     def annotate(self, run: int, fence: uuid.UUID, *, tags: str | None, progress: str | None) -> None:
         """Store labels and progress (JSON) of a run; raise `LeaseLostError` when the lease is gone."""

@@ -135,6 +135,7 @@ class Fetching:
                 self._upkeep.run_once(session, self._me)
             if not came:
                 self._rest(session)
+        self._fail_errands(ConnectionError("The connection to the broker was closed"))
         self._turn(session, claims=False)
         if self._me is not None:
             session.leave(self._me)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery import Celery
 from celery.app.trace import build_tracer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from inspecting import execute
 
 import celery_durable as durable
@@ -242,6 +244,35 @@ def test_wherever_the_process_dies_each_step_and_each_compensation_is_done_once(
     assert repr(world.outcome(run).result) == "ValueError('pay fails')"
 
 
+@settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    deaths=st.dictionaries(st.sampled_from([*FORWARD, *BACK]), st.integers(1, 2), max_size=4),
+    failures=st.dictionaries(st.sampled_from(BACK), st.integers(1, 2), max_size=2),
+)
+def test_however_often_it_dies_and_fails_everything_is_taken_back_in_order_and_once(
+    world: World, deaths: dict[str, int], failures: dict[str, int]
+) -> None:
+    done.clear()
+    dies.clear()
+    fails.clear()
+    dies.update(deaths)
+    fails.update({"pay": 1, **failures})
+    run = world.start(travel, undo_stubbornly)
+    world.until_over(run)
+
+    in_order = [name for number, name in enumerate(done) if number == 0 or done[number - 1] != name]
+    assert in_order == FORWARD + BACK
+    for name in FORWARD + BACK:
+        tries = deaths.get(name, 0) + failures.get(name, 0) + 1
+        assert done.count(name) == tries
+    assert world.state(run) == ("failed", None)
+
+
 def test_a_failure_that_would_not_happen_again_is_not_forgotten_in_a_crash(world: World) -> None:
     """The body raised between its steps, for a reason that is gone at the replay."""
     moods = ["bad"]
@@ -440,6 +471,7 @@ def test_a_run_that_is_exhausted_takes_back_what_its_replay_registers(world: Wor
 
     assert done == ["flight", "hotel", "pay", "pay", "pay", *BACK]
     assert world.state(run) == ("failed", "exhausted")
+    assert world.row(run)["recoveries"] == 3
     assert "exhausted" in str(world.outcome(run).result)
 
 
@@ -561,8 +593,8 @@ def test_a_body_that_left_its_history_takes_nothing_back(world: World) -> None:
     world.lose(run)
 
     def other() -> None:
-        book("another flight")
         durable.on_rollback(undo, "another flight")
+        book("another flight")
 
     bodies.append(other)  # type: ignore[arg-type]
     world.deliver(run)

@@ -44,9 +44,9 @@ class Site:
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
         self._environment = {
             **kept,
-            "PYTHONPATH": os.pathsep.join([str(PROJECT), *([str(ROOT)] if _editable() else [])]),
+            "PYTHONPATH": str(PROJECT),
             "SHOP_DATABASE_URL": url,
-            "SHOP_BROKER_URL": f"durable+embedded://{folder}",
+            "SHOP_BROKER_URL": f"durable+{url}",
             "SHOP_SECRET_KEY": "a test",
         }
 
@@ -91,10 +91,6 @@ class Site:
             process.wait(30)
             for one in psutil.wait_procs(left, timeout=10)[1]:
                 one.kill()
-
-
-def _editable() -> bool:
-    return "DURABLE_TEST_INSTALLED" not in os.environ
 
 
 @pytest.fixture(scope="module")

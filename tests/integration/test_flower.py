@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,7 @@ from inspecting import Worker, execute, open_transaction
 
 from celery_durable.run import RunState
 from celery_durable.store.writes import Finish
+from celery_durable.tokens import Token, sign
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,13 +26,14 @@ if TYPE_CHECKING:
     from celery_durable.store import Store
 
 PROVIDER = ("--auth=ada@example.com", "--auth_provider=flowering.login.Login")
+SECRET = "a secret that is long enough"
 ACTION = {"X-Durable-Action": "1"}
 HOSTILE = "<script>document.title='owned'</script>"
 
 
 @pytest.fixture(scope="module")
 def world(postgres_url: str) -> Iterator[World]:
-    with flower_world(postgres_url) as made:
+    with flower_world(postgres_url, durable_signal_secret=SECRET) as made:
         yield made
 
 
@@ -317,6 +320,29 @@ def test_a_signal_is_sent_to_a_run_and_kept_with_its_sender(
         assert json.loads(carried["text"]) == {"by": "ada"}
         assert client.get(f"/durable/run/{result.id}/payload?part=signal&number=1").status_code == 404
         assert client.post("/api/durable/run/story/signal", json=sent, headers=ACTION).status_code == 409
+
+
+def test_whoever_holds_a_token_sends_its_signal_once_and_nobody_else_does(
+    basic: FlowerServer, world: World
+) -> None:
+    result = world.send("plain", "text")
+    soon = datetime.fromtimestamp(time.time() + 300, timezone.utc)
+    token = sign(Token(result.id, "approved", "here", soon), SECRET)
+    late = sign(Token(result.id, "approved", "there", soon - timedelta(hours=1)), SECRET)
+    forged = sign(Token(result.id, "approved", "here", soon), "another secret")
+    with basic.client() as anybody, basic.client(ADA) as client:
+
+        def send(token: str, **options: Any) -> httpx.Response:
+            foreign = {"Origin": "https://pay.example", "Sec-Fetch-Site": "cross-site"}
+            return anybody.post(f"/api/durable/token/{token}", headers=foreign, **options)
+
+        assert send(forged, json=1).status_code == 403
+        assert send(late, json=1).status_code == 403
+        assert send(token, content=b"not json").status_code == 400
+        assert send(token, json={"paid": True}).json() == {"delivered": True}
+        assert send(token, json={"paid": True}).json() == {"delivered": False}
+        told = client.get(f"/api/durable/run/{result.id}").json()
+        assert [(one["name"], one["actor"]) for one in told["signals"]] == [("approved", "token")]
 
 
 def test_bulk_counts_first_changes_what_it_can_and_refuses_an_empty_filter(

@@ -30,6 +30,8 @@ PAGES = {
     "limit_exports": "limit-concurrency.md",
     "pay_once": "transactions.md",
     "place_orders": "sqlalchemy.md",
+    "thumbnails": "children.md",
+    "ticker": "long-histories.md",
 }
 
 

@@ -22,6 +22,7 @@ from celery_durable.exceptions import (
     RunNotFoundError,
     RunStateError,
     SerializationError,
+    SignalTokenError,
     StepNotFoundError,
     StepUsageError,
     StoreUnavailableError,
@@ -51,6 +52,7 @@ _STATUS: dict[type[DurableError], int] = {
     RunStateError: 409,
     SerializationError: 400,
     StepUsageError: 400,
+    SignalTokenError: 403,
     StoreUnavailableError: UNAVAILABLE,
 }
 

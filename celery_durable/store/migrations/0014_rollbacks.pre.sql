@@ -6,6 +6,7 @@ alter table durable.run
     -- how it ends when its compensations are done: such a run is claimed as `cancelling`
     add column ending        durable.run_state,
     add column ending_reason text,
+    add column recoveries_before integer,  -- how often it had lost its worker by then: it may do so anew now
     -- the keys of its compensations, in the order in which they were registered; null: not known yet
     add column rollbacks     text[];
 
@@ -19,6 +20,8 @@ create function durable.roll_back_first() returns trigger
         if new.ending is not null then
             if new.state = 'failed' then  -- it has lost its worker once too often while it rolled back
                 new.reason := 'rollback';
+                new.recoveries := new.recoveries + coalesce(new.recoveries_before, 0);
+                new.recoveries_before := null;
                 if new.ending = 'failed' then
                     new.result := old.result;
                     new.result_type := old.result_type;
@@ -33,6 +36,7 @@ create function durable.roll_back_first() returns trigger
             end if;
             new.ending := new.state;
             new.ending_reason := new.reason;
+            new.recoveries_before := new.recoveries;
             new.recoveries := 0;
             insert into durable.event (run_key, kind, detail)
             values (new.key, 'rolls back', jsonb_build_object('ends as', new.state, 'reason', new.reason));

@@ -120,6 +120,14 @@ from durable.signal s
 where s.run_key = (select key from durable.run where id = %(id)s)
 order by s.key
 
+-- name: children
+-- Runs that a run has started: those that are not over or did not succeed first, and how many there are in all.
+select c.id, c.task, c.state::text as state, c.reason, count(*) over () as siblings
+from durable.run r
+join durable.run c on c.root = coalesce(r.root, r.id) and c.root <> c.id and c.parent = r.id
+where r.id = %(id)s
+order by (c.state = 'succeeded'), c.key limit 20
+
 -- name: cancel
 -- Runs that nobody executes end at once, under a new fence; executing ones are asked to stop. Rows are locked by
 -- key alone and judged afterwards: a state in the first `where` would miss a run that is just being claimed.

@@ -233,6 +233,7 @@ select key from finished
 -- attempt that found them at its replay, it changes nothing but the list of them.
 update durable.run
 set state = 'cancelling', recoveries = case when ending is null then 0 else recoveries end,
+    recoveries_before = case when ending is null then recoveries else recoveries_before end,
     result = case when ending is null then %(result)s else result end,
     result_type = case when ending is null then %(result_type)s else result_type end,
     traceback = case when ending is null then %(traceback)s else traceback end,
@@ -253,6 +254,7 @@ with finished as (
         result = case when ending = 'cancelled' then %(result)s else result end,
         result_type = case when ending = 'cancelled' then %(result_type)s else result_type end,
         ending = case when %(undone)s or %(problem)s::text is not null then ending end,
+        recoveries = recoveries + coalesce(recoveries_before, 0), recoveries_before = null,
         compensates = false, due = null, worker = null, pid = null, custom_state = null,
         unreported = %(unreported)s, finished_at = coalesce(finished_at, durable.clock())
     where key = %(run)s and fence = %(fence)s and state in ('cancelling', 'failed', 'cancelled')
@@ -451,7 +453,7 @@ set state = 'failed', reason = 'unclaimed', due = null, finished_at = durable.cl
     fence = gen_random_uuid(), result = %(result)s, result_type = %(result_type)s, traceback = %(traceback)s,
     unreported = false
 where id = %(id)s and state = 'pending'
-returning key
+returning state
 
 -- name: annotate
 -- Labels and progress, for people.

@@ -144,7 +144,7 @@ select recent.task, regexp_replace(c.key, '#[0-9]+$', '') as step, count(*) as c
        sum(c.tries - 1) as more_tries, count(*) filter (where c.outcome = 'error') as errors
 from (select key, task from durable.run order by key desc limit %(most)s) as recent
 cross join lateral (select one.key, one.seconds, one.tries, one.outcome from durable.checkpoint one
-                    where one.run_key = recent.key limit 1000) as c
+                    where one.run_key = recent.key and one.kind is null limit 1000) as c
 group by 1, 2 order by sum(c.seconds * c.tries) desc limit 100
 
 -- name: workers
@@ -158,8 +158,9 @@ from durable.worker w order by w.hostname, w.id limit %(most)s
 
 -- name: storage
 -- Size and about how many rows each table has.
-select c.relname::text as name, pg_total_relation_size(c.oid) as bytes, greatest(c.reltuples, 0)::bigint as rows
+select c.relname::text as name, pg_total_relation_size(c.oid) as bytes, greatest(c.reltuples, s.n_live_tup, 0)::bigint as rows
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
+left join pg_stat_all_tables s on s.relid = c.oid
 where n.nspname = %(schema)s and c.relkind = 'r' order by 2 desc
 
 -- name: newest
