@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from dataclasses import dataclass
@@ -13,22 +14,28 @@ from celery import Celery, Task, signals
 import celery_durable as durable
 from benchmarks import table
 from benchmarks.measuring import interleaved, timed
+from celery_durable import transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+transport.register()
 
 _finished: list[float] = []
 _began: dict[str, float] = {}
 _count: list[Callable[[], object]] = []
 
 
-def make_app(name: str, *, broker: str, backend: str, plain: bool = False) -> Celery:
+def make_app(
+    name: str, *, broker: str, backend: str, plain: bool = False, options: dict[str, Any] | None = None
+) -> Celery:
     """Return an app with a queue of its own; `plain` ones use Celery's own task class."""
     app = Celery(name, broker=broker, backend=backend, task_cls=Task if plain else durable.DurableTask)
     app.conf.update(
         task_default_queue=name,
         broker_connection_retry_on_startup=True,
         durable_auto_migrate=True,
+        broker_transport_options=options or {},
         worker_hijack_root_logger=False,
         result_expires=600,  # what a batch leaves behind in Redis goes soon
     )
@@ -157,4 +164,5 @@ if "BENCH_NAME" in os.environ:
         broker=os.environ["BENCH_BROKER"],
         backend=os.environ["BENCH_BACKEND"],
         plain="BENCH_PLAIN" in os.environ,
+        options=json.loads(os.environ["BENCH_OPTIONS"]),
     )

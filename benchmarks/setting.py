@@ -68,8 +68,8 @@ class Setting:
         return store
 
     def broker(self) -> str:
-        """Return the broker's URL: Redis, or the serverless one."""
-        return self.redis or f"durable+embedded://{self.directory / 'broker'}"
+        """Return the broker's URL: Redis, or a database of Postgres."""
+        return self.redis or f"durable+{self.database('broker')}"
 
     def close(self) -> None:
         """Stop, close and drop what this benchmark has made."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -31,6 +32,7 @@ class Worker:
         concurrency: how many pool children.
         plain: whether its tasks are Celery's own.
         counter: the Redis URL in which each finished task is counted.
+        transport_options: Celery's `broker_transport_options`.
     """
 
     def __init__(
@@ -43,10 +45,12 @@ class Worker:
         concurrency: int,
         plain: bool = False,
         counter: str | None = None,
+        transport_options: dict[str, Any] | None = None,
     ) -> None:
         self.name = f"bench-{name}-{uuid.uuid4().hex[:6]}"
-        self.counter = f"{self.name}-finished"
-        self.app = make_app(self.name, broker=broker, backend=backend, plain=plain)
+        self.counter, self.counter_url = f"{self.name}-finished", counter
+        options = transport_options or {}
+        self.app = make_app(self.name, broker=broker, backend=backend, plain=plain, options=options)
         self.node = f"{self.name}@localhost"
         self._log = directory / f"{self.name}.log"
         self._concurrency = concurrency
@@ -55,6 +59,7 @@ class Worker:
             "BENCH_NAME": self.name,
             "BENCH_BROKER": broker,
             "BENCH_BACKEND": backend,
+            "BENCH_OPTIONS": json.dumps(options),
             **({"BENCH_PLAIN": "1"} if plain else {}),
             **({"BENCH_COUNTER": self.counter, "BENCH_REDIS": counter} if counter else {}),
         }

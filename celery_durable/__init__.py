@@ -21,11 +21,13 @@ if TYPE_CHECKING:
         LeaseLostError,
         NondeterminismError,
         PayloadTooLargeError,
+        RollbackError,
         RunCancelled,
         RunNotFoundError,
         RunStateError,
         SerializationError,
         SignalTimeout,
+        SignalTokenError,
         StepInterruptedError,
         StepNotFoundError,
         StepTimeLimitError,
@@ -34,11 +36,12 @@ if TYPE_CHECKING:
         TransactionUsageError,
     )
     from celery_durable.operations import Runs
-    from celery_durable.operations.sending import send_signal
+    from celery_durable.operations.sending import send_signal, send_signal_with_token
+    from celery_durable.rollback import on_rollback
     from celery_durable.steps import step
     from celery_durable.task import DurableTask
     from celery_durable.transactions import transaction
-    from celery_durable.waits import sleep, sleep_until, wait_for_signal
+    from celery_durable.waits import continue_as, sleep, sleep_until, wait_for_signal
 
 _WHERE = {
     "ConfigurationError": "exceptions",
@@ -49,6 +52,7 @@ _WHERE = {
     "LeaseLostError": "exceptions",
     "NondeterminismError": "exceptions",
     "PayloadTooLargeError": "exceptions",
+    "RollbackError": "exceptions",
     "RunCancelled": "exceptions",
     "RunContext": "context",
     "RunNotFoundError": "exceptions",
@@ -56,6 +60,7 @@ _WHERE = {
     "Runs": "operations",
     "SerializationError": "exceptions",
     "SignalTimeout": "exceptions",
+    "SignalTokenError": "exceptions",
     "StepInterruptedError": "exceptions",
     "StepNotFoundError": "exceptions",
     "StepTimeLimitError": "exceptions",
@@ -63,14 +68,17 @@ _WHERE = {
     "StoreUnavailableError": "exceptions",
     "TransactionUsageError": "exceptions",
     "call": "children",
+    "continue_as": "waits",
     "current_run": "context",
     "gather": "children",
     "idempotency_key": "context",
     "map": "children",
     "now": "clock",
+    "on_rollback": "rollback",
     "patched": "changes",
     "random": "clock",
     "send_signal": "operations.sending",
+    "send_signal_with_token": "operations.sending",
     "sleep": "waits",
     "sleep_until": "waits",
     "step": "steps",
@@ -88,6 +96,7 @@ __all__ = [
     "LeaseLostError",
     "NondeterminismError",
     "PayloadTooLargeError",
+    "RollbackError",
     "RunCancelled",
     "RunContext",
     "RunNotFoundError",
@@ -95,6 +104,7 @@ __all__ = [
     "Runs",
     "SerializationError",
     "SignalTimeout",
+    "SignalTokenError",
     "StepInterruptedError",
     "StepNotFoundError",
     "StepTimeLimitError",
@@ -102,14 +112,17 @@ __all__ = [
     "StoreUnavailableError",
     "TransactionUsageError",
     "call",
+    "continue_as",
     "current_run",
     "gather",
     "idempotency_key",
     "map",
     "now",
+    "on_rollback",
     "patched",
     "random",
     "send_signal",
+    "send_signal_with_token",
     "sleep",
     "sleep_until",
     "step",

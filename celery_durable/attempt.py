@@ -13,16 +13,11 @@ from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded, Task
 
 from celery_durable import chains, context, envelope, hooks, outgoing, slots
 from celery_durable.backend import durable_backend, tell_revoked
+from celery_durable.compensating import Rollback
 from celery_durable.exceptions import (
     DurableError,
-    Fatal,
     LeaseLostError,
-    NondeterminismError,
     RunCancelled,
-    SerializationError,
-    SignalTimeout,
-    StepInterruptedError,
-    StepUsageError,
     StoreError,
     StoreUnavailableError,
 )
@@ -42,18 +37,6 @@ if TYPE_CHECKING:
     from celery_durable.task import DurableTask
 
 logger = logging.getLogger(__name__)
-
-TERMINAL = (
-    Fatal,
-    NondeterminismError,
-    LeaseLostError,
-    SerializationError,
-    SignalTimeout,
-    StepUsageError,
-    StepInterruptedError,
-    StoreUnavailableError,
-)
-"""Errors that a retry of the run cannot mend."""
 
 _PAUSE = 0.25
 _LONG_PAUSE = 5.0
@@ -151,8 +134,11 @@ class Attempt:
         try:
             args, kwargs = self._as_stored(claim, args, kwargs)
             self.request.retries = claim.retries
-            with context.activate(execution):
-                value = self._value(execution, args, kwargs)
+            if claim.rolls_back:
+                told = Rollback(settlement).of_replay(lambda: self.task.body(*args, **kwargs))
+            else:
+                with context.activate(execution):
+                    value = self._value(execution, args, kwargs)
         except (SystemExit, KeyboardInterrupt, GeneratorExit):
             raise
         except Suspended as suspended:
@@ -168,6 +154,8 @@ class Attempt:
             raise
         except BaseException as error:
             raise settlement.foreign(error) from error
+        if claim.rolls_back:
+            raise told
         settlement.succeeded(value)
         return value
 

@@ -102,7 +102,7 @@ class DurableBackend(ChordMixin, WaitingMixin, Backend):
             settings = config.load(durable_settings(self.app))
             # Threads that ask for the app's backend at the same time are given one each: it must not matter.
             stores: dict[Any, Store] = vars(self.app).setdefault("durable_stores", {})
-            self._store = stores.setdefault((self.url, settings), Store(self.url, settings))
+            self._store = stores.setdefault((self.url, repr(settings)), Store(self.url, settings))
         return self._store
 
     def codec(self, serializer: str | None) -> tuple[str, ValueCodec]:

@@ -58,7 +58,10 @@ class Checkpoint:
 
 @dataclass  # not frozen: that would cost each step twelve calls
 class StepWrite:
-    """What one write of a step stores; a retried write is recognised by attempt, key and tries."""
+    """What one write of a step stores; a retried write is recognised by attempt, key and tries.
+
+    `calls` is the evidence, as JSON, of calls that its body made to others.
+    """
 
     key: str
     seq: int
@@ -72,6 +75,7 @@ class StepWrite:
     error: str | None
     clock: list[datetime] | None
     seconds: float
+    calls: list[str] | None = None
 
 
 def occurrence(name: str, count: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -53,6 +53,7 @@ class Settings:
         version_policy: `any` worker executes any run, or only those of the `same` version.
         redact: dotted path of a function that is given everything before the Flower pages show it.
         databases: URLs of further databases by name, for transaction steps.
+        signal_secret: what tokens for signals are signed with; of several keys the last signs, all verify.
     """
 
     schema: str = "durable"
@@ -74,7 +75,8 @@ class Settings:
     version: str | None = None
     version_policy: VersionPolicy = "any"
     redact: str | None = None
-    databases: Mapping[str, str] | None = None
+    databases: Mapping[str, str] | None = field(default=None, hash=False)
+    signal_secret: str | tuple[str, ...] | None = field(default=None, repr=False)
 
     @property
     def only_version(self) -> str | None:
@@ -104,7 +106,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "max_payload": (int,),
     "pool_size": (int,),
 }
-_OPTIONAL = frozenset({"auto_migrate", "databases", "redact", "retention", "version"})
+_SHORTEST_SECRET = 16
+_OPTIONAL = frozenset({"auto_migrate", "databases", "redact", "retention", "signal_secret", "version"})
 
 
 def load(values: Mapping[str, Any]) -> Settings:
@@ -113,7 +116,7 @@ def load(values: Mapping[str, Any]) -> Settings:
     Raises `ConfigurationError` for a name that does not exist, naming the nearest one that does, and for a
     value that cannot be meant.
     """
-    known = {field.name for field in fields(Settings)}
+    known = {one.name for one in fields(Settings)}
     chosen = {}
     for name, value in values.items():
         if not name.startswith(PREFIX):
@@ -145,10 +148,8 @@ def _checked(name: str, value: Any) -> Any:
         if value not in _CHOICES[name]:
             raise _invalid(name, value, "one of " + ", ".join(map(repr, _CHOICES[name])))
         return value
-    if name == "databases":
-        if not isinstance(value, dict) or not all(isinstance(one, str) for one in (*value, *value.values())):
-            raise _invalid(name, "…", "a dict of URLs by name")  # they hold passwords
-        return value
+    if name in _SECRET:
+        return _SECRET[name](name, value)
     if isinstance(value, timedelta) and name not in _KINDS:
         value = value.total_seconds()
     kinds = _KINDS.get(name, (int, float))
@@ -160,6 +161,22 @@ def _checked(name: str, value: Any) -> Any:
     if name == "schema" and not value:
         raise _invalid(name, value, "a schema name")
     return value
+
+
+def _databases(name: str, value: Any) -> Any:
+    if not isinstance(value, dict) or not all(isinstance(one, str) for one in (*value, *value.values())):
+        raise _invalid(name, "…", "a dict of URLs by name")  # they hold passwords
+    return value
+
+
+def _secrets(name: str, value: Any) -> tuple[str, ...]:
+    keys = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (list, tuple)) else ()
+    if not keys or not all(isinstance(one, str) and len(one) >= _SHORTEST_SECRET for one in keys):
+        raise _invalid(name, "…", f"a string of at least {_SHORTEST_SECRET} characters, or a list of them")
+    return keys
+
+
+_SECRET = {"databases": _databases, "signal_secret": _secrets}
 
 
 def _version_of(package: str) -> str:

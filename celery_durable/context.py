@@ -6,6 +6,7 @@ import threading
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from celery_durable.exceptions import DurableError, StepUsageError
@@ -31,6 +32,7 @@ class Frame(NamedTuple):
     crew: Crew | None = None
 
 
+_A_WEEK = timedelta(days=7)
 _frame: ContextVar[Frame | None] = ContextVar("celery_durable_frame", default=None)
 _active: dict[int, Execution] = {}
 _elsewhere: list[Callable[[], bool]] = []
@@ -180,6 +182,21 @@ class RunContext:
     def idempotency_key(self) -> str:
         """`run-id/step-key` inside a step, the run's id outside."""
         return f"{self._execution.name}/{self._step}" if self._step else self._execution.name
+
+    def signal_token(self, name: str, *, expires: timedelta = _A_WEEK) -> str:
+        """Return a signed token with which anybody may send this run one signal: for a link or a webhook.
+
+        It goes to `send_signal_with_token`, mostly in a web application. It is the same at every replay, and
+        all that one place in a body (or one step) makes stand for one signal.
+
+        Arguments:
+            name: the signal's name.
+            expires: how long it is good for, by the database's clock; a week by default.
+
+        Raises `ConfigurationError` when `durable_signal_secret` is not set.
+        """
+        frame = current() or Frame(self._execution, step=self._step)
+        return self._execution.signal_token(frame, name, expires)
 
     def set_tags(self, **tags: str) -> None:
         """Label the run; shown by the CLI and by monitoring. Costs one write."""

@@ -13,8 +13,7 @@ from celery.app.autoretry import add_autoretry_behaviour
 from celery.exceptions import Ignore, Reject, Retry
 
 from celery_durable import context
-from celery_durable.attempt import TERMINAL
-from celery_durable.exceptions import RunCancelled
+from celery_durable.exceptions import TERMINAL, RunCancelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator

@@ -117,9 +117,30 @@ class SignalTimeout(DurableError):  # noqa: N818  (says what happened, as Celery
     """No signal of this name came in time."""
 
 
+class SignalTokenError(DurableError):
+    """A token for a signal is damaged, forged or expired."""
+
+
+class RollbackError(DurableError):
+    """A compensation failed for good; `celery -A <app> durable resume` tries it and the rest again."""
+
+
 class Fatal(DurableError):  # noqa: N818  (a verdict that users raise, as in `raise durable.Fatal(...)`)
     """The run cannot succeed: fail at once, without retries."""
 
 
 class RunCancelled(BaseException):
     """The run was cancelled: raised at the next step or wait, so that the body can clean up."""
+
+
+TERMINAL = (
+    Fatal,
+    NondeterminismError,
+    LeaseLostError,
+    SerializationError,
+    SignalTimeout,
+    StepUsageError,
+    StepInterruptedError,
+    StoreUnavailableError,
+)
+"""Errors that a retry of the run cannot mend."""

@@ -191,6 +191,8 @@ class StoringProducer:
         if not isinstance(body, tuple):  # Celery's old message protocol knows no chain
             return body, ()
         args, kwargs, embed = body
+        if self._key is not None:  # the body may become another run's, of another tree
+            return (args, kwargs, chains.whole(self._app, embed)), ()
         headers = publish["headers"]
         embed, new = chains.referring(
             self._app,

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery.exceptions import Ignore, Reject, Retry
 
-from celery_durable import context, envelope, outgoing, texts
+from celery_durable import chains, context, envelope, outgoing, texts
 from celery_durable.attempt import WorkerSeam
 from celery_durable.backend import durable_backend
 from celery_durable.exceptions import NondeterminismError, RunNotFoundError
 from celery_durable.executor import Execution
 from celery_durable.executor.performing import Call, Performer
 from celery_durable.run import Claim
+from celery_durable.seam import Suspended
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -188,7 +189,7 @@ def _outcome(play: Callable[[], None], seam: _Seam) -> dict[str, Any]:
         play()
     except NondeterminismError as error:
         return {"problem": str(error)}
-    except (Retry, Ignore, Reject):
+    except (Retry, Ignore, Reject, Suspended):  # also who goes on as its own successor
         return {"outcome": ENDS}
     except Exception as error:  # noqa: BLE001  (whatever the code at hand raises is the verdict)
         if _comes_from(error, seam.stored):
@@ -202,6 +203,7 @@ def _outcome(play: Callable[[], None], seam: _Seam) -> dict[str, Any]:
 def _replay(app: Celery, task: Any, run: Replayable, execution: Rehearsal) -> None:
     args, kwargs, embed = envelope.body_of(run.message, bytes(run.body), app.conf.accept_content)
     headers = envelope.headers_of(run.message)
+    embed = {**embed, "chain": chains.rest(app, embed.get("chain"))}
     given = {**headers, **embed, "id": run.id, "retries": run.retries, "args": args, "kwargs": kwargs}
     task.push_request(**{**given, "called_directly": False, "is_eager": False, "delivery_info": {}})
     try:

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -76,6 +76,16 @@ class Claim:
     wait: UUID | None = None
     abreast: int | None = None
     deadline: datetime | None = None
+    ending: str | None = None
+    ending_reason: str | None = None
+    rollbacks: Sequence[str] | None = None
+    result: bytes | None = None
+    result_type: str | None = None
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether this attempt is to take back what the run has done, and nothing else."""
+        return self.ending is not None
 
 
 class Refusal(str, Enum):

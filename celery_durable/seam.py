@@ -45,6 +45,19 @@ class Suspended(BaseException):
         self.messages = messages
 
 
+class Continued(Suspended):
+    """The run begins anew with other arguments."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__("replaced")
+        self.with_args = args
+        self.with_kwargs = kwargs
+
+
+class ReplayedError(BaseException):
+    """The body of a run that rolls back would do something new: all that it has registered is known."""
+
+
 class Seam(Protocol):
     """What an attempt needs from the world above: Celery's way with values, errors and shutdown."""
 

@@ -11,14 +11,17 @@ from celery.exceptions import Ignore, Reject, Retry
 
 from celery_durable import envelope, hooks, links, outgoing, texts
 from celery_durable.backend import durable_backend, has_dependents, tell_revoked
+from celery_durable.compensating import Rollback
 from celery_durable.exceptions import (
     DurableError,
     ExhaustedError,
     LeaseLostError,
+    NondeterminismError,
     PayloadTooLargeError,
     StoreUnavailableError,
 )
 from celery_durable.run import RunState
+from celery_durable.seam import Continued, Suspended
 from celery_durable.store.writes import Finish, Finished, Release, Stored
 
 if TYPE_CHECKING:
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
 
     from celery_durable.executor import Execution
     from celery_durable.run import Claim
-    from celery_durable.seam import Suspended
     from celery_durable.store.writes import NewRun
     from celery_durable.task import DurableTask
 
@@ -110,9 +112,44 @@ class Settlement:
         elif isinstance(error, Ignore):
             self._ignored()
         elif isinstance(error, Reject) and getattr(error, "requeue", False):
-            self._release(Release(outcome="released", delay=timedelta(0)))
+            compensates = bool(self.execution.compensations)
+            self._release(Release(outcome="released", delay=timedelta(0), compensates=compensates))
         else:
             self._fail(error)
+
+    def rolled_back(self, problem: DurableError | None, *, undone: bool, unreported: bool) -> str | None:
+        """End a run that has taken back what it could; return the reason of its end."""
+        result = None if problem is None else self.backend.error_meta(problem)
+        reason: str | None = self._written(
+            lambda: self.runs.rolled_back(
+                self.claim.key,
+                self.claim.fence,
+                problem=None if problem is None else texts.line(problem),
+                result=result,
+                result_type=None if result is None else self.backend.content_type,
+                undone=undone,
+                unreported=unreported,
+            )
+        )
+        if self._child is not None:
+            self._wake(self._written(lambda: self.runs.waits.wake(self.claim)))
+        return reason
+
+    def _compensates(self, finish: Finish) -> bool:
+        """Whether a body that has ended so is taken back first."""
+        if finish.state not in (RunState.FAILED, RunState.CANCELLED) or not self.execution.compensations:
+            return False
+        # The code changed: nothing is taken back for that, the run is resumed when the code is mended.
+        return finish.reason not in ("ignored", NondeterminismError.__name__)
+
+    def _taken_back(self, finish: Finish, error: Exception | None) -> Exception:
+        """Make the compensations; return what tells Celery the outcome."""
+        try:
+            return Rollback(self).of(finish, error)
+        except Suspended as suspended:
+            return self.suspended(suspended)
+        except (LeaseLostError, StoreUnavailableError) as lost:
+            return self.dropped(lost)
 
     def _fail(self, error: Exception) -> None:
         try:
@@ -120,7 +157,10 @@ class Settlement:
         except Exception as second:  # whatever is wrong with it: a run that cannot say why still fails
             logger.exception("%s: its error cannot be stored as it is", self._where)
             finish = self._failure(DurableError(f"{texts.line(error)} (as text only: {texts.line(second)})"))
-        self._finish(finish)
+        if not self._compensates(finish):
+            self._finish(finish)
+        elif (told := self._taken_back(finish, error)) is not error:
+            raise told
 
     def _failure(self, error: Exception) -> Finish:
         hidden = self._result_is_ignored and not self.task.store_errors_even_if_ignored
@@ -155,6 +195,7 @@ class Settlement:
             queue=successor.queue if successor and changed else None,
             priority=successor.priority if successor and changed else None,
             discard="errors",
+            compensates=bool(self.execution.compensations),
         )
         self._release(release)
 
@@ -198,6 +239,8 @@ class Settlement:
 
     def suspended(self, suspended: Suspended) -> Exception:
         """Leave the worker: for a wait, for a step's retry, or because the worker shuts down."""
+        if isinstance(suspended, Continued):
+            return self._continued(suspended)
         if suspended.stored:
             self._wake(suspended.messages)
             logger.info("%s leaves this worker and waits (%s)", self._where, suspended.reason)
@@ -207,15 +250,34 @@ class Settlement:
             delay=suspended.delay,
             reason=suspended.reason,
             publish=not envelope.breaker.open,
+            compensates=bool(self.execution.compensations),
         )
         state = self._release(release)
         logger.info("%s leaves this worker (%s): %s", self._where, suspended.outcome, state)
         return Ignore(f"run {suspended.outcome}")
 
+    def _continued(self, continued: Continued) -> Exception:
+        """Begin the run anew with other arguments: under its id, with nothing of its history."""
+        with outgoing.collecting(self.request.id) as caught:
+            following: Any = self.task.signature_from_request(
+                self.request, continued.with_args, continued.with_kwargs, retries=0
+            )
+            following.apply_async(add_to_parent=False)
+        if caught.successor is None:
+            error = DurableError(f"{self.task.name} could not continue: its apply_async makes no run")
+            self._fail(error)
+            return error
+        self._replace(caught.successor)
+        logger.info("%s continues with other arguments", self._where)
+        return Ignore("run continued")
+
     def cancelled(self) -> Exception:
         """End a run that was asked to stop."""
         reason = "deadline" if self.execution.overdue else "cancelled"
-        self._finish(Finish(state=RunState.CANCELLED, reason=reason, unreported=has_dependents(self.request)))
+        finish = Finish(state=RunState.CANCELLED, reason=reason, unreported=has_dependents(self.request))
+        if self._compensates(finish):
+            return self._taken_back(finish, None)
+        self._finish(finish)
         self._after_commit(lambda: tell_revoked(self.backend, self.request, reason))
         logger.info("%s was cancelled", self._where)
         return Ignore("run cancelled")

@@ -21,10 +21,10 @@ from celery_durable import (
     transactions,
     transport,
 )
-from celery_durable.attempt import TERMINAL, Attempt
+from celery_durable.attempt import Attempt
 from celery_durable.backend import durable_backend, durable_settings
 from celery_durable.enlisting import Enlistment, refuse_chords
-from celery_durable.exceptions import ConfigurationError, TransactionUsageError
+from celery_durable.exceptions import TERMINAL, ConfigurationError, TransactionUsageError
 from celery_durable.steps import Step, StepOptions
 from celery_durable.store.writes import Stored
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import datetime, timedelta, timezone
-from typing import Any, TypeVar, overload
+from typing import Any, NoReturn, TypeVar, overload
 
 from celery_durable import context
 from celery_durable.exceptions import DurableError, StepUsageError
@@ -104,6 +104,21 @@ def wait_for_signal(name: str, *, timeout: _Timeout = None, type: Any = MISSING)
         message = f"wait_for_signal({name!r}) is called outside a run: nobody could send it a signal"
         raise DurableError(message)
     return frame.execution.wait_for_signal(frame, name, span, type)
+
+
+def continue_as(*args: Any, **kwargs: Any) -> NoReturn:
+    """End this run's history, and begin the run anew with these arguments: for a body that goes on for ever.
+
+    It keeps its id, its caller, its links and the signals that wait for it; its steps, waits and retries
+    count from the beginning. Does not return.
+
+    Raises `DurableError` outside a run, and `StepUsageError` inside a step.
+    """
+    frame = context.current()
+    if frame is None:
+        message = "continue_as() is called outside a run: there is nothing to continue"
+        raise DurableError(message)
+    frame.execution.continue_as(frame, args, kwargs)
 
 
 def checked_name(name: str) -> str:

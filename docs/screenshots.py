@@ -22,17 +22,11 @@ URL = re.compile(r"Flower shows the run: (http\S+)")
 
 
 def photograph(browser_page: Page, run: str) -> None:
-    """Make every picture but those in the dark."""
-    base = run.partition("/durable")[0]
-    for name, url in (
-        ("run-light", run),
-        ("list", f"{base}/durable"),
-        ("overview", f"{base}/durable/overview"),
-    ):
-        browser_page.goto(url)
-        browser_page.locator(".dur").wait_for()
-        browser_page.wait_for_timeout(500)  # the fonts
-        browser_page.screenshot(path=IMAGES / f"{name}.png")
+    """Make the picture in the light."""
+    browser_page.goto(run)
+    browser_page.locator(".dur").wait_for()
+    browser_page.wait_for_timeout(500)  # the fonts
+    browser_page.screenshot(path=IMAGES / "run-light.png")
 
 
 def main() -> None:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmarks.cases import chords, imports, latency, plain, runs, scale, throughput, waiting
+from benchmarks.cases import (
+    brokers,
+    canvas,
+    chords,
+    imports,
+    latency,
+    plain,
+    runs,
+    scale,
+    throughput,
+    waiting,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -20,6 +31,8 @@ CASES: dict[str, Callable[[Setting], Iterable[Row]]] = {
     "resume": runs.resumed,
     "plain": plain.run,
     "chords": chords.run,
+    "brokers": brokers.run,
+    "canvas": canvas.run,
     "scale": scale.run,
     "waiting": waiting.run,
     "imports": imports.run,

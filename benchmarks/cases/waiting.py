@@ -38,7 +38,7 @@ def run(setting: Setting) -> Iterable[Row]:
         yield Row(
             f"{name}, a process that waits {seconds:g} s", Spread.of([asked]), "questions/s", target=target
         )
-    yield from _joins(sides, setting.rounds(1000, 200), setting.rounds(5, 2))
+    yield from _joins(sides, setting.rounds(300, 100), setting.rounds(3, 2))
 
 
 def _latencies(

@@ -29,7 +29,7 @@ Examples:
 @click.pass_context
 @reporting
 def show(ctx: click.Context, *, run_id: str, as_json: bool) -> None:
-    """Show a run: what it waits for, its attempts, steps, signals and events, and its error.
+    """Show a run: what it waits for, its attempts, steps, children, signals and events, and its error.
 
     Payloads are measured, not shown.
     """
@@ -37,7 +37,7 @@ def show(ctx: click.Context, *, run_id: str, as_json: bool) -> None:
     run = operations.get(choose(operations, run_id))
     if as_json:
         document = run_document(run)
-        parts = {name: document.pop(name) for name in ("attempts", "steps", "events", "signals")}
+        parts = {name: document.pop(name) for name in ("attempts", "steps", "children", "signals", "events")}
         print_json({"run": document, **parts})
         return
     console = console_of(ctx)

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from celery_durable.cli.listing import STYLES
 from celery_durable.operations.wording import clock, relative, span, summary
+from celery_durable.run import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from celery_durable.operations import EventView, RunView, StepView
 
 _NARROW = 80
+_FAILURE = 400  # HTTP statuses from here on say that it did not work
 _BAR = 24
 _OUTCOMES = {
     "ok": "green",
@@ -47,10 +49,17 @@ def story(run: RunView, *, width: int, unicode: bool = True) -> Iterator[Rendera
     if run.steps:
         yield Text("\nSteps", "bold")
         yield _steps(run, narrow=width < _NARROW, block="█" if unicode else "#")
+    if run.children:
+        yield Text(f"\nChildren ({run.children[0].siblings:,})", "bold")
+        yield _children(run)
     if run.signals:
         yield Text("\nSignals", "bold")
         yield _signals(run)
-    if run.events:
+    calls = [event for event in run.events if event.kind == "call"]
+    if calls:
+        yield Text("\nExternal calls", "bold")
+        yield _calls(run, calls)
+    if len(calls) < len(run.events):
         yield Text("\nEvents", "bold")
         yield _events(run)
     if run.traceback and run.state.value != "succeeded":
@@ -151,6 +160,16 @@ def bar_of(step: StepView, longest: float, block: str) -> str:
     return block * max(1, round(share * _BAR))
 
 
+def _children(run: RunView) -> Table:
+    table = _grid("RUN", "TASK", "STATE")
+    for child in run.children:
+        words = child.state if child.reason is None else f"{child.state} ({child.reason})"
+        table.add_row(Text(child.id), Text(child.task), Text(words, STYLES[RunState(child.state)]))
+    if len(run.children) < run.children[0].siblings:
+        table.add_row("…", "", "")
+    return table
+
+
 def _signals(run: RunView) -> Table:
     table = _grid("SENT", "SIGNAL", "BY", "BYTES", "RECEIVED BY", right=("BYTES",))
     for signal in run.signals:
@@ -163,7 +182,24 @@ def _signals(run: RunView) -> Table:
 def _events(run: RunView) -> Table:
     table = _grid("AT", "EVENT", "BY", "DETAIL")
     for event in run.events:
-        table.add_row(clock(event.at, run.now), event.kind, event.actor or "keeper", Text(_detail(event)))
+        if event.kind != "call":
+            table.add_row(clock(event.at, run.now), event.kind, event.actor or "keeper", Text(_detail(event)))
+    return table
+
+
+def _calls(run: RunView, calls: list[EventView]) -> Table:
+    table = _grid("AT", "STEP", "CALL", "ANSWER", "TOOK", right=("TOOK",))
+    for event in calls:
+        call = event.detail
+        failed = call.get("status") is None
+        answer = str(call.get("error") or "none" if failed else call["status"])
+        table.add_row(
+            clock(event.at, run.now),
+            Text(str(call.get("step", ""))),
+            Text(f"{call.get('method', '')} {call.get('url', '')}".strip()),
+            Text(answer, "red" if failed or call["status"] >= _FAILURE else "green"),
+            "" if call.get("seconds") is None else span(call["seconds"]),
+        )
     return table
 
 

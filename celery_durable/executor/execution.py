@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery_durable import checkpoint as outcomes
+from celery_durable import context
 from celery_durable.checkpoint import Checkpoint, StepWrite, occurrence
 from celery_durable.exceptions import LeaseLostError, StepUsageError
 from celery_durable.executor.chance import Chance
@@ -17,9 +18,11 @@ from celery_durable.executor.journal import Journal
 from celery_durable.executor.keys import Keys
 from celery_durable.executor.parallel import side_by_side
 from celery_durable.executor.performing import Call, Performer
+from celery_durable.executor.rollbacks import Rollbacks
 from celery_durable.executor.waiting import Waiter
-from celery_durable.seam import Suspended
+from celery_durable.seam import Continued, Suspended
 from celery_durable.serialization import digest
+from celery_durable.tokens import Token, sign
 
 if TYPE_CHECKING:
     import random as random_module
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
     from datetime import datetime, timedelta
 
-    from celery_durable import context
     from celery_durable.config import Settings
     from celery_durable.executor.children import Ask
     from celery_durable.executor.crew import Muster
@@ -67,6 +69,7 @@ class Execution:
         self.outgoing: list[NewRun | PlainMessage] = []
         self._history = History(history, task=claim.task, settings=settings, seam=seam)
         self._keys = Keys()
+        self._rollbacks = Rollbacks(self._keys)
         self._ids = DerivedIds(claim)
         self._chance = Chance(claim, self._history.clock)
         self._journal = Journal(claim, runs, seam, self._chance, last_seq=self._history.last_seq)
@@ -203,6 +206,44 @@ class Execution:
             work.append(partial(self._step, frame, call.step, chosen))
         return side_by_side(work, threads=1 if replayed else threads)
 
+    def on_rollback(
+        self, frame: context.Frame, step: Step[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Note what takes back what the body has done so far."""
+        self._rollbacks.register(frame.scope, step, args, kwargs)
+        self._journal.compensates = True
+
+    @property
+    def compensations(self) -> list[str]:
+        """The keys of the compensations that are registered."""
+        return self._rollbacks.keys
+
+    def replay_only(self) -> None:
+        """Let the body do nothing new: it is executed for what it registers.
+
+        A cancelled run may still clean up, unless it has come to its compensations before.
+        """
+        cancelled = self.claim.ending == "cancelled"
+        self._journal.cancelled, self._journal.told = cancelled, not cancelled
+        self._journal.replaying = not cancelled or self.claim.rollbacks is not None
+
+    def rolled_back(self, keys: Sequence[str], wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        """Make the compensations, the last one first; those that are stored are not made again.
+
+        Arguments:
+            keys: of those that are to be made.
+            wait: awaits an `async def` one.
+        """
+        self._journal.replaying, self._journal.told = False, True
+        frame = context.Frame(self)
+        for one in self._rollbacks.backwards(keys):
+            step: Any = one.step
+            call = Call(one.key, digest(step.named_arguments(one.args, one.kwargs)), one.args, one.kwargs)
+            if step.is_async:
+                wait(self._awaited(frame, step, call))
+            else:
+                self._step(frame, step, call)
+
     def child(self, name: str, new_run: Callable[[str], NewRun], scope: str = "") -> tuple[str, str | None]:
         """Store a child run that the body starts; return its id and its state, None when it is known.
 
@@ -255,6 +296,27 @@ class Execution:
         """Wait for a signal, off the worker; return its payload."""
         return self._waiter.signal(frame, name, timeout, hint)
 
+    def continue_as(self, frame: context.Frame, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
+        """Leave the body, for the run to begin anew with other arguments."""
+        if frame.step is not None:
+            message = (
+                f"continue_as is called in the step {frame.step!r}: it ends the body, so it belongs there"
+            )
+            raise StepUsageError(message, step=frame.step)
+        self._journal.may_go_on()
+        self._history.check_complete()
+        raise self._journal.leave(Continued(args, kwargs))
+
+    def signal_token(self, frame: context.Frame, name: str, expires: timedelta) -> str:
+        """Return a token for one signal to this run, the same at every replay."""
+        if frame.step is None:
+            base = f"{frame.scope}signal_token:{name}"
+            place, made = self._keys.begin(base, keyed=False), self._chance.now()
+            self._keys.end(base)
+        else:
+            place, made = frame.step, self._chance.reckoned()
+        return sign(Token(self.id, name, place, made + expires), self.settings.signal_secret)
+
     def children(self, frame: context.Frame, ask: Ask) -> list[tuple[bool, Any]]:
         """Start children and wait for them, off the worker; return for each success and value, or error."""
         return self._fan.await_all(frame, ask)
@@ -291,6 +353,10 @@ class Execution:
         later, suspended.later = suspended.later, None
         # What it was to wait for may be there meanwhile: then it comes back at once.
         return later() or Suspended("released")
+
+    def note(self, step: str, evidence: Callable[[], str]) -> None:
+        """Keep evidence (JSON, asked for then) of a step's body, to be stored with that step's next write."""
+        self._journal.note(step, evidence)
 
     def annotate(self, *, tags: dict[str, str] | None = None, progress: Any = None) -> None:
         """Store labels or progress, for people to see."""

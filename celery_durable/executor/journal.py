@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from celery_durable.checkpoint import StepWrite
 from celery_durable.exceptions import LeaseLostError, RunCancelled, SerializationError
 from celery_durable.executor.ids import DerivedIds
-from celery_durable.seam import Suspended
+from celery_durable.seam import ReplayedError, Suspended
 from celery_durable.store.forms import Place
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Journal:
         leaving: how the run leaves its worker; what is still executed of its body can do nothing more.
         thread: the thread that executes the body itself.
         in_flight: says whether steps are being executed beside the body.
+        replaying: whether the body only replays, to find out what it has registered.
+        compensates: whether it has registered compensations.
 
     Arguments:
         claim: the lease.
@@ -54,9 +57,12 @@ class Journal:
         self.leaving: Suspended | None = None
         self.told = False
         self._seq = last_seq
+        self._notes: dict[str, list[Callable[[], str]]] = {}
         self._lock = threading.Lock()
         self.thread = threading.get_ident()
         self.in_flight: Callable[[], bool] = lambda: False
+        self.replaying = False
+        self.compensates = False
 
     def may_go_on(self) -> None:
         """Stop at a step boundary: the lease is gone, the run is cancelled, or the worker shuts down."""
@@ -67,6 +73,8 @@ class Journal:
         if self.cancelled and not self.told:
             self.told = True  # once: the body may clean up with further steps
             raise RunCancelled
+        if self.replaying:
+            raise ReplayedError
         if self._seam.draining():
             raise self.leave(Suspended("released"))
 
@@ -109,7 +117,18 @@ class Journal:
             error=error,
             clock=self._chance.drawn(),
             seconds=seconds,
+            calls=self._noted(key) if self._notes else None,
         )
+
+    def note(self, step: str, evidence: Callable[[], str]) -> None:
+        """Keep evidence of something that a step's body does, to be stored with the step's next write."""
+        with self._lock:
+            self._notes.setdefault(step, []).append(evidence)
+
+    def _noted(self, step: str) -> list[str] | None:
+        with self._lock:
+            notes = self._notes.pop(step, None)
+        return None if notes is None else [evidence() for evidence in notes]
 
     def save(self, entry: StepWrite, *, relaxed: bool = False) -> None:
         """Store a step."""
@@ -147,6 +166,8 @@ class Journal:
             self.lost = self.lost or isinstance(error, LeaseLostError)
             raise
         self.cancelled = kept.stop or self.cancelled
+        if entry is not None and entry.calls:
+            self.runs.note_calls(self.claim.key, self.claim.fence, entry.calls)
         return kept
 
     def _take_back(self, entry: StepWrite | None) -> None:
@@ -157,6 +178,7 @@ class Journal:
     def wait(self, wait: Wait, *, leave: bool, children: Children | None = None) -> Waited:
         """Store a wait, start its children, and leave the worker for it if that is wanted."""
         waits, claim = self.runs.waits, self.claim
+        wait = replace(wait, compensates=self.compensates)
         try:
             if leave:
                 waited = waits.leave(claim.key, claim.fence, wait, children)

@@ -179,6 +179,8 @@ class Waiter:
 
     def may_wait(self) -> None:
         """A cancelled run waits for nothing, not even while it cleans up."""
+        if self._journal.replaying:
+            self._journal.may_go_on()
         if self._journal.cancelled:
             self._journal.told = True
             raise RunCancelled

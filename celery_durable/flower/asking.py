@@ -132,6 +132,7 @@ def _facts(site: Site, run: RunView, around: Row, children: Sequence[Row], lease
             for child in children
             if child["finished_at"] is None
         ][:3],
+        of_its_version=around["of_its_version"],
         slot=run.slot,
         slot_limit=run.slot_limit,
         slot_taken=around["slot_taken"],

@@ -33,7 +33,8 @@ class _Frame:
 
 def bars(slots: Sequence[Slot], names: Sequence[str], words: str) -> str:
     """Return stacked bars of the numbers that `names` are in each slot."""
-    frame = _Frame(slots, _nice(max((sum(getattr(one, name) for name in names) for one in slots), default=0)))
+    most = max((sum(getattr(one, name) for name in names) for one in slots), default=0)
+    frame = _Frame(slots, _nice(most, least=2))
     parts = []
     for number, slot in enumerate(slots):
         base = 0
@@ -67,7 +68,7 @@ def lines(slots: Sequence[Slot], name: str, words: str) -> str:
             x, y = frame.x(number + 0.5), frame.y(value)
             points.append(f"{x:.1f},{y:.1f}")
             shapes += (
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" class="dur-line-{style}" fill="currentColor">'
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" class="dur-point-{style}">'
                 f"<title>{slot.at:%d %b %H:%M}: {style} {span(value)}</title></circle>"
             )
         shapes += f'<polyline class="dur-line dur-line-{style}" points="{" ".join(points)}"/>'

@@ -31,7 +31,7 @@ def document(value: object) -> object:
 
 def run_document(run: RunSummary) -> dict[str, Any]:
     """Return the documented JSON of a run in a list."""
-    parts = ("key", "now", "attempts", "steps", "events", "signals")
+    parts = ("key", "now", "attempts", "steps", "events", "signals", "children")
     fields = {name: value for name, value in vars(run).items() if name not in parts}
     return {"id": fields.pop("id"), "celery_state": run.celery_state, **fields}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tornado.web import StaticFileHandler, url
 
-from celery_durable.flower.handlers.actions import Bulk, Fork, RunChange, Signal
+from celery_durable.flower.handlers.actions import Bulk, Fork, RunChange, Signal, TokenSignal
 from celery_durable.flower.handlers.api import CountsAnswer, OverviewAnswer, RunAnswer, RunsAnswer
 from celery_durable.flower.handlers.base import STATIC
 from celery_durable.flower.handlers.lists import RunsPage
@@ -32,6 +32,7 @@ def routes() -> list[Any]:
         url(r"/api/durable/counts", CountsAnswer, name="durable_api_counts"),
         url(r"/api/durable/overview", OverviewAnswer, name="durable_api_overview"),
         url(r"/api/durable/bulk", Bulk, name="durable_api_bulk"),
+        url(r"/api/durable/token/([\w.~-]+)", TokenSignal, name="durable_api_token"),
         url(rf"/api/durable/run/{_RUN}/fork", Fork, name="durable_api_fork"),
         url(rf"/api/durable/run/{_RUN}/signal", Signal, name="durable_api_signal"),
         url(rf"/api/durable/run/{_RUN}/(\w+)", RunChange, name="durable_api_action"),

@@ -64,10 +64,10 @@ class Site:
         return app
 
     @cached_property
-    def runs(self) -> Runs:
-        """The operations, on the store that the pages show."""
+    def acting(self) -> Celery:
+        """The app that operations go through: Flower's own, or one like it on the store that is shown."""
         if isinstance(_backend(self.app), DurableBackend) and not option(self.application, "dsn"):
-            return Runs(self.app)
+            return self.app
         from celery import Celery
 
         app = Celery(set_as_current=False)
@@ -76,7 +76,12 @@ class Site:
             result_backend=f"durable+{strip_prefix(self.place.url)}",
             durable_schema=self.place.settings.schema,
         )
-        return Runs(app)
+        return app
+
+    @cached_property
+    def runs(self) -> Runs:
+        """The operations, on the store that the pages show."""
+        return Runs(self.acting)
 
     @property
     def payloads(self) -> bool:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # An idle stretch longer than this share of the busy time is folded to this share.
 _FOLD = 0.04
+_FOLDS = 0.5  # and all of them together to this one
 _SHORTEST_FOLD = 1.0  # seconds
 
 
@@ -108,13 +109,15 @@ class Scale:
         self.seconds = max(seconds, 1e-6)
         self.folds: list[tuple[float, float]] = []
         merged = _merged(busy)
-        keep = max(_SHORTEST_FOLD, sum(end - start for start, end in merged) * _FOLD)
-        self._keep = keep
+        whole = sum(end - start for start, end in merged)
+        keep = max(_SHORTEST_FOLD, whole * _FOLD)
         edge = 0.0
         for start, end in [*merged, (self.seconds, self.seconds)] if merged else []:
             if start - edge > 2 * keep:
                 self.folds.append((edge, start))
             edge = max(edge, end)
+        if self.folds:  # however many there are, they leave most of the place to what was done
+            keep = min(keep, max(whole, _SHORTEST_FOLD) * _FOLDS / len(self.folds))
         self.pieces = [(0.0, 0.0)]
         for start, end in self.folds:
             second, folded = self.pieces[-1]

@@ -39,6 +39,7 @@ class Facts:
         max_retries: how often the task is retried; None when unknown or for ever.
         children: how many children have ended, and how many there are.
         unfinished: some of those that have not, in words.
+        of_its_version: how many live workers execute only runs of this run's version.
         slot: the key of the runs among which only so many are executed at a time.
         slot_limit: how many; None when only their starts are limited.
         slot_taken: how many are executed now.
@@ -55,6 +56,7 @@ class Facts:
     max_retries: int | None = None
     children: tuple[int, int] = (0, 0)
     unfinished: Sequence[str] = ()
+    of_its_version: int = 0
     slot: str | None = None
     slot_limit: int | None = None
     slot_taken: int = 0
@@ -193,6 +195,13 @@ def _waiting(facts: Facts, zone: tzinfo | None) -> Diagnosis:
                 "bad", f"It was due {span(late)} ago, and nobody leads to wake it", (words,), _START_A_KEEPER
             )
         return Diagnosis("warning", f"It was due {span(late)} ago and has not been woken yet", (words,))
+    if run.reason == "version" and not facts.of_its_version:
+        return Diagnosis(
+            "bad",
+            f"No live worker has the code of its version {run.version}",
+            (words,),
+            f"Start one with durable_version = {run.version!r}, or lift durable_version_policy",
+        )
     because: list[str] = []
     if run.reason == "children" and facts.children[1]:
         done, all_of_them = facts.children

@@ -22,4 +22,7 @@ def parse_moment(text: str) -> datetime | timedelta:
         parsed = datetime.fromisoformat(re.sub(r"Z$", "+00:00", text))  # Python 3.10 does not know the Z
     except ValueError as error:
         raise ValueError(f"{text!r} is neither like 10m, 2h or 3d nor like 2026-01-31T12:00") from error
-    return parsed if parsed.tzinfo else parsed.astimezone()
+    try:
+        return parsed if parsed.tzinfo else parsed.astimezone()
+    except (OverflowError, OSError, ValueError) as error:
+        raise ValueError(f"{text!r} is too long ago, or too far away") from error

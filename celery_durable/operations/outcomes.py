@@ -96,14 +96,19 @@ _WHY_NOT_RESUMED = {
     RunState.PENDING: "it waits for a worker to take it",
     RunState.RUNNING: "it is being executed; cancel it first if it hangs",
     RunState.WAITING: "it comes back by itself; `durable show` says when",
-    RunState.CANCELLING: "it is being cancelled; resume it when that is over",
+    RunState.CANCELLING: "it takes back what it has done; look again when that is over",
+    RunState.FAILED: "what it had done is taken back; start another run, or fork it",
+    RunState.CANCELLED: "what it had done is taken back; start another run, or fork it",
 }
 
 
 def not_resumed(change: Change) -> RunStateError:
     """Return why a run could not be resumed."""
     hint = _WHY_NOT_RESUMED.get(change.state or RunState.PENDING, "look again")
-    message = f"Only failed and cancelled runs can be resumed. The run {change.id} is {change.state}: {hint}"
+    which = "Only failed and cancelled runs can be resumed. "
+    if change.state in (RunState.FAILED, RunState.CANCELLED):
+        which = ""
+    message = f"{which}The run {change.id} is {change.state}: {hint}"
     return RunStateError(message, run_id=change.id, state=str(change.state))
 
 

@@ -9,9 +9,10 @@ from celery import current_app
 
 from celery_durable import context
 from celery_durable.envelope import publish_stored
-from celery_durable.exceptions import RunNotFoundError, RunStateError, StepUsageError
+from celery_durable.exceptions import RunNotFoundError, RunStateError, SignalTokenError, StepUsageError
 from celery_durable.operations.stores import store_of
 from celery_durable.steps import step
+from celery_durable.tokens import read
 from celery_durable.waits import checked_name
 
 if TYPE_CHECKING:
@@ -60,6 +61,25 @@ def send_signal(
     return in_a_step(run_id, name, payload)
 
 
+def send_signal_with_token(token: str, payload: Any = None, *, app: Celery | None = None) -> bool:
+    """Send the one signal that a token stands for: what a webhook or the page behind a link calls.
+
+    Arguments:
+        token: what `current_run().signal_token(name)` has returned.
+        payload: any value that a step could return.
+        app: the app whose run it is; the current app by default.
+
+    Returns whether it was delivered: False when this token has been used before.
+
+    Raises `SignalTokenError` for a token that is damaged, forged or expired (its `problem` is `invalid` or
+    `expired`), and what `send_signal` raises.
+    """
+    chosen = app or current_app
+    told = read(token, store_of(chosen).settings.signal_secret)
+    once = f"token:{told.place}"
+    return deliver(chosen, told.run, told.name, payload, once=once, actor="token", until=told.until)
+
+
 def deliver(
     app: Celery,
     run_id: str,
@@ -87,6 +107,9 @@ def deliver(
     if delivery.verdict == "final":
         message = f"The run {run_id} is over, it has {delivery.standing}: it takes no signal {name!r}"
         raise RunStateError(message, run_id=run_id, state=delivery.standing)
+    if delivery.verdict == "expired":
+        message = f"The time in which the signal {name!r} could be sent to the run {run_id} is over"
+        raise SignalTokenError(message, problem="expired", run_id=run_id)
     return delivery.verdict in ("kept", "woken")
 
 

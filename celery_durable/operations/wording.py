@@ -63,6 +63,8 @@ def _pending(run: RunSummary) -> str:
         words = "waits for the keeper to send its message"
     elif run.published_at <= run.now:
         words += f", message sent {relative(run.published_at, run.now)}"
+    if run.ending is not None:
+        words += f"; it rolls back, then it is {run.ending}"
     if run.attempt == 0 and run.expires_at is not None:
         words += f"; expires {relative(run.expires_at, run.now)}"
     return words
@@ -100,12 +102,12 @@ def _waiting(run: RunSummary, zone: tzinfo | None, max_retries: int | None) -> s
 def _running(run: RunSummary) -> str:
     if run.orphaned:
         return f"its worker {run.hostname} is gone; the leader hands it to another one"
-    words = "cancels" if run.state is RunState.CANCELLING else "runs"
+    words = f"rolls back, then it is {run.ending}," if run.state is RunState.CANCELLING else "runs"
     if run.hostname:
         words += f" on {run.hostname}, pid {run.pid}"
     if run.claimed_at is not None:
         words += f", for {span((run.now - run.claimed_at).total_seconds())}"
-    if run.cancel_requested:
+    if run.cancel_requested and run.state is RunState.RUNNING:
         words += "; asked to stop, does so at its next step"
     return words
 
@@ -126,8 +128,15 @@ def _final(run: RunSummary) -> str:
         return f"{words}, {span((run.finished_at - run.started_at).total_seconds())} after its start"
     if run.state is RunState.CANCELLED and run.reason:
         return f"{words} {_ENDED_BY.get(run.reason, f'({run.reason})')}"
+    if run.reason == "rollback":
+        return (
+            f"{words}, not all of it taken back: {run.error or 'its worker was lost'}; resume tries the rest"
+        )
     if run.reason == "exhausted":
-        return f"{words}, exhausted: it lost its worker {run.recoveries} times"
+        words += f", exhausted: it lost its worker {run.recoveries} times"
+        return words + (", and was taken back" if run.ending else "")
+    if run.ending is not None:
+        words += ", taken back"
     if run.state is RunState.FAILED and run.error:
         words += f": {run.error}"
     return words

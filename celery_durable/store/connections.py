@@ -58,6 +58,7 @@ class Connections:
     """
 
     kind: type[Connection] = Connection
+    application = "celery-durable"
 
     def __init__(
         self,
@@ -113,7 +114,8 @@ class Connections:
 
         def checked(connection: Connection) -> T:
             if not self._checked and self._on_open is not None:
-                self._on_open(connection)
+                with _closed_on_error(connection):
+                    self._on_open(connection)
             self._checked = True
             return work(connection)
 
@@ -146,13 +148,16 @@ class Connections:
             "autocommit": True,
             "prepare_threshold": 0 if self.prepare else None,
             "row_factory": dict_row,
-            "application_name": "celery-durable",
+            "application_name": self.application,
         }
 
-    def connect(self) -> Connection:
+    def connect(self, patience: float | None = None) -> Connection:
         """Open a connection outside the pool; the caller closes it."""
+        options = self._options()
+        if patience is not None:
+            options["connect_timeout"] = max(2, min(options["connect_timeout"], round(patience)))
         try:
-            return self.kind.connect(self._conninfo(), **self._options())
+            return self.kind.connect(self._conninfo(), **options)
         except psycopg.ProgrammingError as exc:
             message = f"{redact(self.url)!r} is not a URL that libpq understands: {exc}"
             raise ConfigurationError(message) from exc
@@ -166,8 +171,13 @@ class Connections:
         finally:
             connection.close()
 
-    def once(self, work: Callable[[Connection], T]) -> T:
-        """Do `work` with a connection of this process, without a second try."""
+    def once(self, work: Callable[[Connection], T], *, patience: float | None = None) -> T:
+        """Do `work` with a connection of this process, without a second try.
+
+        Arguments:
+            work: what to do.
+            patience: seconds to wait for a connection; None means some.
+        """
         self._arrive()
         if not self._checked:
             work = self._check_first(work)
@@ -175,9 +185,9 @@ class Connections:
         try:
             connection = first.pop()
         except IndexError:
-            return self._pooled(work)
+            return self._pooled(work, patience)
         try:
-            connection = connection or self.connect()
+            connection = connection or self.connect(patience)
             return work(connection)
         finally:
             # closed meanwhile, left at work, or in the way of a test runner that drops its database
@@ -186,21 +196,28 @@ class Connections:
                 connection = None
             first.append(connection)
 
-    def _pooled(self, work: Callable[[Connection], T]) -> T:
+    def _pooled(self, work: Callable[[Connection], T], patience: float | None) -> T:
         if not self._keeps:
             with self.dedicated() as connection:
                 return work(connection)
         pool = self._pool or self._open()
-        connection = pool.getconn()
+        connection = pool.getconn(patience)
         try:
             return work(connection)
         finally:
             pool.putconn(connection)
 
-    def impatiently(self, work: Callable[[Connection], T]) -> T:
-        """Do `work` once; raise `StoreUnavailableError` when Postgres is away."""
+    def impatiently(self, work: Callable[[Connection], T], patience: float) -> T:
+        """Do `work` once; raise `StoreUnavailableError` when Postgres is away.
+
+        Arguments:
+            work: what to do.
+            patience: seconds to wait for a connection, and then for the answers.
+        """
         try:
-            return self.once(work)
+            return self.once(
+                lambda connection: _bounded(work, connection, patience), patience=min(patience, 5.0)
+            )
         except PASSING as error:
             raise unavailable(error, repr(redact(self.url)), self.drain) from error
 
@@ -246,19 +263,28 @@ class Connections:
 
 
 @contextmanager
-def bounded(connection: Connection, seconds: float) -> Iterator[None]:
-    """Give up what is asked inside after so many seconds; the connection is of no more use then.
+def _closed_on_error(connection: Connection) -> Iterator[None]:
+    """Close a connection when what is done with it fails."""
+    try:
+        yield
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _bounded(work: Callable[[Connection], T], connection: Connection, seconds: float) -> T:
+    """Do `work`, and give up after so many seconds; the connection is of no more use then.
 
     A network that swallows everything would be noticed much later.
     """
     deadline = time.monotonic() + seconds
 
     def wait(generator: Any, *args: Any, **kwargs: Any) -> Any:
-        return Connection.wait(connection, _until(deadline, generator), *args, **kwargs)
+        return type(connection).wait(connection, _until(deadline, generator), *args, **kwargs)
 
     vars(connection)["wait"] = wait
     try:
-        yield
+        return work(connection)
     finally:
         del vars(connection)["wait"]
 

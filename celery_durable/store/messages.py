@@ -148,6 +148,10 @@ class MessageStore:
         self.wake([row["sleeper"]])
         return int(row["messages"])
 
+    def has_messages(self, queue: str) -> bool:
+        """Return whether a message waits in a queue."""
+        return bool(self._rows("has_messages", {"queue": queue})[0]["found"])
+
     def purge(self, queue: str) -> int:
         """Remove the messages that wait in a queue; return how many."""
         return self._run("purge", {"queue": queue})

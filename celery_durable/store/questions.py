@@ -16,6 +16,7 @@ from celery_durable.run import RunState
 from celery_durable.store.queries import with_lines
 from celery_durable.store.views import (
     AttemptView,
+    ChildView,
     EventView,
     KeyView,
     Page,
@@ -176,8 +177,8 @@ def _literally(text: str) -> str:
 
 def whole_run(sql: Mapping[str, str], run_id: str) -> Question[RunView | None]:
     """Ask for a run's whole story in one round trip; None when there is no such run."""
-    names = ("run", "attempts", "steps", "events", "signals", "forks", "keys")
-    run, attempts, steps, events, signals, forks, keys = yield [
+    names = ("run", "attempts", "steps", "events", "signals", "children", "forks", "keys")
+    run, attempts, steps, events, signals, children, forks, keys = yield [
         Statement(sql[name], {"id": run_id}) for name in names
     ]
     if not run:
@@ -188,6 +189,7 @@ def whole_run(sql: Mapping[str, str], run_id: str) -> Question[RunView | None]:
         steps=tuple(StepView(**row) for row in steps),
         events=tuple(EventView(**{**row, "detail": row["detail"] or {}}) for row in events),
         signals=tuple(SignalView(**row) for row in signals),
+        children=tuple(ChildView(**row) for row in children),
         forks=tuple(row["id"] for row in forks),
         keys=tuple(KeyView(**row) for row in keys),
     )

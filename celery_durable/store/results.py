@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from celery_durable.store import queries
-from celery_durable.store.connections import bounded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import timedelta
 
-    from celery_durable.store.connections import Connection, Connections, Row
+    from celery_durable.store.connections import Connections, Row
 
 
 # Seconds to wait for Postgres: a caller waits meanwhile, or the main process of a worker stands still.
@@ -86,12 +85,9 @@ class ResultStore:
 
     def _ask(self, name: str, values: dict[str, Any], patience: float) -> list[Row]:
         sql = self._sql[name]
-
-        def ask(connection: Connection) -> list[Row]:
-            with bounded(connection, patience):
-                return connection.execute(sql, values).fetchall()
-
-        return self._connections.impatiently(ask)
+        return self._connections.impatiently(
+            lambda connection: connection.execute(sql, values).fetchall(), patience
+        )
 
     def forget(self, task_id: str) -> None:
         """Delete a result, or a final run with all that belongs to it."""

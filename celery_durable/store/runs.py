@@ -183,9 +183,14 @@ class RunStore:
         Raises `LeaseLostError` when another attempt owns the run.
         """
         parameters = {**step.__dict__, "run": run, "fence": fence}
-        if not relaxed and self._stored_at_once(parameters):
+        special = relaxed or step.calls is not None
+        if not special and self._stored_at_once(parameters):
             return False
-        row = self._relaxed(parameters) if relaxed else self._one("checkpoint_told", parameters)
+        row = (
+            self._with_more(parameters, relaxed=relaxed)
+            if special
+            else self._one("checkpoint_told", parameters)
+        )
         if row is None:
             raise LeaseLostError(step=step.key)
         if not row["stored"]:
@@ -202,11 +207,14 @@ class RunStore:
 
         return self._connections.patiently(work)
 
-    def _relaxed(self, parameters: dict[str, Any]) -> Any:
+    def _with_more(self, parameters: dict[str, Any], *, relaxed: bool) -> Any:
         def work(connection: Connection) -> Any:
             with connection.pipeline():  # one transaction, so that the setting ends with it
-                connection.execute(self._sql["relax"])
+                if relaxed:
+                    connection.execute(self._sql["relax"])
                 stored = connection.execute(self._sql["checkpoint_told"], parameters)
+                if parameters["calls"] is not None:
+                    connection.execute(self._sql["note_calls"], parameters)
             return stored.fetchone()
 
         return self._connections.patiently(work)
@@ -275,6 +283,43 @@ class RunStore:
         if row is None:
             raise LeaseLostError
         return Finished(self.to_send(links, linked), looked and Look(**looked), woken)
+
+    def roll_back(self, run: int, fence: uuid.UUID, outcome: Finish, compensations: Sequence[str]) -> None:
+        """Store how a run ends once its compensations are made; raise `LeaseLostError` without the lease."""
+        parameters = {**outcome.__dict__, "run": run, "fence": fence, "state": outcome.state.value}
+        if self._one("roll_back", {**parameters, "rollbacks": list(compensations)}) is None:
+            raise LeaseLostError
+
+    def rolled_back(
+        self,
+        run: int,
+        fence: uuid.UUID,
+        *,
+        problem: str | None,
+        result: bytes | None,
+        result_type: str | None,
+        undone: bool,
+        unreported: bool,
+    ) -> str | None:
+        """End a run whose compensations are made, or failed with a `problem`; return the reason of its end.
+
+        `result` is kept for a cancelled run, whose caller has to hear of the problem. Raises `LeaseLostError`
+        when another attempt owns the run.
+        """
+        parameters = {
+            "run": run,
+            "fence": fence,
+            "problem": problem,
+            "result": result,
+            "result_type": result_type,
+            "undone": undone,
+            "unreported": unreported,
+        }
+        row = self._one("rolled_back", parameters)
+        if row is None:
+            raise LeaseLostError
+        reason: str | None = row["reason"]
+        return reason
 
     def add(self, connection: Connection, new: Sequence[NewRun | PlainMessage]) -> list[str | None]:
         """Store runs and messages in the transaction that is open; return their states, for `to_send()`."""
@@ -404,9 +449,13 @@ class RunStore:
         self._one("reported", {"id": run_id, "problem": problem}, budget=_ENQUEUE_BUDGET, fetch=False)
 
     def fail_unclaimed(self, run_id: str, result: bytes, result_type: str, traceback: str | None) -> bool:
-        """End a pending run that failed in front of its body, before its claim; return whether it did."""
+        """End a pending run that failed in front of its body, before its claim; return whether it did.
+
+        One that is to take back what it has done is tried once more for that.
+        """
         parameters = {"id": run_id, "result": result, "result_type": result_type, "traceback": traceback}
-        return self._one("fail_unclaimed", parameters, budget=_ENQUEUE_BUDGET) is not None
+        row = self._one("fail_unclaimed", parameters, budget=_ENQUEUE_BUDGET)
+        return row is not None and row["state"] == "failed"
 
     def annotate(self, run: int, fence: uuid.UUID, *, tags: str | None, progress: str | None) -> None:
         """Store labels and progress (JSON) of a run; raise `LeaseLostError` when the lease is gone."""
@@ -418,6 +467,10 @@ class RunStore:
             raise SerializationError(message) from error
         if row is None:
             raise LeaseLostError
+
+    def note_calls(self, run: int, fence: uuid.UUID, calls: Sequence[str]) -> None:
+        """Store evidence (JSON) of calls by itself, where a step's own write cannot carry it."""
+        self._one("note_calls", {"run": run, "fence": fence, "calls": list(calls)}, fetch=False)
 
     def withdraw(self, ids: Sequence[str]) -> None:
         """Forget runs whose messages could not be sent."""

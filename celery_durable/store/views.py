@@ -58,6 +58,7 @@ class RunSummary:
     orphaned: bool
     now: datetime
     awaits: str | None = None
+    ending: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", RunState(self.state))
@@ -109,6 +110,17 @@ class StepView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChildView:
+    """One run that a run has started; `siblings` is how many there are in all."""
+
+    id: str
+    task: str
+    state: str
+    reason: str | None
+    siblings: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SignalView:
     """One signal that was sent to a run; `taken_by` is the key of the wait that received it, if one has."""
 
@@ -145,6 +157,7 @@ class RunView(RunSummary):
     Attributes:
         forked_from: the run this one began as a fork of.
         forks: runs that began as forks of this one.
+        children: runs that it has started, at most twenty: those that are not over or did not succeed first.
         keys: keys that a call would be given this run for.
         slot: the key of the runs it shares with: of these `slot_limit` are executed at a time, and
             `slot_rate` start in each `slot_period`.
@@ -165,6 +178,7 @@ class RunView(RunSummary):
     steps: tuple[StepView, ...] = ()
     events: tuple[EventView, ...] = ()
     signals: tuple[SignalView, ...] = ()
+    children: tuple[ChildView, ...] = ()
 
 
 @dataclass(frozen=True)

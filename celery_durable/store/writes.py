@@ -196,6 +196,7 @@ class Release:
     queue: str | None = None
     priority: int | None = None
     discard: str = "none"
+    compensates: bool = False
 
 
 @dataclass(frozen=True)
@@ -223,6 +224,7 @@ class Wait:
         awaits: the signal's name, or the id of a wait of children.
         delay: how long, or `until` when; both None for a wait that nothing but its event ends.
         output: what is kept with it until then.
+        compensates: whether the run has registered compensations so far.
         late: what is stored as its error when nothing came in time, or results larger than `most` bytes
             together; with its codec and in one line.
     """
@@ -241,6 +243,7 @@ class Wait:
     late_codec: str | None = None
     late_error: str | None = None
     most: int = 0
+    compensates: bool = False
 
 
 def closed(fence: uuid.UUID) -> uuid.UUID:

@@ -64,9 +64,8 @@ def durable_app(
     request: pytest.FixtureRequest,
     durable_store: Store,
     durable_settings: dict[str, Any],
-    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Celery]:
-    """The app under test, pointed at `durable_store` and at a broker made of files.
+    """The app under test, pointed at `durable_store`, which is its broker, too.
 
     It is the app that the setting `durable_app` names, or else a new one whose tasks are durable. Tasks find
     it as the current app.
@@ -75,11 +74,11 @@ def durable_app(
 
     from celery_durable.testing.apps import named, pointed
 
-    broker = f"durable+embedded://{tmp_path_factory.mktemp('broker')}"
     proxy: Any = current_app
     before = proxy._get_current_object()  # noqa: SLF001
     app = named(request.config.getini("durable_app"))
-    with pointed(app, backend=f"durable+{durable_store.url}", broker=broker, **durable_settings):
+    url = f"durable+{durable_store.url}"
+    with pointed(app, backend=url, broker=url, **durable_settings):
         app.set_current()
         try:
             yield app

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -24,6 +25,20 @@ _shared: dict[tuple[str, BrokerOptions], Broker] = {}
 _lock = threading.Lock()
 
 
+def _after_fork() -> None:
+    global _lock  # noqa: PLW0603  (another thread of the parent may have held it)
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class BrokerConnections(Connections):
+    """Connections that the server's list of sessions tells from the store's."""
+
+    application = "celery-durable broker"
+
+
 class Broker:
     """A database that is a broker.
 
@@ -36,7 +51,7 @@ class Broker:
         self.url = url
         self.options = options
         self.users = 0
-        self.connections = Connections(
+        self.connections = BrokerConnections(
             url, size=options.pool_size, prepare=options.prepare_statements, on_open=self._check
         )
         self.messages = MessageStore(self.connections, schema=options.schema)

@@ -155,6 +155,10 @@ class PostgresChannel(virtual.Channel):
         state = self._store.state(queue)
         return 0 if state is None else state.messages
 
+    def has_messages(self, queue: str) -> bool:
+        """Return whether a message waits in a queue, at once however many there are."""
+        return self._store.has_messages(queue)
+
     def _purge(self, queue: str) -> int:
         return self._store.purge(queue)
 

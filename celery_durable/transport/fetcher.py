@@ -96,6 +96,8 @@ class Fetcher:
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Stop to consume; what has not been delivered goes back to its queue."""
+        if self._pid != os.getpid():
+            return  # a child's copy: the consumers are its parent's, and so is whoever held the lock
         with self.lock:
             if subscription in self.subscriptions:
                 self.subscriptions.remove(subscription)

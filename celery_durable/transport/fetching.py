@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _POLL = 0.5  # seconds between two looks of a consumer that is woken by notifications
-_FIRST_POLL, _LONGEST_POLL = 0.005, 0.25  # of one that is not
+_FIRST_POLL, _LONGEST_POLL = 0.005, 0.3  # of one that is not
 _NO_ROOM = 0.05  # seconds between two looks whether a prefetch limit allows more
 _BUSY = 0.5  # seconds of work without a pause after which nobody needs to wake this consumer
 _BATCH = 100  # messages claimed at once where there is no prefetch limit
@@ -135,6 +135,7 @@ class Fetching:
                 self._upkeep.run_once(session, self._me)
             if not came:
                 self._rest(session)
+        self._fail_errands(ConnectionError("The connection to the broker was closed"))
         self._turn(session, claims=False)
         if self._me is not None:
             session.leave(self._me)

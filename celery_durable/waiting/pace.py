@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 _EAGER = 1.0  # seconds of a wait in which its answer is to arrive within milliseconds
 _LONG_POLL = 0.03  # seconds that the server looks by itself; who joins meanwhile waits for its end
-_FEW = 500  # ids: a server that looked for more of them all the time would do little else
-_BETWEEN_LOOKS, _LATER_BETWEEN_LOOKS, _SOON = 0.002, 0.004, 0.2
-_SHORTEST_PAUSE, LONGEST_PAUSE, _GROWTH = 0.025, 0.07, 0.035
+FEW = 500  # ids: a server that looked for more of them all the time would do little else
+_BETWEEN_LOOKS, _LATER_BETWEEN_LOOKS, _SOON = 0.002, 0.003, 0.2
+_SHORTEST_PAUSE, LONGEST_PAUSE, _GROWTH = 0.025, 0.05, 0.025
 _REST = 4  # times what a question costs: asking takes a fifth of the time at most
 
 
@@ -39,12 +39,16 @@ def question(
         watching: whether states that are not final are asked for, too; the server does not wait for these.
         longest: seconds that a pause lasts at most, unless asking is expensive.
     """
-    rest = _REST * cost
     if age >= _EAGER:
-        return Question(max(min(longest, _GROWTH * age), rest))
-    if watching or ids > _FEW:
-        return Question(max(_SHORTEST_PAUSE, rest))
+        return Question(max(min(longest, _GROWTH * age), rest(cost)))
+    if watching or ids > FEW:
+        return Question(max(_SHORTEST_PAUSE, rest(cost)))
     return Question(0.0, _LONG_POLL, _BETWEEN_LOOKS if age < _SOON else _LATER_BETWEEN_LOOKS)
+
+
+def rest(cost: float) -> float:
+    """Return how long not to ask after a question that took `cost` seconds."""
+    return _REST * cost
 
 
 class Allowance:

@@ -9,7 +9,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
 from celery_durable.exceptions import StoreUnavailableError
-from celery_durable.waiting.pace import Allowance, Question, question
+from celery_durable.waiting.pace import Allowance, Question, question, rest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -63,6 +63,7 @@ class _Place:
         self.allowance = Allowance(now=time.monotonic())
         self.answered_at = 0.0
         self.cost = 0.0
+        self.large_at = 0.0
         self.more = False
         self.promises_at = 0.0
 
@@ -99,8 +100,8 @@ class Poller:
         Raises `StoreUnavailableError` when Postgres has been away for longer than the outage budget.
         """
         place = self._place
-        place.active[id(wait)] = wait
         try:
+            place.active[id(wait)] = wait
             self.nudge()
             while not wait.served:
                 if place.leader.setdefault(_LEADER, wait) is not wait:
@@ -122,7 +123,8 @@ class Poller:
     def _lead(self, place: _Place, wait: Wait, until: float) -> list[tuple[Any, Arrival]]:
         """Pause and ask once; return the promises to be kept."""
         wait.wake.clear()
-        waits, now = list(place.active.values()), time.monotonic()
+        now = time.monotonic()
+        waits = _due(place, now)
         asked = _next_question(place, wait, waits, now)
         if asked.pause > 0 and wait.wake.wait(max(0.0, min(asked.pause, until - now))):
             return []  # somebody has joined
@@ -155,17 +157,18 @@ class Poller:
     def _answers(
         self, place: _Place, waits: list[Wait], asked: Question, now: float, patience: float
     ) -> list[Arrival]:
-        watched = list(dict.fromkeys(one for wait in waits if wait.watching for one in wait.results))
-        ids = dict.fromkeys(one for wait in waits if not wait.watching for one in wait.results)
+        # In copies: a thread at its timeout may have asked, too, and be handing out.
+        watched = list(dict.fromkeys(one for wait in waits if wait.watching for one in list(wait.results)))
+        ids = dict.fromkeys(one for wait in waits if not wait.watching for one in list(wait.results))
         if now >= place.promises_at or any(wait.promises for wait in waits):
             ids.update(dict.fromkeys(self._promises.ids()))
             place.promises_at = now + _PROMISES_EVERY
         place.silent = {one: since for one, since in place.silent.items() if since > now}
         wanted = [one for one in ids if one not in place.silent]
         arrivals: list[Arrival] = []
+        place.more = False
         if watched:
             arrivals += self._asking.states(watched, patience)
-        place.more = False
         if wanted:
             found, place.more = self._asking.finished(wanted, asked, patience)
             arrivals += found
@@ -173,6 +176,8 @@ class Poller:
             place.promises_at = now
         if not asked.within:
             place.cost = time.monotonic() - now
+        if any(wait.large for wait in waits):
+            place.large_at = now + place.cost + rest(place.cost)
         return arrivals
 
     def _hand_out(self, place: _Place, arrivals: Iterable[Arrival]) -> list[tuple[Any, Arrival]]:
@@ -193,6 +198,14 @@ class Poller:
             for result in results
             if id(result) not in told
         ]
+
+
+def _due(place: _Place, now: float) -> list[Wait]:
+    """Return the waits to ask for now: those for thousands do not slow down the others."""
+    waits = list(place.active.values())
+    if place.more or now >= place.large_at:
+        return waits
+    return [wait for wait in waits if not wait.large] or waits
 
 
 def _next_question(place: _Place, wait: Wait, waits: list[Wait], now: float) -> Question:

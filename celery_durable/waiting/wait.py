@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from celery_durable.waiting.pace import LONGEST_PAUSE
+from celery_durable.waiting.pace import FEW, LONGEST_PAUSE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -80,6 +80,11 @@ class Wait:
         self.away_since: float | None = None
         self.trouble: Exception | None = None
         self._marks: dict[str, object] = {}
+
+    @property
+    def large(self) -> bool:
+        """Whether asking for it takes long."""
+        return len(self.results) > FEW
 
     @property
     def served(self) -> bool:

@@ -71,7 +71,10 @@ def test_the_list_shows_what_happens_without_a_reload_and_keeps_its_filters(
     world: World, basic: FlowerServer, open_page: Callable[..., Page]
 ) -> None:
     worker = Worker(store_of(world))
-    page = open_page(basic, "/durable?task=listed.task")
+    page = open_page(basic)
+    with page.expect_response(re.compile("/durable/stream")) as streamed:
+        page.goto(f"{basic.url}/durable?task=listed.task")
+    assert streamed.value.headers["content-type"] == "text/event-stream"
     expect(page.get_by_text("No run matches")).to_be_visible()
 
     claim = worker.start(task="listed.task")
@@ -85,6 +88,40 @@ def test_the_list_shows_what_happens_without_a_reload_and_keeps_its_filters(
     assert "state=failed" in page.url
     expect(row).to_be_visible()
     assert page.title().startswith("Durable runs")
+
+
+def test_where_no_stream_gets_through_the_page_asks_by_itself_and_says_so(
+    world: World, basic: FlowerServer, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(basic)
+    page.problems.clear()  # type: ignore[attr-defined]
+    page.route(re.compile("/durable/stream"), lambda route: route.fulfill(status=502))
+    page.goto(f"{basic.url}/durable?task=polled.task")
+    expect(page.get_by_role("status")).to_have_text("Reconnecting")
+    claim = Worker(store_of(world)).start(task="polled.task")
+    expect(page.locator(f'tr[data-id="{claim.id}"]')).to_be_visible()
+    page.problems.clear()  # type: ignore[attr-defined]  # (a browser logs each 502)
+
+
+def test_filters_are_kept_as_a_view_and_columns_as_they_were_chosen(
+    world: World, basic: FlowerServer, open_page: Callable[..., Page]
+) -> None:
+    worker = Worker(store_of(world))
+    worker.start(task="kept.task", queue="video")
+    page = open_page(basic, "/durable")
+    page.locator("select[name=task]").select_option("kept.task")
+    page.wait_for_url(re.compile("task=kept.task"))
+    page.get_by_text("Saved views").click()
+    page.get_by_label("Name of this view").fill("mine")
+    page.get_by_role("button", name="Save this view").click()
+    page.get_by_text("Columns").click()
+    expect(page.get_by_role("cell", name="video")).to_be_hidden()
+    page.get_by_label("Queue").check()
+    page.goto(f"{basic.url}/durable")
+    page.get_by_text("Saved views").click()
+    page.get_by_role("link", name="mine").click()
+    page.wait_for_url(re.compile("task=kept.task"))
+    expect(page.get_by_role("cell", name="video")).to_be_visible()
 
 
 def test_a_failed_run_is_resumed_from_its_page_with_a_reason(

@@ -31,6 +31,9 @@ import celery
 import psycopg
 from celery_suite_plugin import MODE, deselected, refused
 
+from celery_durable.config import Settings
+from celery_durable.store import Store
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -177,6 +180,7 @@ def run(
         for mode in modes:
             for file in files or files_of(root):
                 with database(os.environ["DURABLE_TEST_POSTGRES"]) as url:
+                    Store(url, Settings()).migrate()  # some tests start workers without our settings
                     counts = run_file(
                         root, file, mode, environment_of(mode, alias, port, url, broker), options
                     )

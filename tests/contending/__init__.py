@@ -134,7 +134,7 @@ def wait_until_blocked(store: Store, sessions: int = 1) -> None:
     with store.connections.dedicated() as watcher:
         eventually(
             lambda: len(watcher.execute(_BLOCKED).fetchall()) >= sessions,
-            timeout=10,
+            timeout=30,
             what=f"{sessions} sessions to wait for a lock",
         )
 

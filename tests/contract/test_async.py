@@ -10,6 +10,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from inspecting import Worker, execute
 from replaying import seam
 
@@ -185,6 +187,64 @@ def test_keys_within_tasks_do_not_depend_on_who_is_faster(story: Story) -> None:
         "[3]/work",
         "[3]/work#2",
     }
+
+
+def paces(shape: list[int]) -> st.SearchStrategy[list[list[list[int]]]]:
+    """Return what gives each branch's steps their milliseconds, anew for each attempt."""
+    branches = st.tuples(*(st.lists(st.integers(0, 3), min_size=size, max_size=size) for size in shape))
+    return st.lists(branches.map(list), min_size=2, max_size=3)
+
+
+@settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    pauses=st.lists(st.integers(1, 3), min_size=2, max_size=4).flatmap(paces),
+    dies_after=st.integers(1, 6),
+)
+def test_whoever_is_faster_and_wherever_it_dies_each_step_finds_its_own_checkpoint(
+    store: Store, pauses: list[list[list[int]]], dies_after: int
+) -> None:
+    """The same branches in every attempt, at another pace in each."""
+    story = Story(store)
+    done.clear()
+    shape = [len(branch) for branch in pauses[0]]
+
+    pace_of: dict[str, float] = {}
+
+    @durable.step
+    async def paced(name: str) -> str:
+        done.append(name)
+        await asyncio.sleep(pace_of[name])
+        return f"{name} done"
+
+    async def branch(number: int, pace: list[int], limit: int) -> list[str]:
+        values = []
+        for step, pause in enumerate(pace):
+            pace_of[f"{number}.{step}"] = pause / 1000
+            values.append(await paced(f"{number}.{step}"))
+            if len(done) >= limit:
+                raise Killed
+        return values
+
+    async def body(paces: list[list[int]], limit: int) -> list[list[str]]:
+        return list(await asyncio.gather(*(branch(n, pace, limit) for n, pace in enumerate(paces))))
+
+    for attempt in pauses[:-1]:
+        story.attempt(lambda attempt=attempt: body(attempt, dies_after))
+    result = story.attempt(lambda: body(pauses[-1], 1000))
+
+    assert result == [[f"{n}.{step} done" for step in range(size)] for n, size in enumerate(shape)]
+    stored = execute(
+        store,
+        "select count(*) as steps from durable.checkpoint"
+        " where outcome = 'ok' and run_key = (select key from durable.run where id = %s)",
+        story.id,
+    )
+    assert stored[0]["steps"] == sum(shape)
 
 
 def test_tasks_of_tasks_have_keys_of_their_own(story: Story) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from amqp.exceptions import NotFound
+from harness.pooler import pooled
 from harness.proxy import proxied
 from harness.waiting import eventually, take
 from kombu import Connection, Consumer, Exchange, Producer, Queue
@@ -285,12 +287,11 @@ def test_postgres_may_restart_and_the_consumers_do_not_notice(
 def test_an_answer_that_is_lost_loses_and_repeats_nothing(connect: Any, store: Store, statement: str) -> None:
     with proxied(store.url) as proxy:
         reader = Reader(connect(proxy.url), prefetch=1)
-        publish(connect(), "first")
+        publish(connect(), "first", "second")
         reader.wait_for(1)
         fault = proxy.lose_answer("consumers", statement)
 
-        reader.messages[0].ack()
-        publish(connect(), "second")
+        reader.messages[0].ack()  # travels with the claim of the second message
 
         assert reader.wait_for(2) == ["first", "second"]
         eventually(lambda: fault.met)
@@ -299,14 +300,41 @@ def test_an_answer_that_is_lost_loses_and_repeats_nothing(connect: Any, store: S
         assert reader.bodies == ["first", "second"]
 
 
-def test_a_message_is_delivered_without_notifications_and_prepared_statements(connect: Any) -> None:
-    """What is left behind PgBouncer in transaction mode."""
-    reader = Reader(connect(prepare_statements=False), prefetch=1)
-    publish(connect(prepare_statements=False), *range(3))
+def test_more_consumers_than_connections_work_behind_pgbouncer_in_transaction_mode(
+    connect: Any, store: Store
+) -> None:
+    with pooled(store.url, connections=2) as url:
+        readers = [Reader(connect(url, prepare_statements=False), prefetch=1) for _ in range(4)]
+        publish(connect(url, prepare_statements=False), *range(20))
 
-    for number in range(3):
-        assert reader.wait_for(number + 1)[-1] == number
-        reader.messages[-1].ack()
+        def handle() -> bool:
+            for reader in readers:
+                for message in reader.drain(0.02):
+                    message.ack()
+            return sum(len(reader.messages) for reader in readers) >= 20
+
+        eventually(handle, what=lambda: str([reader.bodies for reader in readers]))
+        assert sorted(body for reader in readers for body in reader.bodies) == list(range(20))
+        eventually(lambda: store.connections.once(_count) == 0)
+        for reader in readers:
+            reader.connection.close()
+
+
+@pytest.mark.parametrize("listen", [True, False])
+def test_a_consumer_with_nothing_to_do_asks_fewer_than_five_questions_a_second(
+    connect: Any,
+    store: Store,
+    listen: bool,  # noqa: FBT001
+) -> None:
+    with proxied(store.url) as proxy:
+        reader = Reader(connect(proxy.url, listen=listen))
+        reader.drain(2.0)
+        before, began = len(proxy.statements), time.monotonic()
+
+        reader.drain(4.0)
+
+        asked = [statement.split("\n")[0] for statement in proxy.statements[before:]]
+        assert len(asked) < 5 * (time.monotonic() - began), asked
 
 
 # -- wrong from the start ---------------------------------------------------------------------------------

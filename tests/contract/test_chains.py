@@ -16,6 +16,7 @@ from linking import World
 from celery_durable import Runs, chains, envelope
 from celery_durable.exceptions import StoreError
 from celery_durable.keeper import services
+from celery_durable.rehearsal import rehearse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -318,6 +319,38 @@ def test_a_chain_that_is_sent_in_a_transaction_is_in_its_first_message_and_goes_
 
     assert world.outcome(result) == LONG + 1
     assert [number for _, number in world.links()] == [LONG - 1]
+
+
+def test_a_call_that_is_merged_into_a_debounced_run_brings_its_chain(world: Chains) -> None:
+    def send(first: int) -> Any:
+        return chain(
+            world.add.s(first).set(debounce_key="same", debounce=60), *[world.add.s()] * LONG
+        ).apply_async()
+
+    send(0)
+    result = send(100)
+    execute(world.store, "update durable.run set due = durable.clock()")
+    with keeper(world.store) as statements:
+        assert services.wake(world.app, statements) == 1
+
+    assert world.outcome(result) == 101 + LONG
+    assert [number for _, number in world.links()] == [LONG - 1]
+
+
+def test_a_rehearsal_reads_what_follows(world: Chains) -> None:
+    seen: list[int] = []
+
+    def reads(self: Any, first: int) -> int:
+        seen.append(len(list(self.request.chain)))
+        return first
+
+    middle = world.task(reads, bind=True)
+    chain(middle.s(0), *[world.add.s()] * LONG).apply_async()
+
+    verdict = rehearse(world.app, world.runs()[0])
+
+    assert verdict.problem is None
+    assert seen == [LONG]
 
 
 def test_a_run_that_is_resumed_goes_on_with_its_chain(world: Chains) -> None:

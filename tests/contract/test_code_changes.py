@@ -339,3 +339,37 @@ def test_a_body_that_asks_for_a_retry_leaves(world: World) -> None:
     task.deploy(lambda order: [pack(order), task.task.retry(countdown=5)])
 
     assert task.check(run_id).outcome == "ends"
+
+
+def test_an_async_body_is_rehearsed_on_an_event_loop_and_awaits_no_step(world: World) -> None:
+    @durable.step
+    async def ask(number: int) -> int:
+        done.append("ask")
+        return number
+
+    async def old_body() -> int:
+        return await ask(1)
+
+    async def longer() -> list[int]:
+        return [await ask(1), await ask(2)]
+
+    task = world.task(old_body, name="shop.ask", shared=False)
+    run_id = world.run(task)
+    same = rehearse(world.app, run_id)
+    world.app.tasks.unregister("shop.ask")
+    world.task(longer, name="shop.ask", shared=False)
+    done.clear()
+    verdict = rehearse(world.app, run_id)
+
+    assert same.outcome == "ends"
+    assert (verdict.outcome, verdict.at) == ("continues", "ask#2")
+    assert done == []
+
+
+def test_a_body_that_goes_on_as_its_successor_ends(world: World) -> None:
+    task = Task(world, old)
+    run_id = task.start(1)
+    task.deploy(lambda order: [pack(order), durable.sleep(hours=1), durable.continue_as(order + 1)])
+    execute(world.store, "update durable.checkpoint set outcome = 'ok' where key = 'sleep'")
+
+    assert task.check(run_id).ok

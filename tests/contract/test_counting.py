@@ -12,8 +12,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
+import httpx
 import psycopg
 import pytest
+from answering import answering
 from celery import Celery, Task, chain, chord, group
 from celery.app.trace import build_tracer
 from contending import step_write
@@ -23,6 +25,7 @@ from metering import Meter, metered
 
 import celery_durable as durable
 from celery_durable import batching, hooks
+from celery_durable.http import DurableTransport
 from celery_durable.run import RunState
 from celery_durable.store.runs import Finish, Release
 
@@ -100,6 +103,12 @@ def always_wrong() -> None:
 @durable.step(at_most_once=True)
 def charge() -> str:
     return "charged"
+
+
+@durable.step
+def ask(url: str) -> int:
+    with httpx.Client(transport=DurableTransport()) as client:
+        return client.post(url).status_code
 
 
 @durable.step(commit="async")
@@ -214,6 +223,15 @@ def test_a_step_takes_one_round_trip_and_one_commit_and_its_replay_nothing(
     world: World, meter: Meter
 ) -> None:
     assert inside(world, meter, lambda: double(1)) == [ONE, FREE, FREE]
+
+
+def test_a_step_that_calls_others_keeps_the_evidence_without_a_round_trip_of_its_own(
+    world: World, meter: Meter
+) -> None:
+    with answering() as server:
+        assert inside(world, meter, lambda: ask(server.url)) == [ONE, FREE, FREE]
+        assert len(server.received) == 2
+    assert execute(meter.store, "select count(*) from durable.event where kind = 'call'")[0]["count"] == 2
 
 
 def test_a_step_that_need_not_be_flushed_takes_one_round_trip(world: World, meter: Meter) -> None:

@@ -315,7 +315,7 @@ def test_a_queue_that_expires_goes_with_its_messages_and_bindings_unless_somebod
     assert sorted(pruned) == ["event", "reply"]
     assert messages.bindings("replies") == []
     assert rows(store, "select id from durable.message") == []
-    assert [row["name"] for row in messages.queues()] == ["work"]
+    assert [queue.name for queue in messages.queues()] == ["work"]
 
 
 # -- waking -----------------------------------------------------------------------------------------------

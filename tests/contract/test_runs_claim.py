@@ -36,7 +36,7 @@ JUDGED_BY_SUBQUERY = (
     "where r.key = (select key from durable.run where id = %(id)s and state = 'pending') and",
 )
 WITHOUT_OWN_FENCE = (
-    "(r.state = 'pending' or (r.state = 'running' and r.fence = %(fence)s))",
+    "(r.state = 'pending' or (r.state in ('running', 'cancelling') and r.fence = %(fence)s))",
     "r.state = 'pending'",
 )
 STATE_BY_SUBQUERY = (WITHOUT_OWN_FENCE, JUDGED_BY_SUBQUERY, ("r.state = 'pending'\n", "true\n"))

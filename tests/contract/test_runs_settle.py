@@ -253,7 +253,7 @@ select state from durable.run where key = %(run)s and fence = %(closed)s and not
 NAIVE_RELEASE = (
     ("and fence in (%(fence)s, %(closed)s)\n    for no key update", "and fence = %(fence)s"),
     (
-        "and mine.fence = %(fence)s and mine.state = 'running'",
+        "and mine.fence = %(fence)s and mine.state in ('running', 'cancelling')",
         "and r.fence = %(fence)s and r.state = 'running'",
     ),
     (OWN_WRITE.strip(), OWN_WRITE_IN_AN_OLD_SNAPSHOT),

@@ -385,6 +385,15 @@ def test_a_task_says_which_runs_share_what(world: World) -> None:
     ]
 
 
+def test_a_run_stored_in_a_transaction_of_the_callers_needs_its_slot_as_well(world: World) -> None:
+    task = world.task(export, name="export", concurrency_limit=2, start_rate="10/m")
+
+    with world.store.connections.dedicated() as connection, connection.transaction():
+        task.apply_async((7,), transaction=connection)
+
+    assert slots(world.store) == [("export", 2, 10, timedelta(minutes=1), 0)]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -469,7 +469,7 @@ def test_a_lost_wake_up_would_be_noticed(store: Store, where: str, change: tuple
 
 
 def _waits(runs: Any) -> WaitStore:
-    return WaitStore(runs._connections, schema="durable")
+    return WaitStore(runs._connections, schema="durable", check=timedelta(minutes=1))
 
 
 def _wait() -> Wait:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from harness import invariants
 from harness.monkey import Monkey
 
+import celery_durable as durable
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -44,7 +46,18 @@ def send_some(world: World, chance: random.Random, runs: int) -> list[Sent]:
         if kind < 0.7:
             result = world.send("flow", names, chance.uniform(0.0, 0.05), **options)
             expected: Any = [f"{name} done" for name in names]
-        elif kind < 0.9:
+        elif kind < 0.75:
+            result = world.send("napping", chance.choice([0.2, 2.5]), **options)
+            expected = ["first done", "second done"]
+        elif kind < 0.8:
+            result = world.send("approval", **options)
+            durable.send_signal(result.id, "approved", result.id, idempotency_key="once", app=world.app)
+            expected = ["first done", result.id, "second done"]
+        elif kind < 0.85:
+            children = chance.randint(1, 4)
+            result = world.send("parent", children, **options)
+            expected = ["before done", [f"child {number}" for number in range(children)], "after done"]
+        elif kind < 0.93:
             failures = chance.randint(1, 3)
             result = world.send("flaky", failures, **options)
             expected = ["first done", "second done", failures]
@@ -78,8 +91,14 @@ def test_whatever_happens_every_run_ends_once_and_no_finished_step_is_repeated(
         world.tables.wait_until_all_final([one.id for one in sent], timeout=60)
         witness.look()
 
+        children = [
+            row["id"] for row in world.tables.rows("select id from durable.run where wait is not null")
+        ]
         linked = [
-            row["id"] for row in world.tables.rows("select id from durable.run where parent is not null")
+            row["id"]
+            for row in world.tables.rows(
+                "select id from durable.run where parent is not null and wait is null"
+            )
         ]
         world.tables.wait_until_all_final(linked, timeout=30)
         assert len(linked) == sum(one.linked for one in sent), story
@@ -94,7 +113,7 @@ def test_whatever_happens_every_run_ends_once_and_no_finished_step_is_repeated(
             world.app,
             world.tables,
             world.ledger,
-            [*(one.id for one in sent), *linked],
+            [*(one.id for one in sent), *linked, *children],
             countdowns={one.id: one.countdown for one in sent if one.countdown},
             retry_delay=RETRY_DELAY,
         )

@@ -175,6 +175,22 @@ def test_a_worker_that_is_told_to_stop_hands_back_what_it_had_not_begun(
     assert place.ledger.count("start") == 3
 
 
+def test_without_prefetch_a_worker_claims_a_message_only_when_it_has_a_child_for_it(
+    office: Callable[..., Office],
+) -> None:
+    place = office(worker_disable_prefetch=True)
+    worker = place.worker(concurrency=1)
+    if "Ignoring disable_prefetch" in worker.output or not hasattr(place.app.conf, "worker_disable_prefetch"):
+        pytest.skip("this Celery has no worker_disable_prefetch")
+    with closed(place, "first"):
+        place.send("first", "second", "third")
+        place.ledger.wait_for("start", "first")
+        place.rows("select pg_sleep(1)")  # two looks around
+        assert place.rows("select count(holder) as n from durable.message") == [{"n": 1}]
+    for name in ("second", "third"):
+        place.ledger.wait_for("end", name)
+
+
 def test_workers_go_on_after_postgres_was_away_and_know_what_they_had(
     office: Callable[..., Office], private_postgres: postgres.PrivatePostgres
 ) -> None:

@@ -27,7 +27,7 @@ IN_TIME = BUDGET + 2 * CONNECT + 1.0  # a first try, its budget, and a last try 
 @pytest.fixture
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
     """Return an app whose Postgres hangs, with shorter budgets than users have."""
-    monkeypatch.setitem(connections._KEEPALIVE, "connect_timeout", CONNECT)
+    monkeypatch.setitem(connections.KEEPALIVE, "connect_timeout", CONNECT)
     monkeypatch.setattr(runs, "_ENQUEUE_BUDGET", BUDGET)
     monkeypatch.setattr(results, "_READ_BUDGET", BUDGET)
     with socket.create_server(("127.0.0.1", 0), backlog=64) as deaf:

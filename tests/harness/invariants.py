@@ -119,7 +119,7 @@ def no_timer_is_early(tables: Tables, countdowns: dict[str, float], retry_delay:
 def links_start_once(tables: Tables) -> list[str]:
     """A run has started each of the runs that follow it once."""
     rows = tables.rows(
-        "select parent, task, count(*) as n from durable.run where parent is not null"
+        "select parent, task, count(*) as n from durable.run where parent is not null and wait is null"
         " group by parent, task having count(*) > 1"
     )
     return [f"{row['parent']} started {row['task']} {row['n']} times" for row in rows]
@@ -128,7 +128,7 @@ def links_start_once(tables: Tables) -> list[str]:
 def nothing_is_left_over(tables: Tables) -> list[str]:
     """No row belongs to a run that is not there."""
     wrong = []
-    for table in ("checkpoint", "attempt", "event"):
+    for table in ("checkpoint", "attempt", "event", "signal"):
         rows = tables.rows(
             f"select count(*) as n from durable.{table} x"
             " where not exists (select from durable.run r where r.key = x.run_key)"

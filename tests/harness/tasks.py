@@ -10,9 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import httpx
 from celery import Task, current_app
 
 import celery_durable as durable
+from celery_durable.http import DurableTransport
 from harness.waiting import take
 
 if TYPE_CHECKING:
@@ -67,6 +69,21 @@ def killing(name: str) -> str:
     _here[-1].ledger.write("start", name, run=durable.current_run().id)
     os.kill(os.getpid(), signal.SIGKILL)
     return "never"
+
+
+@durable.step
+def call(url: str) -> int:
+    """Ask a server for something, and wait at a gate before anything of it is stored."""
+    with httpx.Client(transport=DurableTransport()) as client:
+        status = client.post(url, json={"amount": 5}).status_code
+    _here[-1].ledger.write("called", "call", run=durable.current_run().id)
+    _here[-1].gates.pass_through("called")
+    return status
+
+
+def calling(url: str) -> int:
+    """Call a server in a step."""
+    return call(url)
 
 
 def flow(names: list[str], seconds: float = 0.0) -> list[str]:
@@ -182,6 +199,27 @@ def plain(text: str) -> str:
     """Do something without steps."""
     _body("plain")
     return text
+
+
+def take_back(name: str) -> str:
+    """Take a step back: an effect like any other."""
+    return _effect(f"undo {name}")
+
+
+def journey(names: list[str], sleeps: float = 0.0) -> list[str]:
+    """Do one step per name, each of which can be taken back; one called `fails` does."""
+    _body("journey")
+    done = []
+    for name in names:
+        if name == "fails":
+            message = "no way on"
+            raise durable.Fatal(message)
+        if name == "sleeps":
+            durable.sleep(sleeps)
+            continue
+        done.append(work.options(name=name)(name))
+        durable.on_rollback(take_back, name)
+    return done
 
 
 @durable.step
@@ -316,6 +354,7 @@ def register(app: Celery, ledger: Ledger, gates: Gates) -> None:
     _here.append(Here(ledger, gates, app))
     soon = {"retry_backoff": False, "retry_jitter": False, "default_retry_delay": 0.3}
     app.task(flow, name="flow", **soon)
+    app.task(calling, name="calling", **soon)
     app.task(poison, name="poison", **soon)
     app.task(flaky, name="flaky", bind=True, **soon)
     app.task(persistent, name="persistent", **soon)
@@ -331,6 +370,7 @@ def register(app: Celery, ledger: Ledger, gates: Gates) -> None:
     app.task(threaded, name="threaded", **soon)
     app.task(plain, name="plain", **soon)
     app.task(bookkeeping, name="bookkeeping", **soon)
+    app.task(journey, name="journey", **soon)
     app.task(concurrent, name="concurrent", **soon)
     app.task(restless, name="restless", bind=True, **soon)
     app.task(asks_for_a_retry, name="asks_for_a_retry", bind=True, **soon)

@@ -306,6 +306,27 @@ def test_fork_says_what_runs_again_and_show_tells_both_ends(cli: Cli, store: Sto
     assert error["type"] == "StepNotFoundError"
 
 
+def test_check_names_the_runs_that_would_break_and_fails(cli: Cli, store: Store) -> None:
+    @cli.app.task(base=DurableTask, name="media.process", shared=False)
+    def process(source: str) -> None: ...
+
+    worker = Worker(store)
+    fine = process.delay("a.mp4").id
+    broken = worker.claim(process.delay("b.mp4").id)
+    worker.step(broken, "fetch", 1)
+
+    text = cli("check", status=1)
+    document = cli.json("check", status=1)
+
+    assert f"{broken.id}  media.process would break" in text
+    assert "ended without the steps 'fetch'" in text
+    assert "2 runs replayed: 1 end, 1 would break." in text
+    assert {run["id"]: run["outcome"] for run in document["runs"]} == {fine: "ends", broken.id: "breaks"}
+    assert cli.json("check", fine[:8])["ok"]
+    assert cli.json("check", "--limit", "1", status=1)["runs"][0]["id"] == broken.id
+    assert "0 runs replayed: none." in cli("check", "--runs", "resumable")
+
+
 def test_prune_and_stats(cli: Cli, store: Store) -> None:
     worker = Worker(store)
     worker.fail(worker.start())

@@ -14,6 +14,7 @@ from celery import Celery
 from celery.bin.celery import celery as celery_command
 from click.testing import CliRunner
 from contending import move_clock
+from inspecting import Worker
 
 import celery_durable as durable
 from celery_durable import envelope
@@ -95,3 +96,23 @@ def test_a_signal_that_cannot_be_sent_says_why(cli: Callable[..., str], store: S
     assert "No run's id begins with" in cli("signal", "nobody", "approved", status=1)
     assert "A text needs its quotes" in cli("signal", story.id, "approved", "--payload", "yes", status=2)
     assert "no name of a signal" in cli("signal", story.id, "", status=1)
+
+
+def test_show_lists_children_with_those_that_did_not_succeed_first(
+    cli: Callable[..., str], store: Store
+) -> None:
+    worker = Worker(store)
+    parent = worker.enqueue(root=None)
+    family = {"parent": parent, "root": parent}
+    good = [worker.succeed(worker.start(**family)) for _ in range(25)]
+    bad, waiting_ = worker.fail(worker.start(**family)), worker.enqueue(**family)
+
+    text = cli("show", parent)
+
+    assert "Children (27)" in text
+    shown = [line.split()[0] for line in text.partition("Children")[2].splitlines()[2:]]
+    assert shown[:3] == [bad, waiting_, good[0]]
+    assert shown[-1] == "…"
+    document = json.loads(cli("show", parent, "--json"))
+    assert [one["state"] for one in document["children"][:3]] == ["failed", "pending", "succeeded"]
+    assert document["children"][0]["siblings"] == 27

@@ -46,7 +46,7 @@ class Site:
             **kept,
             "PYTHONPATH": str(PROJECT),
             "SHOP_DATABASE_URL": url,
-            "SHOP_BROKER_URL": f"durable+embedded://{folder}",
+            "SHOP_BROKER_URL": f"durable+{url}",
             "SHOP_SECRET_KEY": "a test",
         }
 

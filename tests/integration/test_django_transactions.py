@@ -20,7 +20,6 @@ from celery_durable.store.url import conninfo, django_alias
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from celery_durable.store import Store
 
@@ -37,10 +36,10 @@ def database(url: str) -> dict[str, str]:
 class Project:
     """An app whose store is in the default database of a Django project with three databases."""
 
-    def __init__(self, broker: Path) -> None:
+    def __init__(self, url: str) -> None:
         self.app = Celery(
             "project",
-            broker=f"durable+embedded://{broker}",
+            broker=f"durable+{url}",
             backend="durable+django://default",
             task_cls=DjangoDurableTask,
             set_as_current=False,
@@ -69,7 +68,7 @@ class Project:
 
 
 @pytest.fixture(scope="module")
-def project(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+def project(postgres_url: str) -> Iterator[Project]:
     with fresh_database(postgres_url) as url, fresh_database(postgres_url) as other:
         databases = {
             DEFAULT_DB_ALIAS: database(url),
@@ -78,7 +77,7 @@ def project(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
         }
         settings.configure(DATABASES=databases, USE_TZ=True)
         django.setup()
-        made = Project(tmp_path_factory.mktemp("broker"))
+        made = Project(url)
         yield made
         made.store.connections.close()
         connections.close_all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,7 @@ from inspecting import Worker, execute, open_transaction
 
 from celery_durable.run import RunState
 from celery_durable.store.writes import Finish
+from celery_durable.tokens import Token, sign
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,13 +26,14 @@ if TYPE_CHECKING:
     from celery_durable.store import Store
 
 PROVIDER = ("--auth=ada@example.com", "--auth_provider=flowering.login.Login")
+SECRET = "a secret that is long enough"
 ACTION = {"X-Durable-Action": "1"}
 HOSTILE = "<script>document.title='owned'</script>"
 
 
 @pytest.fixture(scope="module")
 def world(postgres_url: str) -> Iterator[World]:
-    with flower_world(postgres_url) as made:
+    with flower_world(postgres_url, durable_signal_secret=SECRET) as made:
         yield made
 
 
@@ -166,6 +169,9 @@ def test_what_runs_bring_along_is_text_and_never_markup(basic: FlowerServer, run
         listed = client.get("/durable", params={"q": HOSTILE, "worker": '"><img src=x>'}).text
         assert HOSTILE not in listed
         assert "<img src=x>" not in listed
+        assert "default-src 'self'" in client.get("/durable/run/story").headers["Content-Security-Policy"]
+        for path in ("/durable/run/a%00b", "/api/durable/run/a%00b", "/durable?q=a%00b", "/durable/run/%FF"):
+            assert client.get(path).status_code == 400, path
         page = client.get("/durable/run/odd%2Fid%20%3F%26%23%3Cb%3E")
         assert page.status_code == 200
         assert "odd/id ?&amp;#&lt;b&gt;" in page.text
@@ -262,6 +268,7 @@ def test_an_action_is_done_once_and_audited_with_its_user_and_reason(
             return client.post(f"/api/durable/run/{run_id}/{name}", json=body, headers=ACTION)
 
         assert act(failed, "resume").status_code == 400  # no reason
+        assert act(failed, "resume", reason="x" * 5_000_000).status_code == 413
         assert act(failed, "explode", reason="x").status_code == 404
         assert act(failed, "resume", reason="the API is back").json()["state"] == "pending"
         again = act(failed, "resume", reason="again")
@@ -309,7 +316,33 @@ def test_a_signal_is_sent_to_a_run_and_kept_with_its_sender(
         assert [(one["name"], one["actor"], one["taken_by"]) for one in told["signals"]] == [
             ("approved", "ada", None)
         ]
+        carried = client.get(f"/durable/run/{result.id}/payload?part=signal&number=0").json()
+        assert json.loads(carried["text"]) == {"by": "ada"}
+        assert client.get(f"/durable/run/{result.id}/payload?part=signal&number=1").status_code == 404
         assert client.post("/api/durable/run/story/signal", json=sent, headers=ACTION).status_code == 409
+
+
+def test_whoever_holds_a_token_sends_its_signal_once_and_nobody_else_does(
+    basic: FlowerServer, world: World
+) -> None:
+    result = world.send("plain", "text")
+    soon = datetime.fromtimestamp(time.time() + 300, timezone.utc)
+    token = sign(Token(result.id, "approved", "here", soon), SECRET)
+    late = sign(Token(result.id, "approved", "there", soon - timedelta(hours=1)), SECRET)
+    forged = sign(Token(result.id, "approved", "here", soon), "another secret")
+    with basic.client() as anybody, basic.client(ADA) as client:
+
+        def send(token: str, **options: Any) -> httpx.Response:
+            foreign = {"Origin": "https://pay.example", "Sec-Fetch-Site": "cross-site"}
+            return anybody.post(f"/api/durable/token/{token}", headers=foreign, **options)
+
+        assert send(forged, json=1).status_code == 403
+        assert send(late, json=1).status_code == 403
+        assert send(token, content=b"not json").status_code == 400
+        assert send(token, json={"paid": True}).json() == {"delivered": True}
+        assert send(token, json={"paid": True}).json() == {"delivered": False}
+        told = client.get(f"/api/durable/run/{result.id}").json()
+        assert [(one["name"], one["actor"]) for one in told["signals"]] == [("approved", "token")]
 
 
 def test_bulk_counts_first_changes_what_it_can_and_refuses_an_empty_filter(
@@ -402,9 +435,11 @@ def test_a_slow_postgres_holds_up_neither_flower_nor_the_page_for_long(world: Wo
             blocking.execute("lock table durable.run in access exclusive mode")
             started = time.monotonic()
             page, answer = client.get("/durable"), client.get("/api/durable/runs")
+            live = client.get("/durable?part=live")
             assert client.get("/tasks").status_code == 200
             took = time.monotonic() - started
-        assert (page.status_code, answer.status_code) == (503, 503)
+        assert (page.status_code, answer.status_code, live.status_code) == (503, 503, 503)
+        assert live.json()["error"]["type"] == "StoreUnavailableError"
         assert "did not answer within 0.5 s" in page.text
         assert took < 10
         assert client.get("/durable").status_code == 200

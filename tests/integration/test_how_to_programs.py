@@ -20,13 +20,18 @@ if TYPE_CHECKING:
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
 PAGES = {
+    "book_trip": "sagas.md",
     "approvals": "wait.md",
     "call_once": "call-once.md",
+    "call_partner": "call-http-services.md",
     "fetch_all": "async.md",
+    "change_code": "change-code.md",
     "fork_orders": "resume-fork-edit.md",
     "limit_exports": "limit-concurrency.md",
     "pay_once": "transactions.md",
     "place_orders": "sqlalchemy.md",
+    "thumbnails": "children.md",
+    "ticker": "long-histories.md",
 }
 
 

@@ -40,11 +40,11 @@ def fulfil(order: int) -> int:
 class Shop:
     """An app whose store is in the database of its orders, and a look at both."""
 
-    def __init__(self, url: str, folder: Path, **settings: Any) -> None:
+    def __init__(self, url: str, **settings: Any) -> None:
         self.url = url
         self.app = Celery(
             "shop",
-            broker=f"durable+embedded://{folder}",
+            broker=f"durable+{url}",
             backend=f"durable+{url}",
             task_cls=durable.DurableTask,
             set_as_current=False,
@@ -84,7 +84,7 @@ class Shop:
 @pytest.fixture(scope="module")
 def shared(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     with fresh_database(postgres_url) as url:
-        made = Shop(url, tmp_path_factory.mktemp("broker"))
+        made = Shop(url)
         yield made
         made.close()
 
@@ -301,7 +301,7 @@ def test_a_transaction_of_another_database_is_refused_and_not_spoilt(
             shop.fulfil.apply_async((1,), transaction=elsewhere)
         elsewhere.execute("insert into kept values (1)")
         elsewhere.commit()
-        durable_too = Shop(url, tmp_path)
+        durable_too = Shop(url)
         try:
             with pytest.raises(durable.TransactionUsageError, match="of another database"):
                 shop.fulfil.apply_async((1,), transaction=elsewhere)
@@ -366,7 +366,7 @@ def test_an_id_that_is_known_already_is_left_as_it_is(shop: Shop, engine: Engine
 
 def test_sent_events_follow_the_commit(postgres_url: str, tmp_path: Path) -> None:
     with fresh_database(postgres_url) as url:
-        shop = Shop(url, tmp_path, task_send_sent_event=True)
+        shop = Shop(url, task_send_sent_event=True)
         engine = create_engine(url.replace("postgresql", "postgresql+psycopg"))
         events: list[str] = []
         with shop.app.connection_for_read() as listening:

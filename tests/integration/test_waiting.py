@@ -59,12 +59,12 @@ def test_a_wait_asks_at_most_fifty_times_a_second(scene: Scene, seconds: float) 
     assert clock.questions <= 2 + MOST * clock.seconds
 
 
-def test_a_long_wait_asks_fifteen_times_a_second_and_the_server_sleeps_for_nobody(scene: Scene) -> None:
+def test_a_long_wait_asks_twenty_times_a_second_and_the_server_sleeps_for_nobody(scene: Scene) -> None:
     waiting = scene.waiting(lambda: scene.result().get(timeout=3))
     take(1.8)
     clock = Stopwatch(scene)
     take(0.8)
-    assert clock.questions <= 2 + 15 * clock.seconds
+    assert clock.questions <= 2 + 23 * clock.seconds
     ends_at_its_timeout(waiting)
 
 

@@ -13,9 +13,10 @@ from celery.result import (
     GroupResult,
     ResultSet,
 )
+from harness.waiting import eventually
 from kombu.exceptions import ContentDisallowed
 
-from celery_durable.waiting import poller
+from celery_durable.waiting import pace, poller
 from celery_durable.waiting.pace import Question
 
 
@@ -166,3 +167,22 @@ def test_a_result_that_cannot_be_read_is_an_error_to_whoever_waits_for_it_alone(
         waiting[1].result(20)
     scene.store(good, 1)
     assert waiting[0].result(20) == 1
+
+
+def test_those_who_wait_for_one_are_asked_for_more_often_than_those_who_wait_for_thousands(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (poller, pace):
+        monkeypatch.setattr(module, "rest", lambda _: 5.0)  # as if a large question took more than a second
+    monkeypatch.setattr(pace, "_EAGER", 60.0)
+    many, one = [new_id() for _ in range(600)], new_id()
+    large = scene.waiting(joined(scene, many))
+    eventually(lambda: scene.backend._poller._place.large_at > 0, what="the large question")
+    small = scene.waiting(lambda: scene.result(one).get(timeout=20))
+    before = scene.questions()
+    eventually(lambda: scene.questions() > before + 1, what="the small question, twice")
+    clock = Stopwatch(scene)
+    scene.store_all([one, *many])
+    assert small.result(20) == one
+    assert clock.seconds < 4
+    assert large.result(20) == many

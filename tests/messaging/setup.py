@@ -37,7 +37,7 @@ class MessagingSetup(Setup):
         )
         ledger, gates = self.ledger, self.gates
 
-        @app.task(name="handle", bind=True)
+        @app.task(name="handle", bind=True, shared=False)
         def handle(self: Task, name: str) -> None:
             detail = bool(self.request.delivery_info.get("redelivered"))
             with ledger.recorded(name, self.request.hostname, detail):

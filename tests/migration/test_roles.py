@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
 from datetime import timedelta
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 from contending import keeper, step_write
+from explaining import given, queries_parameters
 from harness.postgres import fresh_database
 from inspecting import Worker
 
@@ -19,6 +21,8 @@ from celery_durable.config import Settings
 from celery_durable.exceptions import SchemaMissingError
 from celery_durable.store import Store
 from celery_durable.store.inspection import Filter
+from celery_durable.store.questions import list_runs, whole_run
+from celery_durable.store.watching import Watching
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -175,3 +179,22 @@ def test_a_viewer_of_columns_sees_no_payload(roles: Roles, stores: dict[str, Sto
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         roles.run(roles.as_role("viewer"), "select result from durable.run")
     roles.run(roles.as_role("owner"), roles.blocks[2])
+
+
+def test_the_viewers_role_is_enough_for_everything_that_the_flower_pages_read(
+    roles: Roles, stores: dict[str, Store]
+) -> None:
+    async def read_everything() -> list[str]:
+        watching = Watching(roles.as_role("viewer"), schema="durable", patience=60)
+        try:
+            for name, sql in watching.queries("watching").items():
+                values = given("watching", name, sql)
+                await watching.rows(name, **{one: values[one] for one in queries_parameters(sql)})
+            questions = watching.queries("inspection")
+            await watching.ask(list_runs(questions, Filter(text="x", since=timedelta(hours=1)), 10, None))
+            await watching.ask(whole_run(questions, "run"))
+            return list(watching.queries("watching"))
+        finally:
+            await watching.close()
+
+    assert asyncio.run(read_everything())

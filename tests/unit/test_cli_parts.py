@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -132,6 +132,24 @@ def test_a_story_has_attempts_steps_with_bars_events_and_the_traceback() -> None
     assert "operation" not in text
     assert "x[0] [red]" in text  # not taken for markup
     assert "[bold]no[/bold]" in text
+
+
+def test_a_story_shows_calls_apart_from_what_was_done_to_the_run() -> None:
+    made = {"step": "pay", "method": "POST", "url": "https://bank/charge", "status": 503, "seconds": 0.2}
+    lost = {**made, "status": None, "error": "ReadTimeout"}
+    calls = tuple(EventView(at=NOW, kind="call", actor=None, detail=detail) for detail in (made, lost))
+    run = replace(a_run(), events=(*a_run().events, *calls))
+
+    console = Console(file=io.StringIO(), width=120, highlight=False)
+    for part in story(run, width=120):
+        console.print(part)
+    assert isinstance(console.file, io.StringIO)
+    apart, _, events = console.file.getvalue().partition("\nEvents")
+
+    assert "External calls" in apart
+    assert "pay POST https://bank/charge 503 200 ms" in " ".join(apart.split())
+    assert "ReadTimeout" in apart
+    assert "bank" not in events
 
 
 def test_a_story_fits_a_narrow_terminal_and_one_without_unicode() -> None:

@@ -16,6 +16,14 @@ def test_settings_of_others_are_left_alone() -> None:
     assert load({"task_always_eager": True, "broker_url": "redis://"}) == Settings()
 
 
+def test_settings_can_be_hashed_also_with_databases() -> None:
+    chosen = load({"durable_databases": {"billing": "postgresql://billing/ledger"}})
+    assert {chosen: 1}[chosen] == 1
+    with pytest.raises(ConfigurationError, match="a dict of URLs by name") as refused:
+        load({"durable_databases": "postgresql://user:secret@billing/ledger"})
+    assert "secret" not in str(refused.value)
+
+
 def test_every_default_is_a_valid_value() -> None:
     assert load({f"durable_{field.name}": field.default for field in fields(Settings)}) == Settings()
 

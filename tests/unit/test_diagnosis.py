@@ -154,6 +154,14 @@ SENTENCES: list[tuple[str, str, dict[str, Any], dict[str, Any], str, str | None]
     (
         "bad",
         "waiting",
+        {"reason": "version", "due": at(30), "version": "2.1"},
+        {},
+        "No live worker has the code of its version 2.1",
+        "durable_version = '2.1'",
+    ),
+    (
+        "bad",
+        "waiting",
         {"reason": "timer", "due": at(-40)},
         {"led_for": -3.0},
         "It was due 40 s ago, and nobody leads to wake it",

@@ -12,7 +12,9 @@ from tornado.web import HTTPError, authenticated
 from celery_durable.flower.asking import runs_page
 from celery_durable.flower.filters import MOST, FilterError, Wanted
 from celery_durable.flower.handlers.api import Api
+from celery_durable.flower.handlers.base import Answer
 from celery_durable.operations.selection import CANCELLABLE, RESUMABLE, RETRYABLE
+from celery_durable.operations.sending import send_signal_with_token
 
 if TYPE_CHECKING:
     from celery_durable.operations import Outcome
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 HEADER = "X-Durable-Action"
 _LONGEST_REASON = 500
 _AT_ONCE = 500
+_LARGEST_BODY = 4 * 1024 * 1024
 _JSON_NAMES: dict[Any, str] = {str: "string", list: "array", dict: "object"}
 
 
@@ -42,10 +45,7 @@ class Change(Api):
 
     def body(self) -> dict[str, Any]:
         """Return the JSON object that was sent."""
-        try:
-            sent = json.loads(self.request.body or b"{}")
-        except (ValueError, RecursionError) as error:
-            raise HTTPError(400, f"The body is not JSON: {error}") from error
+        sent = _json(self.request.body or b"{}")
         if not isinstance(sent, dict):
             raise HTTPError(400, "The body is not a JSON object")
         return sent
@@ -115,6 +115,25 @@ class Signal(Change):
         self.answer({"delivered": await self.in_thread(send)})
 
 
+class TokenSignal(Answer):
+    """Send the one signal that a token stands for: where a webhook goes to."""
+
+    def prepare(self) -> None:
+        """Refuse in read-only mode; nothing else is asked for: the token is for whoever holds it."""
+        super().prepare()
+        if self.application.options.read_only:
+            raise HTTPError(403, "Flower is in read-only mode")
+
+    def check_xsrf_cookie(self) -> None:
+        """Let it come from anywhere: what a site cannot know is the token."""
+
+    async def post(self, token: str) -> None:
+        """Deliver the body, which is JSON or nothing, as the payload."""
+        payload = _json(self.request.body) if self.request.body else None
+        send = partial(send_signal_with_token, token, payload, app=self.site.acting)
+        self.answer({"delivered": await self.in_thread(send)})
+
+
 class Bulk(Change):
     """Change many runs: chosen ones, or all that match a filter that says something."""
 
@@ -149,6 +168,15 @@ class Bulk(Change):
         page = await runs_page(self.site, wanted, limit=MOST)
         ids = [run.id for run in page.runs if _possible(name, run)]
         return ids, page.next is not None
+
+
+def _json(body: bytes) -> Any:
+    if len(body) > _LARGEST_BODY:
+        raise HTTPError(413, f"The body is larger than {_LARGEST_BODY:,} bytes")
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise HTTPError(400, f"The body is not JSON: {error}") from error
 
 
 def _possible(name: str, run: RunSummary) -> bool:

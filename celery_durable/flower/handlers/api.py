@@ -42,7 +42,7 @@ class RunsAnswer(Api):
         limit = self.number("limit", PAGE, most=_MOST) or PAGE
         page = await runs_page(self.site, wanted, limit=limit, before=self.number("before", None))
         runs = [summarised(run, self.site.redaction) for run in page.runs]
-        self.answer({"runs": runs, "next": page.next, "partial": page.partial})
+        await self.answer_large({"runs": runs, "next": page.next, "partial": page.partial})
 
 
 class CountsAnswer(Api):
@@ -63,7 +63,7 @@ class RunAnswer(Api):
         story = await story_of(self.site, run_id)
         if story is None:
             raise unknown(run_id)
-        self.answer(story_document(story))
+        await self.answer_large(story_document(story))
 
 
 class OverviewAnswer(Api):

@@ -22,6 +22,7 @@ from celery_durable.exceptions import (
     RunNotFoundError,
     RunStateError,
     SerializationError,
+    SignalTokenError,
     StepNotFoundError,
     StepUsageError,
     StoreUnavailableError,
@@ -40,12 +41,18 @@ logger = logging.getLogger(__name__)
 HERE = Path(__file__).resolve().parents[1]
 TEMPLATES, STATIC = HERE / "templates", HERE / "static"
 UNAVAILABLE, REFUSED = 503, 500
+# Whatever a run brings along: no script but Flower's and ours is executed. Bars are placed by inline styles.
+_POLICY = (
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; object-src 'none'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
+)
 _STATUS: dict[type[DurableError], int] = {
     RunNotFoundError: 404,
     StepNotFoundError: 404,
     RunStateError: 409,
     SerializationError: 400,
     StepUsageError: 400,
+    SignalTokenError: 403,
     StoreUnavailableError: UNAVAILABLE,
 }
 
@@ -76,6 +83,14 @@ class Handler(BaseHandler):  # type: ignore[misc]  # Flower ships no types
         self.set_header("Cache-Control", "no-store")
         self.set_header("Referrer-Policy", "same-origin")
         self.set_header("X-Frame-Options", "SAMEORIGIN")
+        self.set_header("Content-Security-Policy", _POLICY)
+
+    def decode_argument(self, value: bytes, name: str | None = None) -> str:
+        """Return an argument as text; Postgres has no text with a NUL in it."""
+        text: str = super().decode_argument(value, name)
+        if "\0" in text:
+            raise HTTPError(400, "NUL characters are in no run")
+        return text
 
     @property
     def arguments(self) -> dict[str, list[str]]:
@@ -176,6 +191,10 @@ class Page(Handler):
         status, name, words = problem_of(error)
         if status == UNAVAILABLE:
             self.set_header("Retry-After", "5")
+        if self.argument("part") == "live":
+            self.set_status(status)
+            self.finish({"error": {"type": name, "message": words}})
+            return
         body = (
             fragments().load("trouble.html").generate(link=self.link, status=status, name=name, words=words)
         )
@@ -184,6 +203,12 @@ class Page(Handler):
 
 class Answer(Handler):
     """An answer for programs and scripts: JSON, errors included."""
+
+    async def answer_large(self, value: Any) -> None:
+        """Send a JSON document that takes a while to be written."""
+        text = await self.in_thread(json.dumps, value, default=document)
+        self.set_header("Content-Type", "application/json; charset=UTF-8")
+        self.finish(text)
 
     def answer(self, value: Any, status: int = 200) -> None:
         """Send a JSON document."""

@@ -129,14 +129,15 @@ class _Payloads(Answer):
             rows = await self.site.watching.rows("payload_of_body", **given)
         elif part == "result":
             rows = await self.site.watching.rows("payload_of_result", **given)
+        elif part == "signal":
+            number = self.number("number", 0, most=_ALL) or 0
+            rows = await self.site.watching.rows("payload_of_signal", number=number, **given)
         else:
-            raise HTTPError(400, "part is one of arguments, result, output, input")
+            raise HTTPError(400, "part is one of arguments, result, output, input, signal")
         if not rows:
-            raise (
-                unknown(run_id)
-                if part in ("arguments", "result")
-                else HTTPError(404, f"There is no step {key!r}")
-            )
+            named = {"signal": "There is no such signal", "arguments": "", "result": ""}
+            words = named.get(part, f"There is no step {key!r}")
+            raise HTTPError(404, words) if words else unknown(run_id)
         return rows[0], part, key or part
 
 

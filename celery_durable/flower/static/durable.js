@@ -536,8 +536,11 @@ root.addEventListener("click", (event) => {
   const on = (selector) => event.target.closest(selector);
   let hit;
   if ((hit = on("[data-step-open]"))) openStep(hit.closest("tr"));
-  else if ((hit = on("[data-open]"))) openDrawer(hit.dataset.open === "result" ? "Result" : "Arguments", viewer(hit.textContent.trim(), new URLSearchParams({ part: hit.dataset.open })));
-  else if ((hit = on("[data-copy]"))) copyText(hit.dataset.copy, hit);
+  else if ((hit = on("[data-open]"))) {
+    const { open: part, number } = hit.dataset;
+    const query = new URLSearchParams(number === undefined ? { part } : { part, number });
+    openDrawer({ result: "Result", signal: "Signal" }[part] ?? "Arguments", viewer(hit.textContent.trim(), query));
+  } else if ((hit = on("[data-copy]"))) copyText(hit.dataset.copy, hit);
   else if ((hit = on("[data-copy-next]"))) copyText(hit.nextElementSibling.textContent, hit);
   else if ((hit = on("[data-zoom]"))) ({ in: () => zoomBy(0.5), out: () => zoomBy(2), fit })[hit.dataset.zoom]();
   else if ((hit = on("[data-fold]"))) {

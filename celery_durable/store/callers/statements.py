@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery_durable.exceptions import TransactionUsageError
 from celery_durable.store import queries
+from celery_durable.store.bulk import slot_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +42,7 @@ class CallersStore:
         self._connections = connections
         self._schema = schema
         self._sql = queries.load("callers", schema)
+        self._assign_slot = queries.load("runs", schema)["assign_slot"]
         self._check = check
         self._known: weakref.WeakKeyDictionary[object, bool] = weakref.WeakKeyDictionary()
 
@@ -63,7 +65,10 @@ class CallersStore:
             raise TransactionUsageError(self._elsewhere(transaction))
         grace = _AT_ONCE if transaction.notes is None else _GRACE
         parameters = {name: value for name, value in vars(run).items() if name not in ("publish", "chains")}
-        return Within(**transaction.row(self._sql["enqueue_within"], {**parameters, "grace": grace}))
+        within = Within(**transaction.row(self._sql["enqueue_within"], {**parameters, "grace": grace}))
+        if run.slot is not None:
+            transaction.row(self._assign_slot, slot_of(run))
+        return within
 
     def committed(self, ids: Sequence[str]) -> set[str]:
         """Return those of some runs that are to be published: they are stored, and no broker has them."""

@@ -11,7 +11,7 @@ select r.key, r.id, r.task, r.queue, r.priority, r.state, r.reason, r.due, r.pub
        a.hostname, coalesce(r.pid, a.pid) as pid, a.error,
        r.state in ('running', 'cancelling') and r.worker is not null
        and not exists (select from durable.worker w where w.id = r.worker) as orphaned,
-       r.awaits, durable.clock() as now
+       r.awaits, r.ending, durable.clock() as now
 from (
     select picked.key
     from unnest(%(states)s::text[]) as wanted (state)
@@ -83,7 +83,7 @@ select r.key, r.id, r.task, r.queue, r.priority, r.state, r.reason, r.due, r.pub
        a.hostname, coalesce(r.pid, a.pid) as pid, a.error,
        r.state in ('running', 'cancelling') and r.worker is not null
        and not exists (select from durable.worker w where w.id = r.worker) as orphaned,
-       r.awaits, durable.clock() as now,
+       r.awaits, r.ending, durable.clock() as now,
        coalesce(r.traceback, a.traceback) as traceback, r.result_type, octet_length(r.result) as result_bytes,
        octet_length(r.body) as body_bytes, r.forked_from, r.slot, r.slot_limit, r.slot_rate, r.slot_period
 from durable.run r
@@ -120,6 +120,14 @@ from durable.signal s
 where s.run_key = (select key from durable.run where id = %(id)s)
 order by s.key
 
+-- name: children
+-- Runs that a run has started: those that are not over or did not succeed first, and how many there are in all.
+select c.id, c.task, c.state::text as state, c.reason, count(*) over () as siblings
+from durable.run r
+join durable.run c on c.root = coalesce(r.root, r.id) and c.root <> c.id and c.parent = r.id
+where r.id = %(id)s
+order by (c.state = 'succeeded'), c.key limit 20
+
 -- name: cancel
 -- Runs that nobody executes end at once, under a new fence; executing ones are asked to stop. Rows are locked by
 -- key alone and judged afterwards: a state in the first `where` would miss a run that is just being claimed.
@@ -136,7 +144,7 @@ with target as materialized (
         worker = null, pid = null,
         fence = gen_random_uuid(), custom_state = null, unreported = true, cascading = r.awaits is not null
     from target t where r.key = t.key and t.state in ('pending', 'waiting')
-    returning r.key
+    returning r.key, r.state
 ), asked as (
     update durable.run r set cancel_requested = true, cascading = r.awaits is not null
     from target t where r.key = t.key and t.state in ('running', 'cancelling') and not t.cancel_requested
@@ -148,10 +156,11 @@ with target as materialized (
     from target t where t.key in (select key from ended union all select key from asked)
 )
 select t.id, coalesce(mine.detail ->> 'from', t.state) as before,
-       case when t.state in ('pending', 'waiting') then 'cancelled' else t.state end as state,
+       coalesce(ended.state, t.state) as state,
        mine.detail is not null or t.state in ('pending', 'waiting')
        or (t.state in ('running', 'cancelling') and not t.cancel_requested) as changed
 from target t
+left join ended on ended.key = t.key
 left join durable.event mine on mine.run_key = t.key and mine.detail ->> 'operation' = %(operation)s::text
 order by t.key
 
@@ -187,7 +196,7 @@ order by t.key
 -- Final runs that did not succeed begin a new generation: their checkpoints stay, their counters start again,
 -- and the claim may not refuse them for having expired. They count as published: the caller does it next.
 with target as materialized (
-    select r.key, r.id, r.state, r.generation, r.message, r.body
+    select r.key, r.id, r.state, r.generation, r.message, r.body, r.ending, r.reason
     from durable.run r
     where r.id = any(%(ids)s)
     order by r.key for no key update
@@ -197,8 +206,13 @@ with target as materialized (
         checks = 0, fence = gen_random_uuid(), generation = r.generation + 1, worker = null, pid = null,
         retries = 0, recoveries = 0, version = coalesce(%(version)s, r.version), cancel_requested = false,
         expires_at = null, deadline = null, finished_at = null,
-        custom_state = null, result = null, result_type = null, traceback = null, meta = null
+        custom_state = null, result = case when r.ending = 'failed' then r.result end,
+        result_type = case when r.ending = 'failed' then r.result_type end,
+        traceback = case when r.ending = 'failed' then r.traceback end,
+        meta = case when r.ending = 'failed' then r.meta end
     from target t where r.key = t.key and t.state in ('failed', 'cancelled')
+      -- one that was taken back has nothing to go on from; one whose compensation failed goes on with the rest
+      and (t.ending is null or t.reason = 'rollback')
     returning r.key, r.generation
 )
 select t.key, t.id, coalesce(mine.detail ->> 'from', t.state) as before,

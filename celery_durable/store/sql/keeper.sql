@@ -23,7 +23,7 @@ with gone as (
     delete from durable.worker where token = %(token)s returning id
 ), owned as (
     select r.key from durable.run r join gone on gone.id = r.worker
-    where r.state = 'running' order by r.key for update of r
+    where r.state in ('running', 'cancelling') order by r.key for update of r
 ), released as (
     update durable.run r
     set state = case when cancel_requested then 'cancelled' else 'pending' end,
@@ -91,12 +91,12 @@ returning w.id
 -- the snapshot and its lock, and would take a run from a live worker that has just claimed it.
 with lost as materialized (
     select r.key, r.worker from durable.run r
-    where r.state = 'running' and not exists (select from durable.worker w where w.id = r.worker)
+    where r.state in ('running', 'cancelling') and not exists (select from durable.worker w where w.id = r.worker)
       and exists (select from durable.leader where term = %(term)s and expires_at > durable.clock())
     order by r.key limit %(limit)s
 ), orphan as (
     select r.key from durable.run r join lost on lost.key = r.key and lost.worker = r.worker
-    where r.state = 'running'
+    where r.state in ('running', 'cancelling')
     order by r.key for update of r skip locked
 ), recovered as (
     update durable.run r

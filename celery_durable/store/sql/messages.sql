@@ -47,6 +47,10 @@ select (select count(*) from durable.message where queue = q.name and holder is 
        (select count(*) from durable.consumer where queues @> array[q.name]) as consumers
 from durable.queue q where q.name = %(queue)s
 
+-- name: has_messages
+-- Whether anything waits in a queue.
+select exists (select from durable.message where queue = %(queue)s and holder is null) as found
+
 -- name: purge
 -- Remove the messages that wait.
 delete from durable.message where queue = %(queue)s and holder is null

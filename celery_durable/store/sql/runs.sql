@@ -89,13 +89,14 @@ where key in (select key from durable.run where id = any(%(ids)s) and state = 'p
 -- an old message of a task that was replaced claims nothing for it.
 with claimed as (
     update durable.run r
-    set state = 'running', reason = null, due = null, fence = %(fence)s,
+    set state = case when r.ending is null then 'running' else 'cancelling' end, reason = null, due = null,
+        fence = %(fence)s, compensates = null,
         attempt = r.attempt + case when r.fence = %(fence)s then 0 else 1 end,
         worker = w.id, pid = %(pid)s, custom_state = null, checks = 0,
         claimed_at = durable.clock(), started_at = coalesce(r.started_at, durable.clock())
     from durable.worker w
     where r.id = %(id)s and w.token = %(token)s and (%(task)s::text is null or r.task = %(task)s)
-      and (r.state = 'pending' or (r.state = 'running' and r.fence = %(fence)s))
+      and (r.state = 'pending' or (r.state in ('running', 'cancelling') and r.fence = %(fence)s))
       and (r.attempt > 0 or r.expires_at is null or r.expires_at > durable.clock())
       and r.slot is null
     returning r.*, w.hostname
@@ -105,7 +106,8 @@ with claimed as (
     on conflict (run_key, number) do nothing
 )
 select key, id, task, fence, attempt, generation, retries, recoveries, seed, cancel_requested, claimed_at,
-       revision, replacements, parent, wait, abreast, deadline, slot,
+       revision, replacements, parent, wait, abreast, deadline, slot, ending, ending_reason, rollbacks,
+       case when ending is not null then result end as result, result_type,
        case when revision <> %(revision)s then body end as body,
        case when revision <> %(revision)s then message end as message
 from claimed
@@ -116,7 +118,7 @@ from claimed
 select c.key, c.seq, c.outcome, c.output, c.codec, c.digest, c.arguments, c.tries, c.spent, c.clock,
        c.kind, c.due
 from durable.run r join durable.checkpoint c on c.run_key = r.key
-where r.id = %(id)s and r.fence = %(fence)s and r.state = 'running'
+where r.id = %(id)s and r.fence = %(fence)s and r.state in ('running', 'cancelling')
 order by c.seq
 
 -- name: standing
@@ -192,6 +194,16 @@ with fence as (
 )
 select fence.cancel_requested, exists (select from stored) as stored from fence
 
+-- name: note_calls
+-- Evidence of calls that a step's body made, stored with the step; known by the call's id if it is stored again.
+insert into durable.event (run_key, kind, detail)
+select r.key, 'call', made.detail
+from durable.run r, unnest(%(calls)s::text[]::jsonb[]) with ordinality as made (detail, number)
+where r.key = %(run)s and r.fence = %(fence)s
+  and not exists (select from durable.event known
+                  where known.run_key = r.key and known.detail ->> 'call' = made.detail ->> 'call')
+order by made.number
+
 -- name: relax
 -- In front of a checkpoint that is cheap to repeat: this one commit does not wait for the disk.
 select set_config('synchronous_commit', 'off', true) as synchronous_commit
@@ -201,7 +213,7 @@ select set_config('synchronous_commit', 'off', true) as synchronous_commit
 -- finds its own row and writes the same again. A body that raised Ignore keeps the state it has set itself.
 with finished as (
     update durable.run
-    set state = %(state)s, reason = %(reason)s, due = null, worker = null, pid = null,
+    set state = %(state)s, reason = %(reason)s, due = null, worker = null, pid = null, compensates = false,
         custom_state = case when %(reason)s::text = 'ignored' then custom_state end,
         unreported = %(unreported)s,
         result = case when %(reason)s::text = 'ignored' and custom_state is not null then result else %(result)s end,
@@ -216,6 +228,44 @@ with finished as (
 )
 select key from finished
 
+-- name: roll_back
+-- A run that ends badly and has compensations: how it ends is stored, then it takes them back. Repeated, or by an
+-- attempt that found them at its replay, it changes nothing but the list of them.
+update durable.run
+set state = 'cancelling', recoveries = case when ending is null then 0 else recoveries end,
+    recoveries_before = case when ending is null then recoveries else recoveries_before end,
+    result = case when ending is null then %(result)s else result end,
+    result_type = case when ending is null then %(result_type)s else result_type end,
+    traceback = case when ending is null then %(traceback)s else traceback end,
+    meta = case when ending is null then %(meta)s else meta end,
+    ending_reason = case when ending is null then %(reason)s else ending_reason end,
+    ending = coalesce(ending, %(state)s), rollbacks = %(rollbacks)s, compensates = true
+where key = %(run)s and fence = %(fence)s and state in ('running', 'cancelling')
+returning key
+
+-- name: rolled_back
+-- The end of a run that has taken back what it could. A compensation that fails for good keeps the rest for a
+-- resume; a run that turns out to have none ends as if it had never been asked.
+with finished as (
+    update durable.run
+    set state = case when %(problem)s::text is null then coalesce(ending, state) else 'failed' end,
+        reason = case when ending is null then reason
+                      when %(problem)s::text is null then ending_reason else 'rollback' end,
+        result = case when ending = 'cancelled' then %(result)s else result end,
+        result_type = case when ending = 'cancelled' then %(result_type)s else result_type end,
+        ending = case when %(undone)s or %(problem)s::text is not null then ending end,
+        recoveries = recoveries + coalesce(recoveries_before, 0), recoveries_before = null,
+        compensates = false, due = null, worker = null, pid = null, custom_state = null,
+        unreported = %(unreported)s, finished_at = coalesce(finished_at, durable.clock())
+    where key = %(run)s and fence = %(fence)s and state in ('cancelling', 'failed', 'cancelled')
+    returning key, attempt, state, reason
+), ended as (
+    update durable.attempt a
+    set ended_at = durable.clock(), outcome = f.state, error = %(problem)s
+    from finished f where a.run_key = f.key and a.number = f.attempt
+)
+select state, reason from finished
+
 -- name: release
 -- Leave the worker: for a retry (with a due time), or to hand the run on (due now). Step errors recorded
 -- after the last successful step, or side by side with it under one number, are put aside when the run is tried
@@ -228,17 +278,18 @@ with mine as (
     for no key update
 ), released as (
     update durable.run r
-    set state = case when cancel_requested then 'cancelled'
+    set state = case when cancel_requested and ending is null then 'cancelled'
                      when %(reason)s::text = 'replaced' or %(delay)s::interval > interval '0' then 'waiting'
                      else 'pending' end,
-        reason = case when cancel_requested then 'cancelled'
+        reason = case when cancel_requested and ending is null then 'cancelled'
                       when %(reason)s::text = 'replaced' or %(delay)s::interval > interval '0' then %(reason)s end,
-        due = case when not cancel_requested and %(reason)s::text is distinct from 'replaced'
+        due = case when not (cancel_requested and ending is null) and %(reason)s::text is distinct from 'replaced'
                    then durable.clock()
                    + case when %(delay)s::interval > interval '0' then %(delay)s::interval
                           when %(publish)s then %(check)s::interval else interval '0' end end,
         published_at = case when %(publish)s and not %(delay)s::interval > interval '0' then durable.clock() end,
-        finished_at = case when cancel_requested then durable.clock() end, unreported = cancel_requested,
+        finished_at = case when cancel_requested and ending is null then durable.clock() end,
+        unreported = cancel_requested and ending is null, compensates = %(compensates)s,
         fence = %(closed)s, worker = null, pid = null, custom_state = null,
         retries = coalesce(%(retries)s, retries),
         result = coalesce(%(result)s, result), result_type = coalesce(%(result_type)s, result_type),
@@ -250,7 +301,7 @@ with mine as (
         replacements = replacements + case when %(discard)s = 'all' then 1 else 0 end,
         seed = case when %(discard)s = 'all' then gen_random_uuid() else seed end,
         body = coalesce(%(body)s, body), message = coalesce(%(message)s, message)
-    from mine where r.key = mine.key and mine.fence = %(fence)s and mine.state = 'running'
+    from mine where r.key = mine.key and mine.fence = %(fence)s and mine.state in ('running', 'cancelling')
     returning r.key, r.attempt, r.state
 ), ended as (
     update durable.attempt a
@@ -264,6 +315,10 @@ with mine as (
                             where run_key = r.key and outcome = 'ok'), 0)
 ), forgotten as (
     delete from durable.checkpoint c using released r where %(discard)s = 'all' and c.run_key = r.key
+), received as (  -- a week is for senders that send one again
+    delete from durable.signal s using released r
+    where %(discard)s = 'all' and s.run_key = r.key and s.taken_by is not null
+      and s.sent_at < durable.clock() - interval '7 days'
 )
 select coalesce(released.state, mine.state) as state
 from mine left join released on released.key = mine.key
@@ -280,7 +335,7 @@ returning key
 -- the child recorded at the claim.
 with lost as (
     select r.key from durable.run r join durable.worker w on w.id = r.worker
-    where r.id = %(id)s and r.state = 'running' and w.token = %(token)s
+    where r.id = %(id)s and r.state in ('running', 'cancelling') and w.token = %(token)s
       and (r.pid = %(pid)s or %(pid)s::integer is null)
     for update of r
 ), recovered as (
@@ -315,7 +370,7 @@ select id, state, recoveries, message, body from recovered
 with stray as (
     select r.key from durable.run r join durable.worker w on w.id = r.worker
     join unnest(%(ids)s::text[], %(fences)s::uuid[]) as s (id, fence) on s.id = r.id and s.fence = r.fence
-    where w.token = %(token)s and r.state = 'running'
+    where w.token = %(token)s and r.state in ('running', 'cancelling')
     order by r.key for update of r
 ), released as (
     update durable.run r
@@ -335,7 +390,7 @@ select id from released
 -- name: owned
 -- What a worker owns, to be compared with what it executes.
 select r.id, r.fence from durable.run r join durable.worker w on w.id = r.worker
-where w.token = %(token)s and r.state = 'running'
+where w.token = %(token)s and r.state in ('running', 'cancelling')
 
 -- name: revoke
 -- Celery's revoke: a run that is not executing ends at once; an executing one only where its own worker
@@ -346,7 +401,7 @@ with revoked as (
         finished_at = durable.clock(), unreported = true, cascading = r.awaits is not null, fence = gen_random_uuid()
     where r.id = %(id)s
       and (r.state in ('pending', 'waiting')
-           or (r.state = 'running' and %(terminated)s
+           or (r.state in ('running', 'cancelling') and %(terminated)s
                and exists (select from durable.worker w where w.id = r.worker and w.token = %(token)s)))
     returning r.key, r.attempt
 ), ended as (
@@ -398,7 +453,7 @@ set state = 'failed', reason = 'unclaimed', due = null, finished_at = durable.cl
     fence = gen_random_uuid(), result = %(result)s, result_type = %(result_type)s, traceback = %(traceback)s,
     unreported = false
 where id = %(id)s and state = 'pending'
-returning key
+returning state
 
 -- name: annotate
 -- Labels and progress, for people.

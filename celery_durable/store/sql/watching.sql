@@ -71,6 +71,8 @@ select (select extract(epoch from durable.clock() - w.beat_at)::float8
        (select count(*) from durable.worker w
         where w.beat_at > durable.clock() - %(lease)s::interval and w.hostname not like 'keeper@%%') as workers,
        (select extract(epoch from l.expires_at - durable.clock())::float8 from durable.leader l) as led_for,
+       (select count(*) from durable.worker w
+        where w.beat_at > durable.clock() - %(lease)s::interval and w.code = r.version) as of_its_version,
        (select count(*) from durable.run s
         where s.slot = r.slot and s.state in ('running', 'cancelling')) as slot_taken,
        (select count(*) from (select from durable.run p
@@ -108,6 +110,13 @@ select r.result_type, r.state, octet_length(r.result) as bytes,
        substring(r.result from %(start)s for %(size)s) as data
 from durable.run r where r.id = %(id)s
 
+-- name: payload_of_signal
+-- What one of the signals to a run carried, or a part of it; they are numbered in the order they are shown in.
+select s.codec, octet_length(s.payload) as bytes, substring(s.payload from %(start)s for %(size)s) as data
+from durable.signal s
+where s.run_key = (select key from durable.run where id = %(id)s)
+order by s.key offset %(number)s limit 1
+
 -- name: state_at
 -- What was known when a step was called: the outcomes of those before it, cut to a size that a page can show.
 select c.key, c.seq, c.outcome, c.arguments, c.codec, c.error, octet_length(c.output) as bytes,
@@ -135,7 +144,7 @@ select recent.task, regexp_replace(c.key, '#[0-9]+$', '') as step, count(*) as c
        sum(c.tries - 1) as more_tries, count(*) filter (where c.outcome = 'error') as errors
 from (select key, task from durable.run order by key desc limit %(most)s) as recent
 cross join lateral (select one.key, one.seconds, one.tries, one.outcome from durable.checkpoint one
-                    where one.run_key = recent.key limit 1000) as c
+                    where one.run_key = recent.key and one.kind is null limit 1000) as c
 group by 1, 2 order by sum(c.seconds * c.tries) desc limit 100
 
 -- name: workers
@@ -149,8 +158,9 @@ from durable.worker w order by w.hostname, w.id limit %(most)s
 
 -- name: storage
 -- Size and about how many rows each table has.
-select c.relname::text as name, pg_total_relation_size(c.oid) as bytes, greatest(c.reltuples, 0)::bigint as rows
+select c.relname::text as name, pg_total_relation_size(c.oid) as bytes, greatest(c.reltuples, s.n_live_tup, 0)::bigint as rows
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
+left join pg_stat_all_tables s on s.relid = c.oid
 where n.nspname = %(schema)s and c.relkind = 'r' order by 2 desc
 
 -- name: newest

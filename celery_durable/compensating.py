@@ -1,0 +1,121 @@
+"""A run that ends badly takes back what it has done; then it ends as it was going to."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from celery.exceptions import Ignore
+
+from celery_durable import context, driving, texts
+from celery_durable.backend import has_dependents, tell_revoked
+from celery_durable.exceptions import (
+    DurableError,
+    LeaseLostError,
+    NondeterminismError,
+    RollbackError,
+    StoreUnavailableError,
+)
+from celery_durable.run import RunState
+from celery_durable.seam import Suspended
+from celery_durable.store.writes import Finish
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from celery_durable.settling import Settlement
+
+logger = logging.getLogger(__name__)
+
+
+class Rollback:
+    """The end of a run that has compensations.
+
+    Arguments:
+        settlement: how its attempt ends.
+    """
+
+    def __init__(self, settlement: Settlement) -> None:
+        self._settlement = settlement
+        self._execution = settlement.execution
+        self._claim = settlement.claim
+        self._runs = settlement.runs
+
+    def of_replay(self, body: Callable[[], Any]) -> Exception:
+        """Replay a body for what it has registered, and take that back; return what tells Celery of it."""
+        execution = self._execution
+        execution.replay_only()
+        problem: NondeterminismError | None = None
+        try:
+            with context.activate(execution):
+                body()
+        except (SystemExit, KeyboardInterrupt, GeneratorExit, LeaseLostError, StoreUnavailableError):
+            raise
+        except NondeterminismError as error:
+            problem = error
+        except BaseException as error:  # noqa: BLE001  (how it ends is stored already)
+            logger.debug("The replay ended with %s", texts.line(error))
+        if execution.leaving is not None:
+            raise execution.departed(execution.leaving)
+        if execution.lost:
+            raise LeaseLostError
+        keys = execution.compensations if self._claim.rollbacks is None else list(self._claim.rollbacks)
+        if keys and self._claim.rollbacks is None:
+            self._begin(Finish(RunState(self._claim.ending)), keys)
+        return self._ended(self._claim.ending or "failed", keys, problem, None)
+
+    def of(self, finish: Finish, error: Exception | None) -> Exception:
+        """Take back what a body has registered that has just ended badly.
+
+        Returns what tells Celery the outcome: the body's `error`, or `Ignore` for a cancelled run.
+        """
+        keys = self._execution.compensations
+        self._begin(finish, keys)
+        return self._ended(finish.state.value, keys, None, error)
+
+    def _begin(self, finish: Finish, keys: Sequence[str]) -> None:
+        self._runs.roll_back(self._claim.key, self._claim.fence, finish, keys)
+
+    def _ended(
+        self, ending: str, keys: list[str], problem: DurableError | None, error: Exception | None
+    ) -> Exception:
+        problem = problem or self._take_back(keys)
+        settlement, request = self._settlement, self._settlement.request
+        told = settlement.rolled_back(problem, undone=bool(keys), unreported=has_dependents(request))
+        where = f"{settlement.task.name}[{request.id}]"
+        if problem is not None:
+            logger.error("%s: %s", where, problem)
+        if ending == "failed":
+            return error or self._stored_error()
+        if problem is not None:
+            return problem
+        tell_revoked(settlement.backend, request, told or "cancelled")
+        logger.info("%s was cancelled, after %s compensations", where, len(keys))
+        return Ignore("run cancelled")
+
+    def _take_back(self, keys: Sequence[str]) -> RollbackError | None:
+        task = self._settlement.task
+
+        def wait(coroutine: Coroutine[Any, Any, Any]) -> Any:
+            return driving.completed(task, coroutine)
+
+        try:
+            with context.activate(self._execution):
+                self._execution.rolled_back(keys, wait)
+        except (SystemExit, KeyboardInterrupt, GeneratorExit, Suspended):
+            raise
+        except (LeaseLostError, StoreUnavailableError):
+            raise
+        except BaseException as error:  # noqa: BLE001  (told to the operator, who resumes the rest)
+            message = (
+                f"A compensation failed for good, and those before it were not made: {texts.line(error)}. "
+                f"Once the cause is mended: celery -A <app> durable resume {self._claim.id}"
+            )
+            return RollbackError(message, run=self._claim.id)
+        return None
+
+    def _stored_error(self) -> Exception:
+        claim, backend = self._claim, self._settlement.backend
+        decoded = backend.decoded(claim.result, claim.result_type)
+        error = backend.exception_to_python(decoded) if decoded else None
+        return error or DurableError("The run failed with an error that cannot be read")

@@ -1,0 +1,125 @@
+"""Transports for httpx."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from celery_durable.http.evidence import HEADER, Call, Evidence
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+
+class DurableTransport(httpx.BaseTransport):
+    """A transport that sends the idempotency key of the current step along, and keeps evidence of the call.
+
+    Arguments:
+        transport: what talks to the server; by default `httpx.HTTPTransport()`.
+        bodies: whether bodies are kept, as far as they are text.
+        max_body: how many characters of each are kept.
+        redact: gets the evidence of a call and returns what is kept of it.
+
+    Example:
+        >>> client = httpx.Client(transport=DurableTransport())
+    """
+
+    def __init__(self, transport: httpx.BaseTransport | None = None, **options: Any) -> None:
+        self._transport = transport or httpx.HTTPTransport()
+        self._evidence = Evidence(**options)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request; inside a step with its key, and noted."""
+        call = _begin(self._evidence, request)
+        if call is None:
+            return self._transport.handle_request(request)
+        try:
+            response = self._transport.handle_request(request)
+        except BaseException as error:
+            call.failed(error)
+            raise
+        call.answered(response.status_code, response.headers)
+        stream: Any = response.stream
+        response.stream = _Overheard(stream, call)
+        return response
+
+    def close(self) -> None:
+        """Close what talks to the server."""
+        self._transport.close()
+
+
+class AsyncDurableTransport(httpx.AsyncBaseTransport):
+    """The same for `httpx.AsyncClient`; arguments are those of `DurableTransport`.
+
+    Example:
+        >>> client = httpx.AsyncClient(transport=AsyncDurableTransport())
+    """
+
+    def __init__(self, transport: httpx.AsyncBaseTransport | None = None, **options: Any) -> None:
+        self._transport = transport or httpx.AsyncHTTPTransport()
+        self._evidence = Evidence(**options)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request; inside a step with its key, and noted."""
+        call = _begin(self._evidence, request)
+        if call is None:
+            return await self._transport.handle_async_request(request)
+        try:
+            response = await self._transport.handle_async_request(request)
+        except BaseException as error:
+            call.failed(error)
+            raise
+        call.answered(response.status_code, response.headers)
+        stream: Any = response.stream
+        response.stream = _AsyncOverheard(stream, call)
+        return response
+
+    async def aclose(self) -> None:
+        """Close what talks to the server."""
+        await self._transport.aclose()
+
+
+def _begin(evidence: Evidence, request: httpx.Request) -> Call | None:
+    try:
+        content = request.content
+    except httpx.RequestNotRead:  # a stream: it can be read once, by the server
+        content = b""
+    call = evidence.begin(request.method, str(request.url), request.headers, content)
+    if call is not None and HEADER not in request.headers:
+        request.headers[HEADER] = call.key
+    return call
+
+
+class _Overheard(httpx.SyncByteStream):
+    def __init__(self, stream: httpx.SyncByteStream, call: Call) -> None:
+        self._stream, self._call = stream, call
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            for chunk in self._stream:
+                self._call.received(chunk)
+                yield chunk
+        except Exception as error:
+            self._call.failed(error)
+            raise
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class _AsyncOverheard(httpx.AsyncByteStream):
+    def __init__(self, stream: httpx.AsyncByteStream, call: Call) -> None:
+        self._stream, self._call = stream, call
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._stream:
+                self._call.received(chunk)
+                yield chunk
+        except Exception as error:
+            self._call.failed(error)
+            raise
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()

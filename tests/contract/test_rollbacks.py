@@ -1,0 +1,634 @@
+"""Compensations, through Celery's tracer and a real store: every way to end badly, and every place to die."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from celery import Celery
+from celery.app.trace import build_tracer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from inspecting import execute
+
+import celery_durable as durable
+from celery_durable import hooks
+from celery_durable.exceptions import RunStateError, StepUsageError
+from celery_durable.operations import Runs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from celery_durable.store import Store
+
+done: list[str] = []
+dies: dict[str, int] = {}
+fails: dict[str, int] = {}
+
+
+class Killed(SystemExit):
+    """The pool child ends here."""
+
+
+def effect(name: str) -> str:
+    """Leave a trace; die or fail as often as the test wants."""
+    done.append(name)
+    if dies.get(name, 0) > 0:
+        dies[name] -= 1
+        raise Killed
+    if fails.get(name, 0) > 0:
+        fails[name] -= 1
+        message = f"{name} fails"
+        raise ValueError(message)
+    return name
+
+
+@durable.step
+def book(what: str) -> str:
+    return effect(what)
+
+
+def undo(what: str) -> str:
+    return effect(f"undo {what}")
+
+
+@durable.step(max_retries=3, default_retry_delay=0)
+def undo_stubbornly(what: str) -> str:
+    return effect(f"undo {what}")
+
+
+@durable.step(max_retries=3, default_retry_delay=60)
+def undo_patiently(what: str) -> str:
+    return effect(f"undo {what}")
+
+
+@durable.step
+async def undo_later(what: str) -> str:
+    await asyncio.sleep(0)
+    return effect(f"undo {what}")
+
+
+def travel(undoing: Any = undo) -> str:
+    """Book a flight and a hotel, then pay."""
+    book("flight")
+    durable.on_rollback(undoing, "flight")
+    book("hotel")
+    durable.on_rollback(undoing, what="hotel")
+    return book("pay")
+
+
+@pytest.fixture(autouse=True)
+def _clean() -> None:
+    for one in (done, dies, fails):
+        one.clear()
+
+
+class World:
+    """An app whose tasks run here, as in a pool child."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.app = Celery("sagas", broker="memory://", backend=f"durable+{store.url}")
+        self.app.conf.update(durable_autoretry=False)
+        backend: Any = self.app.backend
+        backend._store = store
+        self.runs = Runs(self.app)
+        self.token = hooks.become_worker()
+        self.register()
+
+    def register(self) -> None:
+        with self.store.connections.dedicated() as connection:
+            self.store.keeper(connection).register(self.token, hostname="worker@one", pid=1, version="0")
+
+    def task(self, body: Callable[..., Any], **options: Any) -> Any:
+        return self.app.task(body, base=durable.DurableTask, name=str(uuid.uuid4()), **options)
+
+    def start(self, body: Callable[..., Any], *args: Any) -> str:
+        """Send a run and deliver its message once; it may die."""
+        self.body = self.task(body)
+        self.args = args
+        run_id = str(self.body.delay().id)
+        self.deliver(run_id)
+        return run_id
+
+    def deliver(self, run_id: str) -> None:
+        """Execute one message of a run, as a worker that dies where it is told to."""
+        trace = build_tracer(self.body.name, self.body, app=self.app, propagate=False)
+        headers = {"id": run_id, "task": self.body.name, "durable-run": 0, "delivery_info": {}, "retries": 0}
+        with suppress(Killed):
+            trace(run_id, list(self.args), {}, headers)
+
+    def lose(self, run_id: str, max_recoveries: int = 10) -> None:
+        """The main process sees that the child is gone."""
+        self.store.runs.recover_child(
+            run_id,
+            token=self.token,
+            pid=os.getpid(),
+            error="SIGKILL",
+            max_recoveries=max_recoveries,
+            result=b'{"exc_type": "DurableError", "exc_message": ["exhausted"],'
+            b' "exc_module": "celery_durable.exceptions"}',
+            result_type="application/json",
+            budget=5,
+        )
+
+    def until_over(self, run_id: str) -> dict[str, Any]:
+        """Deliver, and notice each loss, until the run is over."""
+        for _ in range(20):
+            row = self.row(run_id)
+            if row["finished_at"] is not None:
+                return row
+            if row["worker"] is not None:
+                self.lose(run_id)
+            self.deliver(run_id)
+        raise AssertionError(self.row(run_id))
+
+    def row(self, run_id: str) -> dict[str, Any]:
+        (row,) = execute(self.store, "select * from durable.run where id = %s", run_id)
+        return row
+
+    def state(self, run_id: str) -> tuple[str, str | None]:
+        row = self.row(run_id)
+        return row["state"], row["reason"]
+
+    def steps(self, run_id: str) -> dict[str, tuple[str, int]]:
+        rows = execute(
+            self.store,
+            "select key, outcome, tries from durable.checkpoint"
+            " where run_key = (select key from durable.run where id = %s) order by seq",
+            run_id,
+        )
+        return {row["key"]: (row["outcome"], row["tries"]) for row in rows}
+
+    def outcome(self, run_id: str) -> Any:
+        return self.app.AsyncResult(run_id)
+
+
+@pytest.fixture
+def world(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """Return an app on the store; the environment is as before at the end."""
+    for name in ("CELERY_DURABLE_WORKER", "CELERY_DURABLE_DRAIN"):
+        monkeypatch.setenv(name, "")
+    made = World(store)
+    yield made
+    made.app.close()
+
+
+FORWARD = ["flight", "hotel", "pay"]
+BACK = ["undo hotel", "undo flight"]
+
+
+def test_a_run_that_succeeds_takes_nothing_back(world: World) -> None:
+    run = world.start(travel)
+
+    assert world.state(run) == ("succeeded", None)
+    assert done == FORWARD
+
+
+@pytest.mark.parametrize("undoing", [undo, undo_stubbornly, undo_later])
+def test_a_run_that_fails_takes_back_its_steps_the_last_one_first(world: World, undoing: Any) -> None:
+    fails["pay"] = 1
+    run = world.start(travel, undoing)
+
+    assert done == FORWARD + BACK
+    assert world.state(run) == ("failed", None)
+    name = undoing.__name__
+    assert list(world.steps(run)) == ["book", "book#2", "book#3", f"rollback:{name}#2", f"rollback:{name}"]
+    result = world.outcome(run)
+    assert (result.state, repr(result.result)) == ("FAILURE", "ValueError('pay fails')")
+    attempts = execute(world.store, "select outcome from durable.attempt")
+    assert [row["outcome"] for row in attempts] == ["failed"]
+
+
+def test_the_run_is_cancelling_while_it_takes_back(world: World) -> None:
+    seen: list[Any] = []
+
+    def looks() -> None:
+        seen.append((world.state(run_ids[-1])[0], world.outcome(run_ids[-1]).state))
+
+    run_ids: list[str] = []
+
+    def body() -> None:
+        run_ids.append(durable.current_run().id)
+        durable.on_rollback(looks)
+        message = "no"
+        raise ValueError(message)
+
+    run = world.start(body)
+
+    assert seen == [("cancelling", "STARTED")]
+    assert world.state(run) == ("failed", None)
+
+
+@pytest.mark.parametrize("place", [*FORWARD, *BACK])
+def test_wherever_the_process_dies_each_step_and_each_compensation_is_done_once(
+    world: World, place: str
+) -> None:
+    """The one that it dies in is begun again, like any step."""
+    fails["pay"], dies[place] = 1, 1
+    run = world.start(travel)
+    row = world.until_over(run)
+
+    assert (row["state"], row["reason"]) == ("failed", None)
+    expected = FORWARD + BACK
+    expected.insert(expected.index(place), place)
+    if place == "pay":  # it dies at its first try, and fails at its second
+        assert [name for name in done if name != "pay"] == ["flight", "hotel", *BACK]
+    else:
+        assert done == expected
+    assert repr(world.outcome(run).result) == "ValueError('pay fails')"
+
+
+@settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    deaths=st.dictionaries(st.sampled_from([*FORWARD, *BACK]), st.integers(1, 2), max_size=4),
+    failures=st.dictionaries(st.sampled_from(BACK), st.integers(1, 2), max_size=2),
+)
+def test_however_often_it_dies_and_fails_everything_is_taken_back_in_order_and_once(
+    world: World, deaths: dict[str, int], failures: dict[str, int]
+) -> None:
+    done.clear()
+    dies.clear()
+    fails.clear()
+    dies.update(deaths)
+    fails.update({"pay": 1, **failures})
+    run = world.start(travel, undo_stubbornly)
+    world.until_over(run)
+
+    in_order = [name for number, name in enumerate(done) if number == 0 or done[number - 1] != name]
+    assert in_order == FORWARD + BACK
+    for name in FORWARD + BACK:
+        tries = deaths.get(name, 0) + failures.get(name, 0) + 1
+        assert done.count(name) == tries
+    assert world.state(run) == ("failed", None)
+
+
+def test_a_failure_that_would_not_happen_again_is_not_forgotten_in_a_crash(world: World) -> None:
+    """The body raised between its steps, for a reason that is gone at the replay."""
+    moods = ["bad"]
+
+    def moody() -> str:
+        book("flight")
+        durable.on_rollback(undo, "flight")
+        if moods:
+            moods.pop()
+            message = "bad mood"
+            raise ValueError(message)
+        durable.on_rollback(undo, "what was never done")
+        return book("pay")
+
+    dies["undo flight"] = 1
+    run = world.start(moody)
+    world.until_over(run)
+
+    assert done == ["flight", "undo flight", "undo flight"]
+    assert world.state(run) == ("failed", None)
+    assert repr(world.outcome(run).result) == "ValueError('bad mood')"
+
+
+def test_compensations_have_their_own_retries(world: World) -> None:
+    fails.update({"pay": 1, "undo hotel": 2})
+    run = world.start(travel, undo_stubbornly)
+
+    assert done == [*FORWARD, "undo hotel", "undo hotel", "undo hotel", "undo flight"]
+    assert world.steps(run)["rollback:undo_stubbornly#2"] == ("ok", 3)
+    assert world.state(run) == ("failed", None)
+
+
+def test_a_compensation_that_waits_for_its_retry_leaves_the_worker_and_goes_on(world: World) -> None:
+    fails.update({"pay": 1, "undo hotel": 1})
+    run = world.start(travel, undo_patiently)
+
+    row = world.row(run)
+    assert (row["state"], row["reason"], row["ending"]) == ("waiting", "retry", "failed")
+    execute(world.store, "update durable.run set due = now() where id = %s", run)
+    with world.store.connections.dedicated() as connection:
+        assert world.store.keeper(connection).wake(10)
+    world.deliver(run)
+
+    assert done == [*FORWARD, "undo hotel", "undo hotel", "undo flight"]
+    assert world.state(run) == ("failed", None)
+
+
+def test_a_compensation_that_fails_for_good_is_for_the_operator_who_resumes_the_rest(world: World) -> None:
+    fails.update({"pay": 1, "undo hotel": 1})
+    run = world.start(travel)
+
+    assert done == [*FORWARD, "undo hotel"]
+    assert world.state(run) == ("failed", "rollback")
+    assert repr(world.outcome(run).result) == "ValueError('pay fails')"
+    assert "undo hotel fails" in (world.runs.get(run).error or "")
+
+    assert world.runs.resume(run).state == "pending"
+    world.deliver(run)
+
+    assert done == [*FORWARD, "undo hotel", *BACK]
+    assert world.state(run) == ("failed", None)
+    assert repr(world.outcome(run).result) == "ValueError('pay fails')"
+
+
+def test_what_was_taken_back_cannot_be_resumed(world: World) -> None:
+    fails["pay"] = 1
+    run = world.start(travel)
+
+    with pytest.raises(RunStateError, match="taken back; start another run, or fork it"):
+        world.runs.resume(run)
+    assert world.state(run) == ("failed", None)
+
+
+def test_a_run_that_retries_keeps_what_it_has(world: World) -> None:
+    fails["pay"] = 1
+
+    def retrying(self: Any) -> str:
+        try:
+            return travel()
+        except ValueError as error:
+            raise self.retry(exc=error, countdown=0) from error
+
+    world.body, world.args = world.task(retrying, bind=True, max_retries=1), ()
+    run = str(world.body.delay().id)
+    world.until_over(run)
+
+    assert world.state(run) == ("succeeded", None)
+    assert done == [*FORWARD, "pay"]
+
+
+def test_a_step_error_that_the_body_caught_is_no_reason_to_take_back(world: World) -> None:
+    fails["pay"] = 1
+
+    def catching() -> str:
+        with suppress(ValueError):
+            travel()
+        return "found another way"
+
+    run = world.start(catching)
+    assert world.state(run) == ("succeeded", None)
+    assert done == FORWARD
+
+
+# -- ended from outside -----------------------------------------------------------------------------------
+
+
+def sleeping() -> None:
+    """Book, then wait."""
+    book("flight")
+    durable.on_rollback(undo, "flight")
+    durable.sleep(3600)
+    book("pay")
+
+
+def test_a_waiting_run_that_is_cancelled_takes_back_what_it_has_done(world: World) -> None:
+    run = world.start(sleeping)
+    assert world.state(run) == ("waiting", "sleep")
+
+    outcome = world.runs.cancel(run)
+    assert (outcome.changed, str(outcome.state)) == (True, "pending")
+    row = world.row(run)
+    assert (row["ending"], row["due"] is not None) == ("cancelled", True)
+    world.deliver(run)
+
+    assert done == ["flight", "undo flight"]
+    assert world.state(run) == ("cancelled", "cancelled")
+    assert world.outcome(run).state == "REVOKED"
+
+
+def test_a_waiting_run_without_compensations_that_is_cancelled_ends_at_once(world: World) -> None:
+    def plain() -> None:
+        book("flight")
+        durable.sleep(3600)
+
+    run = world.start(plain)
+    assert str(world.runs.cancel(run).state) == "cancelled"
+    assert world.state(run) == ("cancelled", "cancelled")
+
+
+def test_so_does_one_that_is_revoked(world: World) -> None:
+    run = world.start(sleeping)
+    world.store.runs.revoke(run, token=None, terminated=False)
+    world.deliver(run)
+
+    assert done == ["flight", "undo flight"]
+    assert world.state(run) == ("cancelled", "revoked")
+
+
+def test_a_running_run_that_is_cancelled_cleans_up_and_takes_back(world: World) -> None:
+    def cancelled() -> None:
+        book("flight")
+        durable.on_rollback(undo, "flight")
+        world.runs.cancel(durable.current_run().id)
+        try:
+            book("told by its checkpoint")
+            book("never")
+        except durable.RunCancelled:
+            book("clean up")
+            raise
+
+    dies["undo flight"] = 1
+    run = world.start(cancelled)
+    world.until_over(run)
+
+    assert done == ["flight", "told by its checkpoint", "clean up", "undo flight", "undo flight"]
+    assert world.state(run) == ("cancelled", "cancelled")
+
+
+def test_a_cancelled_run_whose_compensation_fails_has_failed_and_ends_cancelled_when_resumed(
+    world: World,
+) -> None:
+    fails["undo flight"] = 1
+    run = world.start(sleeping)
+    world.runs.cancel(run)
+    world.deliver(run)
+
+    assert world.state(run) == ("failed", "rollback")
+    assert type(world.outcome(run).result).__name__ == "RollbackError"
+    world.runs.resume(run)
+    world.deliver(run)
+
+    assert done == ["flight", "undo flight", "undo flight"]
+    assert world.state(run) == ("cancelled", "cancelled")
+
+
+def test_a_run_that_is_exhausted_takes_back_what_its_replay_registers(world: World) -> None:
+    """The store does not know of it: nothing was written behind the last on_rollback."""
+    dies["pay"] = 9
+    run = world.start(travel)
+    for recoveries in range(3):
+        world.lose(run, max_recoveries=2)
+        if recoveries < 2:
+            world.deliver(run)
+    assert world.row(run)["ending"] == "failed"
+    world.deliver(run)
+
+    assert done == ["flight", "hotel", "pay", "pay", "pay", *BACK]
+    assert world.state(run) == ("failed", "exhausted")
+    assert world.row(run)["recoveries"] == 3
+    assert "exhausted" in str(world.outcome(run).result)
+
+
+def test_an_exhausted_run_without_compensations_is_asked_and_stays_resumable(world: World) -> None:
+    def plain() -> str:
+        book("flight")
+        return book("pay")
+
+    dies["pay"] = 1
+    run = world.start(plain)
+    world.lose(run, max_recoveries=0)
+    assert world.row(run)["ending"] == "failed"
+    world.deliver(run)
+    assert world.state(run) == ("failed", "exhausted")
+
+    world.runs.resume(run)
+    world.deliver(run)
+    assert world.state(run) == ("succeeded", None)
+    assert done == ["flight", "pay", "pay"]
+
+
+def test_an_exhausted_run_without_finished_steps_ends_at_once(world: World) -> None:
+    dies["flight"] = 1
+    run = world.start(travel)
+    world.lose(run, max_recoveries=0)
+
+    assert world.state(run) == ("failed", "exhausted")
+
+
+def test_a_worker_that_dies_too_often_while_it_takes_back_leaves_it_to_the_operator(world: World) -> None:
+    fails["pay"], dies["undo hotel"] = 1, 9
+    run = world.start(travel)
+    for _ in range(3):
+        world.lose(run, max_recoveries=2)
+        world.deliver(run)
+
+    assert world.state(run) == ("failed", "rollback")
+    assert repr(world.outcome(run).result) == "ValueError('pay fails')"
+    dies.clear()
+    world.runs.resume(run)
+    world.deliver(run)
+    assert world.state(run) == ("failed", None)
+    assert done[-2:] == BACK
+
+
+def test_the_keeper_and_a_clean_shutdown_hand_on_a_run_that_takes_back(world: World) -> None:
+    fails["pay"], dies["undo hotel"] = 1, 2
+    run = world.start(travel)
+    with world.store.connections.dedicated() as connection:
+        assert world.store.keeper(connection).retire(world.token) == [run]
+    assert world.row(run)["ending"] == "failed"
+    world.register()
+    world.deliver(run)
+    execute(world.store, "delete from durable.worker")
+    world.register()
+    other = uuid.uuid4()
+    with world.store.connections.dedicated() as connection:
+        keeper = world.store.keeper(connection)
+        keeper.register(other, hostname="other", pid=2, version="0")
+        term = keeper.lead(other, timedelta(minutes=1))
+        assert term is not None
+        (recovered,) = keeper.recover_orphans(
+            term, limit=10, max_recoveries=5, result=b"{}", result_type="application/json"
+        )
+        assert (recovered.id, recovered.state) == (run, "pending")
+        assert [stored.id for stored in keeper.publishable(10)] == [run]
+    world.deliver(run)
+
+    assert done == [*FORWARD, "undo hotel", "undo hotel", *BACK]
+    assert world.state(run) == ("failed", None)
+
+
+def test_a_cancel_of_a_run_that_takes_back_changes_nothing(world: World) -> None:
+    fails["pay"], dies["undo hotel"] = 1, 1
+    run = world.start(travel)
+    world.runs.cancel(run)
+    world.lose(run)
+    world.runs.cancel(run)
+    world.deliver(run)
+
+    assert done == [*FORWARD, "undo hotel", *BACK]
+    assert world.state(run) == ("failed", None)
+
+
+def test_a_worker_that_drains_leaves_a_run_that_takes_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails["pay"] = 1
+
+    drains: list[bool] = []
+    monkeypatch.setattr("celery_durable.attempt.hooks.draining", lambda: bool(drains))
+
+    def draining(what: str) -> None:
+        effect(f"undo {what}")
+        drains.append(True)
+
+    run = world.start(travel, draining)
+    assert done == [*FORWARD, "undo hotel"]
+    assert world.state(run) == ("pending", None)
+    drains.clear()
+    world.deliver(run)
+
+    assert done == FORWARD + BACK
+    assert world.state(run) == ("failed", None)
+
+
+# -- what one must not do ---------------------------------------------------------------------------------
+
+
+def test_a_body_that_left_its_history_takes_nothing_back(world: World) -> None:
+    """The code changed: that is mended and the run resumed."""
+    bodies = [travel]
+
+    def changing() -> Any:
+        return bodies[-1]()
+
+    dies["pay"] = 1
+    run = world.start(changing)
+    world.lose(run)
+
+    def other() -> None:
+        durable.on_rollback(undo, "another flight")
+        book("another flight")
+
+    bodies.append(other)  # type: ignore[arg-type]
+    world.deliver(run)
+
+    assert world.state(run) == ("failed", "NondeterminismError")
+    assert "undo" not in " ".join(done)
+
+
+def test_registering_in_a_step_is_refused_and_outside_of_a_run_does_nothing(world: World) -> None:
+    @durable.step
+    def registers() -> None:
+        durable.on_rollback(undo, "x")
+
+    run = world.start(registers.function)
+    assert world.state(run) == ("succeeded", None)
+
+    def calls() -> None:
+        registers()
+
+    failed = world.start(calls)
+    assert isinstance(world.outcome(failed).result, StepUsageError)
+    durable.on_rollback(undo, "outside")
+    assert done == []
+
+
+def test_registering_costs_no_statement(world: World) -> None:
+    counts: list[int] = []
+
+    def body() -> None:
+        book("flight")
+        before = len(execute(world.store, "select from durable.checkpoint"))
+        for number in range(100):
+            durable.on_rollback(undo, number)
+        counts.append(len(execute(world.store, "select from durable.checkpoint")) - before)
+
+    world.start(body)
+    assert counts == [0]
