@@ -9,6 +9,7 @@ _LONG_POLL = 0.03  # seconds that the server looks by itself; who joins meanwhil
 FEW = 500  # ids: a server that looked for more of them all the time would do little else
 _BETWEEN_LOOKS, _LATER_BETWEEN_LOOKS, _SOON = 0.002, 0.003, 0.2
 _SHORTEST_PAUSE, LONGEST_PAUSE, _GROWTH = 0.025, 0.05, 0.025
+_DOUBT = 0.002
 _REST = 4  # times what a question costs: asking takes a fifth of the time at most
 
 
@@ -44,6 +45,14 @@ def question(
     if watching or ids > FEW:
         return Question(max(_SHORTEST_PAUSE, rest(cost)))
     return Question(0.0, _LONG_POLL, _BETWEEN_LOOKS if age < _SOON else _LATER_BETWEEN_LOOKS)
+
+
+def reckoned(cost: float, took: float) -> float:
+    """Return what a question costs, after one that took so many seconds.
+
+    One slow answer is the machine's, several in a row are the question's.
+    """
+    return min(took, 2 * cost + _DOUBT)
 
 
 def rest(cost: float) -> float:

@@ -9,7 +9,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
 from celery_durable.exceptions import StoreUnavailableError
-from celery_durable.waiting.pace import Allowance, Question, question, rest
+from celery_durable.waiting.pace import Allowance, Question, question, reckoned, rest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -174,10 +174,11 @@ class Poller:
             arrivals += found
         if place.more:
             place.promises_at = now
+        took = time.monotonic() - now
         if not asked.within:
-            place.cost = time.monotonic() - now
+            place.cost = reckoned(place.cost, took)
         if any(wait.large for wait in waits):
-            place.large_at = now + place.cost + rest(place.cost)
+            place.large_at = now + took + rest(took)
         return arrivals
 
     def _hand_out(self, place: _Place, arrivals: Iterable[Arrival]) -> list[tuple[Any, Arrival]]:

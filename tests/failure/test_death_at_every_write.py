@@ -107,9 +107,9 @@ FOLLOWERS: dict[str, Callable[[], Any]] = {
 @pytest.fixture(autouse=True)
 def tasks(durable_app: Celery) -> Iterator[None]:
     for body in (leaf, *BODIES):
-        options = {"name": body.__name__, "shared": False, "max_retries": 0, "throws": (KeyError,)}
+        options = {"name": f"dying.{body.__name__}", "shared": False, "max_retries": 0, "throws": (KeyError,)}
         TASKS[body.__name__] = durable_app.task(body, **options)
-    TASKS["plain"] = durable_app.task(plain, name="plain", shared=False, base=Task)
+    TASKS["plain"] = durable_app.task(plain, name="dying.plain", shared=False, base=Task)
     yield
     TASKS.clear()
 

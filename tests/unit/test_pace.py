@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from celery_durable.waiting.pace import Allowance, question
+from celery_durable.waiting.pace import Allowance, question, reckoned
 
 
 @pytest.mark.parametrize("age", [0.0, 0.1, 0.5, 0.99])
@@ -31,6 +31,16 @@ def test_what_is_expensive_is_asked_more_rarely(age: float, *, watching: bool) -
 
     assert asked.pause >= 0.4
     assert asked.within == 0
+
+
+def test_one_slow_answer_is_no_reason_to_ask_more_rarely_but_several_are() -> None:
+    cost = reckoned(0.001, 0.001)
+    assert question(5.0, 1, reckoned(cost, 0.5)) == question(5.0, 1, cost)
+
+    for _ in range(10):
+        cost = reckoned(cost, 0.5)
+    assert question(5.0, 1, cost).pause == 2.0
+    assert reckoned(cost, 0.001) == 0.001
 
 
 @pytest.mark.parametrize("age", [0.0, 0.5, 0.999, 1.0, 2.0, 100.0])
