@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 MODES = ("backend", "tasks", "baseline")
+BROKERS = ("redis", "rabbitmq", "postgres")
 ALIAS = "redisdurable"
 SETTINGS = {
     "durable_auto_migrate": True,
@@ -47,6 +48,15 @@ SETTINGS = {
     "broker_transport_options": {"auto_migrate": True},
 }
 TIMEOUT = 3600
+# Mode, broker, file, and what of it. The tests of the flag wait for minutes that nothing happens.
+_QUICK = ["-k", "not allow_error_cb"]
+SHORT = (
+    ("backend", "redis", "test_canvas.py", _QUICK),
+    ("tasks", "redis", "test_canvas.py", _QUICK),
+    ("tasks", "redis", "test_tasks.py", []),
+    ("backend", "rabbitmq", "test_group_chains.py", []),
+    ("tasks", "rabbitmq", "test_group_chains.py", []),
+)
 
 
 def fetch_suite(target: Path) -> None:
@@ -109,7 +119,7 @@ def run_file(
     """Run one file of the suite; return its counts."""
     report, log = root / f"{mode}-{file}.xml", root / f"{mode}-{file}.log"
     report.unlink(missing_ok=True)
-    plugins = ("pytest_timeout", "celery.contrib.pytest", "celery_suite_plugin")
+    plugins = ("pytest_timeout", "pytest_rerunfailures", "celery.contrib.pytest", "celery_suite_plugin")
     command = [sys.executable, "-m", "pytest", f"t/integration/{file}", "-q", "-rfE", "--tb=short"]
     command += ["--timeout=300", f"--junit-xml={report}", *(f"-p{plugin}" for plugin in plugins)]
     command += options
@@ -160,15 +170,17 @@ def environment_of(mode: str, alias: Path, port: int, database_url: str, broker:
         "PYTHONPATH": os.pathsep.join([str(alias), str(HERE)]),
         "REDIS_HOST": "127.0.0.1",
         "REDIS_PORT": str(port),
-        "TEST_BROKER": f"durable+{database_url}" if broker == "postgres" else redis,
+        "TEST_BROKER": {
+            "postgres": f"durable+{database_url}",
+            "rabbitmq": os.environ.get("DURABLE_TEST_AMQP", ""),
+            "redis": redis,
+        }[broker],
         "TEST_BACKEND": redis if mode == "baseline" else f"{ALIAS}+{database_url}",
     }
 
 
-def run(
-    target: Path, modes: Sequence[str], files: Sequence[str], options: list[str], broker: str = "redis"
-) -> Counter[str]:
-    """Run the suite below `target`; return the counts of all files together."""
+def run(target: Path, plan: Sequence[tuple[str, str, str, list[str]]]) -> Counter[str]:
+    """Run what is planned (mode, broker, file or "", options) below `target`; return the counts together."""
     root = target / f"celery-{celery.__version__}"
     if not root.exists():
         fetch_suite(target)
@@ -177,15 +189,14 @@ def run(
         write_alias(target)
     total: Counter[str] = Counter()
     with private_redis(target) as port:
-        for mode in modes:
-            for file in files or files_of(root):
+        for mode, broker, chosen, options in plan:
+            for file in [chosen] if chosen else files_of(root):
                 with database(os.environ["DURABLE_TEST_POSTGRES"]) as url:
                     Store(url, Settings()).migrate()  # some tests start workers without our settings
-                    counts = run_file(
-                        root, file, mode, environment_of(mode, alias, port, url, broker), options
-                    )
+                    environment = environment_of(mode, alias, port, url, broker)
+                    counts = run_file(root, file, mode, environment, options)
                 text = ", ".join(f"{number} {name}" for name, number in counts.items())
-                sys.stdout.write(f"{mode:8} {file:45} {text}\n")
+                sys.stdout.write(f"{mode:8} {broker:8} {file:45} {text}\n")
                 sys.stdout.flush()
                 total += counts
     return total
@@ -198,15 +209,20 @@ def main() -> int:
     )
     parser.add_argument("--mode", choices=MODES, action="append", help="default: backend and tasks")
     parser.add_argument("--file", action="append", help="a file of t/integration; default: all")
-    parser.add_argument("--broker", choices=("redis", "postgres"), default="redis", help="default: redis")
+    parser.add_argument("--broker", choices=BROKERS, default="redis", help="default: redis")
+    parser.add_argument("--short", action="store_true", help="the part that every change has to pass")
     parser.add_argument("--keep", type=Path, help="a directory for the suite and its logs")
     arguments, options = parser.parse_known_args()
     options = [option for option in options if option != "--"]
     with tempfile.TemporaryDirectory(prefix="celery-suite-") as scratch:
         target = arguments.keep or Path(scratch)
         target.mkdir(parents=True, exist_ok=True)
-        modes = arguments.mode or MODES[:2]
-        total = run(target, modes, arguments.file or (), options, arguments.broker)
+        plan = [
+            (mode, arguments.broker, file, options)
+            for mode in arguments.mode or MODES[:2]
+            for file in arguments.file or [""]
+        ]
+        total = run(target, SHORT if arguments.short else plan)
     sys.stdout.write(", ".join(f"{number} {name}" for name, number in total.items()) + "\n")
     return 1 if total["failed"] else 0
 
