@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 
+from celery_durable.exceptions import ConfigurationError
 from celery_durable.store import queries
 from celery_durable.store.url import conninfo
 from celery_durable.store.writes import Stored
@@ -51,6 +52,16 @@ def answers(url: str) -> bool:
     return True
 
 
+def _require_scratch(connection: Connection) -> None:
+    name = connection.info.dbname
+    if "test" not in name:
+        message = (
+            f"The database {name!r} would be emptied, and its clock turned: point the app at one whose name "
+            f"contains 'test', as the pytest fixtures do"
+        )
+        raise ConfigurationError(message)
+
+
 class Rehearsal:
     """Statements of tests on a database of their own.
 
@@ -65,15 +76,20 @@ class Rehearsal:
         self._sql = queries.load("rehearsal", schema)
 
     def empty(self) -> None:
-        """Delete every row; set the clock right."""
+        """Delete every row; set the clock right.
+
+        Raises `ConfigurationError`, as `turn_clock` does, for a database that is not for tests by its name.
+        """
         literal = "'" + self._schema.replace("'", "''") + "'"
         with self._connections.dedicated() as connection:
+            _require_scratch(connection)
             connection.execute(_EMPTY.format(schema=literal).encode(), prepare=False)
             self._set_clock(connection, None)
 
     def turn_clock(self, seconds: float) -> None:
         """Move the database's clock forward, for connections opened from now on."""
         with self._connections.dedicated() as connection:
+            _require_scratch(connection)
             row = connection.execute(self._sql["ahead"], {"seconds": seconds}).fetchone()
             self._set_clock(connection, str(row and row["ahead"]))
         self._connections.close()

@@ -50,6 +50,7 @@ class Watching:
         self._prepare = prepare
         self._size = size
         self._patience = patience
+        self._opening = asyncio.Lock()
         self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Row]] | None = None
         self._sql = {noun: queries.load(noun, schema) for noun in ("inspection", "watching", "health")}
 
@@ -81,7 +82,9 @@ class Watching:
         with_timeout = asyncio.wait_for(self._on_a_connection(statements), self._patience)
         try:
             return await with_timeout
-        except (asyncio.TimeoutError, PoolTimeout, errors.QueryCanceled) as exc:
+        except PoolTimeout as exc:
+            raise StoreUnavailableError(await self._why_no_connection()) from exc
+        except (asyncio.TimeoutError, errors.QueryCanceled) as exc:
             message = f"Postgres did not answer within {self._patience:g} s"
             raise StoreUnavailableError(message) from exc
         except (errors.UndefinedTable, errors.InvalidSchemaName, errors.UndefinedColumn) as exc:
@@ -117,28 +120,46 @@ class Watching:
             raise
 
     async def _opened(self) -> AsyncConnectionPool[psycopg.AsyncConnection[Row]]:
-        if self._pool is None:
-            self._pool = AsyncConnectionPool(
-                self._conninfo,
-                connection_class=psycopg.AsyncConnection[Any],
-                kwargs={
-                    **KEEPALIVE,
-                    "autocommit": True,
-                    "prepare_threshold": 0 if self._prepare else None,
-                    "row_factory": dict_row,
-                    "application_name": "celery-durable flower",
-                },
-                min_size=0,
-                max_size=self._size,
-                max_idle=60,
-                timeout=min(3.0, self._patience),
-                reconnect_timeout=3,
-                num_workers=2,
-                open=False,
-                name="celery-durable-pages",
-            )
-            await self._pool.open()
-        return self._pool
+        async with self._opening:  # the first questions of a page are asked together
+            if self._pool is None:
+                await self._conninfo()  # what is wrong with the URL is said by whoever reads it
+                pool = self._new_pool()
+                await pool.open()
+                self._pool = pool
+            return self._pool
+
+    def _new_pool(self) -> AsyncConnectionPool[psycopg.AsyncConnection[Row]]:
+        return AsyncConnectionPool(
+            self._conninfo,
+            connection_class=psycopg.AsyncConnection[Any],
+            kwargs={
+                **KEEPALIVE,
+                "autocommit": True,
+                "prepare_threshold": 0 if self._prepare else None,
+                "row_factory": dict_row,
+                "application_name": "celery-durable flower",
+            },
+            min_size=0,
+            max_size=self._size,
+            max_idle=60,
+            timeout=min(3.0, self._patience),
+            reconnect_timeout=3,
+            num_workers=2,
+            open=False,
+            name="celery-durable-pages",
+        )
+
+    async def _why_no_connection(self) -> str:
+        """Return what the pool keeps to itself: how one more try to connect ends."""
+        try:
+            connecting = psycopg.AsyncConnection.connect(await self._conninfo(), connect_timeout=2)
+            connection = await asyncio.wait_for(connecting, 3)
+        except psycopg.OperationalError as error:
+            return f"Postgres is away: {first_line(error)}"
+        except asyncio.TimeoutError:
+            return "Postgres does not take connections"
+        await connection.close()
+        return f"All {self._size} connections of the pages were busy: --durable_connections allows more"
 
     async def _conninfo(self) -> str:
         # The embedded server may have to be started first.

@@ -83,10 +83,8 @@ class Player:
                     raise StuckError(_stuck(left))
                 else:
                     when_waiting(left[0]["id"])
-        message = (
-            f"The runs are not over after {_TOO_OFTEN:,} attempts: {_stuck(self._rehearsal.unfinished())}"
-        )
-        raise StuckError(message)
+        left = self._rehearsal.unfinished()
+        raise StuckError(f"The runs are not over after {_TOO_OFTEN:,} attempts: {_stuck(left)}")
 
     def recover_all(self, pid: int) -> None:
         """Hand on what a process executed that is gone, as the main process of a worker does.
@@ -144,12 +142,9 @@ class Player:
             raise StuckError(message)
         delivery = {"redelivered": False, "priority": None, "routing_key": "test", "exchange": ""}
         request = {**headers, **(embed or {}), "args": args, "kwargs": kwargs, "is_eager": False}
-        request.update(
-            hostname="player@test", delivery_info=delivery, reply_to=None, correlation_id=headers["id"]
-        )
-        build_tracer(task.name, task, app=self.app, hostname="player@test")(
-            headers["id"], args, kwargs, request
-        )
+        request.update(hostname=_NAME, delivery_info=delivery, reply_to=None, correlation_id=headers["id"])
+        trace = build_tracer(task.name, task, app=self.app, hostname=_NAME)
+        trace(headers["id"], args, kwargs, request)
 
     def _plain_tasks(self) -> bool:
         """Execute the messages of tasks that have no run; those of runs say nothing new."""

@@ -41,6 +41,14 @@ def world(postgres_url: str) -> Iterator[World]:
         yield made
 
 
+@pytest.fixture(autouse=True)
+def no_worker_is_left(world: World) -> Iterator[None]:
+    """End the workers of a test: one that leads would bury those that the next test only pretends."""
+    yield
+    while world.workers:
+        world.workers.pop().clean_up()
+
+
 @pytest.fixture(scope="session")
 def basic(world: World) -> Iterator[FlowerServer]:
     """Return a Flower that asks for a password."""

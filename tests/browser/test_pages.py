@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from harness.flower import flower
-from inspecting import Worker
+from inspecting import Worker, execute
 from playwright.sync_api import expect
 
 if TYPE_CHECKING:
@@ -25,6 +25,14 @@ expect.set_options(timeout=20_000)
 def store_of(world: World) -> Any:
     backend: Any = world.app.backend
     return backend.store
+
+
+def hand(world: World) -> Worker:
+    """Return a worker that does what the test says and whose heart is said to beat for an hour."""
+    store = store_of(world)
+    worker = Worker(store)
+    execute(store, "update durable.worker set beat_at = beat_at + interval '1 hour' where id = %s", worker.id)
+    return worker
 
 
 def serious(page: Page) -> list[str]:
@@ -70,7 +78,7 @@ def test_a_run_is_watched_while_its_worker_is_killed_and_another_one_finishes_it
 def test_the_list_shows_what_happens_without_a_reload_and_keeps_its_filters(
     world: World, basic: FlowerServer, open_page: Callable[..., Page]
 ) -> None:
-    worker = Worker(store_of(world))
+    worker = hand(world)
     page = open_page(basic)
     with page.expect_response(re.compile("/durable/stream")) as streamed:
         page.goto(f"{basic.url}/durable?task=listed.task")
@@ -98,7 +106,7 @@ def test_where_no_stream_gets_through_the_page_asks_by_itself_and_says_so(
     page.route(re.compile("/durable/stream"), lambda route: route.fulfill(status=502))
     page.goto(f"{basic.url}/durable?task=polled.task")
     expect(page.get_by_role("status")).to_have_text("Reconnecting")
-    claim = Worker(store_of(world)).start(task="polled.task")
+    claim = hand(world).start(task="polled.task")
     expect(page.locator(f'tr[data-id="{claim.id}"]')).to_be_visible()
     page.problems.clear()  # type: ignore[attr-defined]  # (a browser logs each 502)
 
@@ -106,7 +114,7 @@ def test_where_no_stream_gets_through_the_page_asks_by_itself_and_says_so(
 def test_filters_are_kept_as_a_view_and_columns_as_they_were_chosen(
     world: World, basic: FlowerServer, open_page: Callable[..., Page]
 ) -> None:
-    worker = Worker(store_of(world))
+    worker = hand(world)
     worker.start(task="kept.task", queue="video")
     page = open_page(basic, "/durable")
     page.locator("select[name=task]").select_option("kept.task")
@@ -127,7 +135,7 @@ def test_filters_are_kept_as_a_view_and_columns_as_they_were_chosen(
 def test_a_failed_run_is_resumed_from_its_page_with_a_reason(
     world: World, basic: FlowerServer, open_page: Callable[..., Page]
 ) -> None:
-    worker = Worker(store_of(world))
+    worker = hand(world)
     run_id = worker.fail(worker.start(task="acted.task"))
     # A deep link: a browser has no credentials for the path of the API yet (FLOWER answers with a challenge).
     page = open_page(basic, f"/durable/run/{run_id}")
@@ -150,7 +158,7 @@ def test_a_run_is_forked_from_the_step_that_failed_with_other_arguments(
     world: World, basic: FlowerServer, open_page: Callable[..., Page]
 ) -> None:
     result = world.send("plain", "wrong", queue="nobody")
-    worker = Worker(store_of(world))
+    worker = hand(world)
     claim = worker.claim(result.id)
     worker.step(claim, "reserve", 1)
     worker.step(claim, "charge", 2, "error")
@@ -174,7 +182,7 @@ def test_a_run_is_forked_from_the_step_that_failed_with_other_arguments(
 def test_many_runs_are_resumed_by_a_filter_after_they_were_counted(
     world: World, basic: FlowerServer, open_page: Callable[..., Page]
 ) -> None:
-    worker = Worker(store_of(world))
+    worker = hand(world)
     for _ in range(3):
         worker.fail(worker.start(task="bulk.task"))
     page = open_page(basic, "/durable?task=bulk.task&state=failed")
@@ -190,8 +198,7 @@ def test_many_runs_are_resumed_by_a_filter_after_they_were_counted(
 def test_a_timeline_of_two_thousand_steps_is_smooth_zooms_and_finds(
     world: World, basic: FlowerServer, open_page: Callable[..., Page]
 ) -> None:
-    store = store_of(world)
-    worker = Worker(store)
+    store, worker = store_of(world), hand(world)
     claim = worker.start("two-thousand")
     with store.connections.dedicated() as connection:
         connection.execute(
@@ -221,7 +228,7 @@ def test_a_timeline_of_two_thousand_steps_is_smooth_zooms_and_finds(
 def test_nothing_is_hard_to_perceive_or_to_reach(
     world: World, basic: FlowerServer, open_page: Callable[..., Page], theme: str
 ) -> None:
-    worker = Worker(store_of(world))
+    worker = hand(world)
     run_id = f"seen-{theme}"
     claim = worker.start(run_id, task="seen.task")
     worker.step(claim, "fetch", 1)
@@ -262,7 +269,7 @@ def test_hidden_tabs_give_their_connection_back_so_that_any_number_of_them_works
 def test_without_authentication_buttons_are_disabled_and_say_why(
     world: World, open_page: Callable[..., Page]
 ) -> None:
-    worker = Worker(store_of(world))
+    worker = hand(world)
     run_id = worker.fail(worker.start())
     with flower(world, "--url_prefix=flower") as server:
         page = open_page(server, f"/durable/run/{run_id}", auth=False)

@@ -39,6 +39,7 @@ class Groups(World):
 def new_world(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Groups]]:
     """Return a function that makes an app; what it knows of its broker is forgotten at the end."""
     monkeypatch.setattr(envelope, "breaker", envelope.Breaker(first=60.0))
+    monkeypatch.setattr(batching, "_LINGER", 60.0)  # however slow the machine
     made: list[Groups] = []
 
     def make(*options: Any, **settings: Any) -> Groups:
@@ -112,6 +113,23 @@ def test_nobody_but_the_group_waits_for_its_batch(world: Groups) -> None:
 
     assert [len(runs) for runs in seen] == [0, 1, 1, 2, 2, 3]
     assert len(world.runs()) == len(world.sent()) == 6
+
+
+def test_a_member_that_has_waited_long_enough_does_not_wait_for_the_others(
+    world: Groups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "_LINGER", 0.0)
+    stored: list[int] = []
+
+    def members() -> Iterator[Any]:
+        for number in range(6):
+            stored.append(len(world.runs()))
+            yield world.add.s(number)
+
+    group(members()).apply_async()
+
+    assert stored == sorted(stored)
+    assert 0 < stored[-1] < len(world.runs()) == 6
 
 
 def test_a_loop_that_is_left_early_leaves_nothing_unsent(world: Groups) -> None:

@@ -156,6 +156,22 @@ def test_tasks_are_named_once_however_many_runs_they_have(store: Store, loop: Lo
     assert [row["task"] for row in loop.rows("tasks", most=2)] == ["a", "b"]
 
 
+def test_questions_that_are_asked_at_the_same_time_open_one_pool(store: Store) -> None:
+    async def ask_many(watching: Watching) -> int:
+        answers = await asyncio.gather(*(watching.rows("tasks", most=1) for _ in range(20)))
+        return len(answers)
+
+    loop = Loop(store, size=2)
+    try:
+        assert loop.run(ask_many) == 20
+        mine = (
+            "select count(*) as open from pg_stat_activity where application_name = 'celery-durable flower'"
+        )
+        assert execute(store, f"{mine} and datname = current_database()")[0]["open"] <= 2
+    finally:
+        loop.close()
+
+
 def test_a_missing_schema_says_what_to_run(store: Store) -> None:
     loop = Loop(store, schema="elsewhere")
     try:

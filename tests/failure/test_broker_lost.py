@@ -12,6 +12,7 @@ from harness.waiting import eventually
 from kombu import Connection
 from kombu.exceptions import OperationalError
 
+from celery_durable import batching
 from celery_durable.store.bulk import ROWS
 
 if TYPE_CHECKING:
@@ -123,8 +124,9 @@ def test_a_caller_that_asked_for_it_is_told_that_the_broker_is_away_and_no_run_i
 
 @pytest.mark.parametrize("told", [False, True])
 def test_a_group_whose_broker_dies_between_its_batches_loses_no_member_that_its_caller_is_not_told_of(
-    new_world: Callable[..., Any], private_redis: PrivateRedis, *, told: bool
+    new_world: Callable[..., Any], private_redis: PrivateRedis, monkeypatch: pytest.MonkeyPatch, *, told: bool
 ) -> None:
+    monkeypatch.setattr(batching, "_LINGER", 60.0)  # however slow the machine
     errors = "raise" if told else "store"
     url = private_redis.url
     with new_world(broker=url, durable_publish_errors=errors, task_publish_retry=False) as world:

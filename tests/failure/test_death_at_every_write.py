@@ -91,11 +91,21 @@ def failing() -> None:
     raise KeyError("no")
 
 
+def gathering() -> Any:
+    both = durable.gather(TASKS["leaf"].s("a"), TASKS["leaf"].s("b"))
+    return [both, act("gathered")]
+
+
+def compensated() -> None:
+    durable.on_rollback(act, f"taken back {act('done')}")
+    raise KeyError("no")
+
+
 def plain(*values: Any) -> str:
     return f"plain {values}"
 
 
-BODIES = (straight, retried, patient, asking, delegating, booking, replaced, failing)
+BODIES = (straight, retried, patient, asking, delegating, booking, replaced, failing, gathering, compensated)
 FOLLOWERS: dict[str, Callable[[], Any]] = {
     "chain": lambda: chain(TASKS["leaf"].s("a"), TASKS["leaf"].s(), TASKS["plain"].s(), TASKS["leaf"].s()),
     "chord": lambda: chord([TASKS["leaf"].s("a"), TASKS["plain"].s("b")], TASKS["leaf"].s()),
@@ -107,9 +117,9 @@ FOLLOWERS: dict[str, Callable[[], Any]] = {
 @pytest.fixture(autouse=True)
 def tasks(durable_app: Celery) -> Iterator[None]:
     for body in (leaf, *BODIES):
-        options = {"name": body.__name__, "shared": False, "max_retries": 0, "throws": (KeyError,)}
+        options = {"name": f"dying.{body.__name__}", "shared": False, "max_retries": 0, "throws": (KeyError,)}
         TASKS[body.__name__] = durable_app.task(body, **options)
-    TASKS["plain"] = durable_app.task(plain, name="plain", shared=False, base=Task)
+    TASKS["plain"] = durable_app.task(plain, name="dying.plain", shared=False, base=Task)
     yield
     TASKS.clear()
 

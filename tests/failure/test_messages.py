@@ -194,7 +194,7 @@ def test_without_prefetch_a_worker_claims_a_message_only_when_it_has_a_child_for
 def test_workers_go_on_after_postgres_was_away_and_know_what_they_had(
     office: Callable[..., Office], private_postgres: postgres.PrivatePostgres
 ) -> None:
-    place = office(url=private_postgres.url)
+    place = office(url=private_postgres.url, worker_prefetch_multiplier=1)
     workers = [place.worker(concurrency=1) for _ in range(2)]
     with closed(place, "during"):
         place.send("during")

@@ -45,7 +45,7 @@ class Project:
             set_as_current=False,
         )
 
-        @self.app.task(name="fulfil", shared=False)
+        @self.app.task(name="project.fulfil", shared=False)
         def fulfil(order: int) -> int:
             return order
 

@@ -453,6 +453,7 @@ def test_a_postgres_that_is_away_is_said_and_flower_goes_on(world: World) -> Non
             page = client.get("/durable")
             assert page.status_code == 503
             assert "Nothing is lost" in page.text
+            assert "Connection refused" in page.text
             assert 'href="/durable"' in client.get("/tasks").text
             assert client.get("/metrics").status_code == 200
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import uuid
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
+import psycopg
 import pytest
 
 import celery_durable as durable
-from celery_durable.testing import CrashDifferenceError
+from celery_durable.operations import Runs
+from celery_durable.testing import CrashDifferenceError, Crashes, pointed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +59,7 @@ def fulfil(durable_app: Celery, bank: Bank) -> Any:
     def charge(order: int) -> str:
         return bank.charge(order, durable.idempotency_key())
 
-    @durable_app.task(name="fulfil", shared=False)
+    @durable_app.task(name="dying.fulfil", shared=False)
     def fulfil(order: int) -> str:
         reserved = reserve(order)
         durable.sleep(hours=1)
@@ -64,7 +68,7 @@ def fulfil(durable_app: Celery, bank: Bank) -> Any:
     return fulfil
 
 
-BOUNDARIES = ["step 'reserve'", "wait 'sleep'", "step 'charge'", "the result of fulfil"]
+BOUNDARIES = ["step 'reserve'", "wait 'sleep'", "step 'charge'", "the result of dying.fulfil"]
 
 
 @pytest.mark.parametrize("kill", [False, True], ids=["raised", "killed"])
@@ -85,7 +89,7 @@ def test_a_step_whose_effect_comes_twice_is_named(
     def charge(order: int) -> str:
         return bank.charge(order)  # nothing tells the bank that it was asked before
 
-    @durable_app.task(name="careless", shared=False)
+    @durable_app.task(name="dying.careless", shared=False)
     def careless(order: int) -> str:
         return charge(order)
 
@@ -93,7 +97,7 @@ def test_a_step_whose_effect_comes_twice_is_named(
         crash_everywhere(careless.s(7), effects=bank.entries, reset=bank.reset, kill=kill)
 
     text = str(caught.value)
-    assert "careless does not survive its worker" in text
+    assert "dying.careless does not survive its worker" in text
     assert "effects differ when the worker dies before step 'charge' is stored:" in text
     assert "- ['cash']\n" in text
     assert "+ ['cash', 'cash']" in text
@@ -107,7 +111,7 @@ def test_an_effect_outside_of_a_step_is_found_by_a_death_after_the_step(
     def reserve(order: int) -> int:
         return order
 
-    @durable_app.task(name="loose", shared=False)
+    @durable_app.task(name="dying.loose", shared=False)
     def loose(order: int) -> str:
         bank.charge(order)
         return str(reserve(order))
@@ -123,7 +127,7 @@ def test_a_result_that_a_death_changes_is_shown(
     def once() -> str:
         return "done"
 
-    @durable_app.task(name="once", shared=False, max_retries=0)
+    @durable_app.task(name="dying.once", shared=False, max_retries=0)
     def task() -> str:
         return once()
 
@@ -144,7 +148,7 @@ def test_a_body_that_takes_another_way_is_told_apart(
     @durable.step
     def walk(way: int) -> None: ...
 
-    @durable_app.task(name="wanderer", shared=False)
+    @durable_app.task(name="dying.wanderer", shared=False)
     def wanderer() -> None:
         walk.options(name=f"way {next(ways)}")(0)
 
@@ -163,20 +167,20 @@ def test_failures_retries_and_children_are_compared_too(
             raise ConnectionError("not yet")
         return "at last"
 
-    @durable_app.task(name="child", shared=False)
+    @durable_app.task(name="dying.child", shared=False)
     def child() -> str:
         return shaky()
 
-    @durable_app.task(name="parent", shared=False, throws=(ValueError,))
+    @durable_app.task(name="dying.parent", shared=False, throws=(ValueError,))
     def parent() -> str:
         child.delay()
         raise ValueError("so be it")
 
     found = crash_everywhere(parent.s())
 
-    assert found[:2] == ["step 'delay:child'", "the error of parent"]
-    assert "the retry of child" in found
-    assert found[-1] == "the result of child"
+    assert found[:2] == ["step 'delay:dying.child'", "the error of dying.parent"]
+    assert "the retry of dying.child" in found
+    assert found[-1] == "the result of dying.child"
 
 
 def test_one_death_is_chosen_by_its_step(crash_after: Callable[..., Any], fulfil: Any, bank: Bank) -> None:
@@ -193,10 +197,28 @@ def test_a_step_that_is_never_stored_is_an_error_that_says_what_was(
         crash_after("chrage", fulfil.s(7))
 
 
+def test_a_database_that_is_not_for_tests_is_left_alone(
+    postgres_url: str, tmp_path: Path, durable_app: Celery, fulfil: Any
+) -> None:
+    name = f"durable_precious_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(postgres_url, autocommit=True) as server:
+        server.execute(f"create database {name}".encode())
+    url = urlunsplit(urlsplit(postgres_url)._replace(path=f"/{name}"))
+    try:
+        with pointed(durable_app, backend=f"durable+{url}", broker=f"durable+embedded://{tmp_path}"):
+            kept = fulfil.delay(7)
+            with pytest.raises(durable.ConfigurationError, match="would be emptied"):
+                Crashes(durable_app).everywhere(fulfil.s(7))
+            assert [run.id for run in Runs(durable_app).list().runs] == [kept.id]
+    finally:
+        with psycopg.connect(postgres_url, autocommit=True) as server:
+            server.execute(f"drop database {name} with (force)".encode())
+
+
 def test_what_goes_wrong_in_a_killed_child_is_raised_here(
     crash_after: Callable[..., Any], durable_app: Celery
 ) -> None:
-    @durable_app.task(name="stuck", shared=False)
+    @durable_app.task(name="dying.stuck", shared=False)
     def stuck() -> None:
         durable.wait_for_signal("never")
 

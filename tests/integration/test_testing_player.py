@@ -25,7 +25,7 @@ def doubled(number: int) -> int:
 
 @pytest.fixture
 def double(durable_app: Celery) -> Any:
-    @durable_app.task(name="double", shared=False)
+    @durable_app.task(name="played.double", shared=False)
     def double(number: int) -> int:
         return doubled(number)
 
@@ -44,7 +44,7 @@ def test_a_player_returns_what_the_task_returns_and_leaves_a_history(
 
 
 def test_a_player_raises_what_the_task_raises(durable_player: Player, durable_app: Celery) -> None:
-    @durable_app.task(name="fails", shared=False, throws=(KeyError,))
+    @durable_app.task(name="played.fails", shared=False, throws=(KeyError,))
     def fails() -> None:
         raise KeyError("no such order")
 
@@ -55,7 +55,7 @@ def test_a_player_raises_what_the_task_raises(durable_player: Player, durable_ap
 def test_a_player_turns_the_clock_instead_of_waiting(durable_player: Player, durable_app: Celery) -> None:
     attempts = []
 
-    @durable_app.task(name="patient", shared=False, bind=True, default_retry_delay=3600)
+    @durable_app.task(name="played.patient", shared=False, bind=True, default_retry_delay=3600)
     def patient(self: Any) -> float:
         began = durable.now()
         durable.sleep(hours=12)
@@ -69,11 +69,11 @@ def test_a_player_turns_the_clock_instead_of_waiting(durable_player: Player, dur
 
 
 def test_what_a_run_waits_for_is_brought_by_the_test(durable_player: Player, durable_app: Celery) -> None:
-    @durable_app.task(name="approval", shared=False)
+    @durable_app.task(name="played.approval", shared=False)
     def approval() -> Any:
         return durable.wait_for_signal("approved")
 
-    with pytest.raises(StuckError, match=r"approval\[.*\] is waiting, for signal\..*when_waiting="):
+    with pytest.raises(StuckError, match=r"played.approval\[.*\] is waiting, for signal\..*when_waiting="):
         durable_player.run(approval.s())
 
     def approve(run_id: str) -> None:
@@ -86,7 +86,7 @@ def test_what_a_run_waits_for_is_brought_by_the_test(durable_player: Player, dur
 def test_canvas_and_plain_tasks_are_executed_too(
     durable_player: Player, durable_app: Celery, double: Any
 ) -> None:
-    @durable_app.task(name="total", shared=False, base=Task)
+    @durable_app.task(name="played.total", shared=False, base=Task)
     def total(numbers: list[int]) -> int:
         return sum(numbers)
 
@@ -108,9 +108,9 @@ def test_a_task_that_the_app_does_not_know_is_named(
     durable_player: Player, durable_app: Celery, double: Any
 ) -> None:
     double.delay(1)
-    del durable_app.tasks["double"]
+    del durable_app.tasks["played.double"]
 
-    with pytest.raises(StuckError, match="no task 'double'"):
+    with pytest.raises(StuckError, match=r"no task 'played\.double'"):
         durable_player.play()
 
 

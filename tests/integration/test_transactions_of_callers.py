@@ -50,8 +50,8 @@ class Shop:
             set_as_current=False,
         )
         self.app.conf.update(durable_auto_migrate=True, **settings)
-        self.fulfil = self.app.task(fulfil, name="fulfil", shared=False)
-        self.plain = self.app.task(fulfil, name="plain", base=Task, shared=False)
+        self.fulfil = self.app.task(fulfil, name="callers.fulfil", shared=False)
+        self.plain = self.app.task(fulfil, name="callers.plain", base=Task, shared=False)
         self.store.migrate()
         self.tables = Tables(url)
         self.tables.rows('create table "order" (id integer primary key)')

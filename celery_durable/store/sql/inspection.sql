@@ -175,7 +175,8 @@ with target as materialized (
 ), woken as (
     update durable.run r
     set state = 'pending', reason = null, published_at = durable.clock(), checks = 0,
-        due = durable.clock() + %(check)s::interval
+        due = durable.clock() + %(check)s::interval,
+        worker = null, pid = null  -- as in `cancel`: its snapshot may show it with its owner still
     from target t where r.key = t.key and t.state = 'waiting' and t.reason = 'retry'
     returning r.key
 ), noted as (
