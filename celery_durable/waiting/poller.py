@@ -144,10 +144,11 @@ class Poller:
             arrivals = self._answers(place, waits, asked, now, patience)
             place.answered_at = time.monotonic()
         except StoreUnavailableError as error:
-            wait.trouble, wait.asked = error, True
+            wait.asked = True
             place.answered_at = time.monotonic()
-            wait.away_since = now if wait.away_since is None else wait.away_since
-            if now - wait.away_since >= self._asking.outage_budget:
+            for one in waits:
+                one.suffer(error, now)
+            if wait.away_for(now) >= self._asking.outage_budget:
                 raise
             return []
         for one in waits:
@@ -224,7 +225,7 @@ def _next_question(place: _Place, wait: Wait, waits: list[Wait], now: float) -> 
         return Question(0.0, asked.within, asked.every)
     pause = asked.pause
     if wait.trouble is not None:
-        pause = min(_LONGEST_PAUSE, _FIRST_PAUSE + (now - (wait.away_since or now)) / 2)
+        pause = min(_LONGEST_PAUSE, _FIRST_PAUSE + wait.away_for(now) / 2)
     left = 0.0 if fresh else place.answered_at + pause - now
     return Question(max(left, place.allowance.delay(now)), asked.within, asked.every)
 

@@ -91,6 +91,15 @@ class Wait:
         """Whether there is something for it to take."""
         return bool(self.arrived or self.told)
 
+    def suffer(self, error: Exception, now: float) -> None:
+        """Note that Postgres is away, whoever has asked."""
+        self.trouble = error
+        self.away_since = now if self.away_since is None else self.away_since
+
+    def away_for(self, now: float) -> float:
+        """Return for how many seconds Postgres has been away, as far as this wait knows."""
+        return 0.0 if self.away_since is None else now - self.away_since
+
     def ends_at(self, moment: float) -> bool:
         """Whether this is its timeout, so that there is no later moment to ask."""
         return self.deadline is not None and moment >= self.deadline

@@ -65,15 +65,15 @@ def test_a_wait_without_a_timeout_outlives_a_restart_of_postgres(
 
 
 def test_a_wait_with_a_timeout_ends_at_it_while_postgres_is_away_and_says_why(scene: Scene) -> None:
-    leader = scene.waiting(lambda: scene.result().get(timeout=1))
-    follower = scene.waiting(lambda: scene.result().get(timeout=0.5))
+    leader = scene.waiting(lambda: scene.result().get(timeout=3))
+    follower = scene.waiting(lambda: scene.result().get(timeout=2))
     clock = Stopwatch(scene)
     scene.proxy.refuse()
 
     for waiting in (follower, leader):
         ends_at_its_timeout(waiting)
         assert isinstance(waiting.exception().__cause__, StoreUnavailableError)
-    assert clock.seconds < 5
+    assert clock.seconds < 8
 
 
 def test_connections_cut_again_and_again_cost_a_wait_nothing_but_time(scene: Scene) -> None:
