@@ -11,8 +11,8 @@ from celery_durable.checkpoint import Checkpoint, StepWrite
 from celery_durable.exceptions import LeaseLostError, NondeterminismError, SerializationError
 from celery_durable.run import Claim, Refusal, RunState
 from celery_durable.store import in_hand, queries
-from celery_durable.store.bulk import Insertion
 from celery_durable.store.chords import look, store_part
+from celery_durable.store.outside import RunsFromOutside
 from celery_durable.store.waits import WaitStore, followed
 from celery_durable.store.writes import (
     Finish,
@@ -28,11 +28,10 @@ from celery_durable.store.writes import (
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Sequence
 
     from celery_durable.store.connections import Connection, Connections
 
-_ENQUEUE_BUDGET = 15.0
 _ANY_VERSION = "and r.slot is null"
 _THIS_VERSION = "and r.slot is null and (r.version is null or r.version = %(version)s)"
 _LEASE = timedelta(seconds=30)
@@ -44,7 +43,7 @@ def with_version(claim: str) -> str:
     return claim.replace(_ANY_VERSION, _THIS_VERSION)
 
 
-class RunStore:
+class RunStore(RunsFromOutside):
     """Writes of one run, each fenced and each safe to repeat after a lost answer.
 
     Arguments:
@@ -64,45 +63,14 @@ class RunStore:
         lease: timedelta = _LEASE,
         version: str | None = None,
     ) -> None:
-        self._connections = connections
+        super().__init__(connections, schema=schema, check=check)
         self._lease = lease
-        self._sql = {**queries.load("chains", schema), **queries.load("runs", schema)}
         self._chords = queries.load("chords", schema)
-        self._check = check
         self._schema = schema
         self._version = version
         if version is not None:  # most workers execute runs of any version, and ask nothing
             self._sql["claim"] = with_version(self._sql["claim"])
         self.waits = WaitStore(connections, schema=schema, check=check)
-
-    def enqueue(self, run: NewRun) -> str | None:
-        """Store a run; return its state, or None when a run with this id is there already."""
-        return self.enqueue_bulk([run])[0]
-
-    def enqueue_bulk(self, runs: Sequence[NewRun]) -> list[str | None]:
-        """Store runs in one round trip and one transaction; return each one's state, None for known ids."""
-
-        def work(connection: Connection) -> list[str | None]:
-            if len(runs) == 1 and not runs[0].chains and runs[0].slot is None:
-                return self._insert(connection, runs).states()
-            with connection.pipeline():
-                inserted = self._insert(connection, runs)
-            return inserted.states()
-
-        return self._connections.patiently(work, budget=_ENQUEUE_BUDGET)
-
-    def unclaimed(self, ids: Sequence[str]) -> set[str]:
-        """Return those that are pending and wait for their first claim: their messages may not be sent."""
-
-        def work(connection: Connection) -> set[str]:
-            return {row["id"] for row in connection.execute(self._sql["unclaimed"], {"ids": list(ids)})}
-
-        return self._connections.patiently(work, budget=_ENQUEUE_BUDGET)
-
-    def unpublish(self, ids: Sequence[str], delay: timedelta) -> None:
-        """Hand runs whose message the broker did not take to the keeper."""
-        parameters = {"ids": list(ids), "delay": delay}
-        self._one("unpublish", parameters, budget=_ENQUEUE_BUDGET, fetch=False)
 
     def claim(
         self,
@@ -321,29 +289,6 @@ class RunStore:
         reason: str | None = row["reason"]
         return reason
 
-    def add(self, connection: Connection, new: Sequence[NewRun | PlainMessage]) -> list[str | None]:
-        """Store runs and messages in the transaction that is open; return their states, for `to_send()`."""
-        with connection.pipeline():
-            added = self._insert(connection, new)
-        return added.states()
-
-    def to_send(self, new: Sequence[NewRun | PlainMessage], states: list[str | None]) -> list[str | None]:
-        """Return what is to be sent; a row that was there already may be this very write, answered late."""
-        known = [
-            one.id for one, state in zip(new, states, strict=True) if not state and isinstance(one, NewRun)
-        ]
-        unclaimed = self.unclaimed(known) if known else set()
-        return ["pending" if one.id in unclaimed else state for one, state in zip(new, states, strict=True)]
-
-    def _insert(
-        self,
-        connection: Connection,
-        new: Sequence[NewRun | PlainMessage],
-        holder: int | None = None,
-        fence: uuid.UUID | None = None,
-    ) -> Insertion:
-        return Insertion(connection, self._sql, new, self._check, holder, fence)
-
     def release(self, run: int, fence: uuid.UUID, release: Release) -> RunState:
         """Leave the worker for a retry, a timer or another worker; return the state the run is left in.
 
@@ -390,11 +335,6 @@ class RunStore:
     def _leaving(self, run: int, fence: uuid.UUID, release: Release) -> dict[str, Any]:
         return {**release.__dict__, "run": run, "fence": fence, "closed": closed(fence), "check": self._check}
 
-    def stored(self, run: int) -> Stored | None:
-        """Return a run's message, to be published again."""
-        row = self._one("stored", {"run": run})
-        return row and Stored(**row)
-
     def update_state(
         self, run: int, fence: uuid.UUID, state: str, result: bytes | None, result_type: str
     ) -> None:
@@ -408,54 +348,6 @@ class RunStore:
         }
         if self._one("update_state", parameters) is None:
             raise LeaseLostError
-
-    def recover_child(
-        self,
-        run_id: str,
-        *,
-        token: uuid.UUID,
-        pid: int | None,
-        error: str,
-        max_recoveries: int,
-        result: bytes,
-        result_type: str,
-        budget: float,
-    ) -> dict[str, Any] | None:
-        """Hand on the run of a pool child that is gone; None when this worker does not own it any more."""
-        parameters = {
-            "id": run_id,
-            "token": token,
-            "pid": pid,
-            "error": error,
-            "max_recoveries": max_recoveries,
-            "result": result,
-            "result_type": result_type,
-            "check": self._check,
-        }
-        row: dict[str, Any] | None = self._one("recover_child", parameters, budget=budget)
-        return row
-
-    def revoke(self, run_id: str, *, token: uuid.UUID | None, terminated: bool) -> bool:
-        """End a run as Celery's revoke does; return whether it was ended."""
-        parameters = {"id": run_id, "token": token, "terminated": terminated}
-        return self._one("revoke", parameters, budget=_ENQUEUE_BUDGET) is not None
-
-    def was_resumed(self, run_id: str, *, budget: float) -> bool:
-        """Return whether a run that was revoked has been resumed since."""
-        return self._one("was_resumed", {"id": run_id}, budget=budget) is not None
-
-    def reported(self, run_id: str, problem: str | None = None) -> None:
-        """Note that a failed run's error callbacks, chain and chord have been told, or why they cannot be."""
-        self._one("reported", {"id": run_id, "problem": problem}, budget=_ENQUEUE_BUDGET, fetch=False)
-
-    def fail_unclaimed(self, run_id: str, result: bytes, result_type: str, traceback: str | None) -> bool:
-        """End a pending run that failed in front of its body, before its claim; return whether it did.
-
-        One that is to take back what it has done is tried once more for that.
-        """
-        parameters = {"id": run_id, "result": result, "result_type": result_type, "traceback": traceback}
-        row = self._one("fail_unclaimed", parameters, budget=_ENQUEUE_BUDGET)
-        return row is not None and row["state"] == "failed"
 
     def annotate(self, run: int, fence: uuid.UUID, *, tags: str | None, progress: str | None) -> None:
         """Store labels and progress (JSON) of a run; raise `LeaseLostError` when the lease is gone."""
@@ -471,42 +363,6 @@ class RunStore:
     def note_calls(self, run: int, fence: uuid.UUID, calls: Sequence[str]) -> None:
         """Store evidence (JSON) of calls by itself, where a step's own write cannot carry it."""
         self._one("note_calls", {"run": run, "fence": fence, "calls": list(calls)}, fetch=False)
-
-    def withdraw(self, ids: Sequence[str]) -> None:
-        """Forget runs whose messages could not be sent."""
-        self._one("withdraw", {"ids": list(ids)}, fetch=False)
-
-    def outbox_done(self, keys: Sequence[int]) -> None:
-        """Forget published messages to tasks without a run."""
-        self._one("outbox_done", {"keys": list(keys)}, fetch=False)
-
-    def owned(self, token: uuid.UUID) -> list[tuple[str, uuid.UUID]]:
-        """Return id and fence of each run that a worker owns."""
-        rows = self._connections.once(
-            lambda connection: connection.execute(self._sql["owned"], {"token": token}).fetchall()
-        )
-        return [(row["id"], row["fence"]) for row in rows]
-
-    def release_strays(self, token: uuid.UUID, strays: Collection[tuple[str, uuid.UUID]]) -> list[str]:
-        """Hand on runs (id and fence) that this worker owns and does not execute."""
-        parameters = {
-            "token": token,
-            "ids": [run_id for run_id, _ in strays],
-            "fences": [fence for _, fence in strays],
-        }
-        rows = self._connections.once(
-            lambda connection: connection.execute(self._sql["release_strays"], parameters).fetchall()
-        )
-        return [row["id"] for row in rows]
-
-    def _one(
-        self, name: str, parameters: dict[str, Any], *, budget: float | None = None, fetch: bool = True
-    ) -> Any:
-        def work(connection: Connection) -> Any:
-            cursor = connection.execute(self._sql[name], parameters)
-            return cursor.fetchone() if fetch else None
-
-        return self._connections.patiently(work, budget=budget)
 
 
 __all__ = ["Finish", "NewRun", "PlainMessage", "Release", "RunStore", "closed"]
