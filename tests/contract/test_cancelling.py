@@ -262,7 +262,9 @@ def test_a_run_stored_in_a_transaction_of_the_callers_has_its_deadline_as_well(w
         task.apply_async((2,), transaction=connection, deadline=moment)
         task.apply_async((3,), transaction=connection)
 
-    rows = execute(world.store, "select deadline - created_at as left_over, deadline from durable.run order by key")
+    rows = execute(
+        world.store, "select deadline - created_at as left_over, deadline from durable.run order by key"
+    )
     assert abs(rows[0]["left_over"] - HOUR) < timedelta(seconds=5)
     assert [row["deadline"] for row in rows[1:]] == [moment, None]
 
