@@ -51,15 +51,15 @@ class DurableRequest(Request):
         super().on_failure(exc_info, send_failed_event, return_ok)
 
     def revoked(self) -> bool:
-        """Whether this run was revoked; one that was resumed since then is not any more."""
-        if self.id in state.revoked and self._was_resumed():
+        """Whether this run was revoked and is over; not if it was resumed, or takes back what it has done."""
+        if self.id in state.revoked and self._goes_on():
             state.revoked.discard(self.id)
         revoked: Any = getattr(super(), "revoked")  # noqa: B009  (the stubs do not know it)
         return bool(revoked())
 
-    def _was_resumed(self) -> bool:
+    def _goes_on(self) -> bool:
         try:
-            return self._store.runs.was_resumed(self.id, budget=_BUDGET)
+            return self._store.runs.goes_on(self.id, budget=_BUDGET)
         except StoreError:
             return False
 

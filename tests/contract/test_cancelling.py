@@ -160,6 +160,19 @@ def test_a_child_that_takes_back_what_it_has_done_is_cancelled_once(world: World
     assert done == ["booked", "undo booked"]
 
 
+def test_a_parent_that_is_resumed_before_the_keeper_looks_keeps_its_new_children(world: World) -> None:
+    """All workers may have been down when it was cancelled, and resumed."""
+    run_id = family(world)
+    Runs(world.app).cancel(run_id)
+    Runs(world.app).resume(run_id)
+    world.deliver(run_id)
+    assert states(world)[0] == ("waiting", "children")
+
+    serve(world)
+
+    assert states(world)[1:] == [("cancelled", "parent")] * 2 + [("pending", None)] * 2
+
+
 def test_a_child_that_is_executing_is_asked_to_stop(world: World) -> None:
     task = world.task(idle)
     told: list[str] = []
@@ -262,7 +275,9 @@ def test_a_run_stored_in_a_transaction_of_the_callers_has_its_deadline_as_well(w
         task.apply_async((2,), transaction=connection, deadline=moment)
         task.apply_async((3,), transaction=connection)
 
-    rows = execute(world.store, "select deadline - created_at as left_over, deadline from durable.run order by key")
+    rows = execute(
+        world.store, "select deadline - created_at as left_over, deadline from durable.run order by key"
+    )
     assert abs(rows[0]["left_over"] - HOUR) < timedelta(seconds=5)
     assert [row["deadline"] for row in rows[1:]] == [moment, None]
 

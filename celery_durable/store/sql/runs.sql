@@ -411,9 +411,10 @@ with revoked as (
 )
 select key from revoked
 
--- name: was_resumed
--- Whether a run that a worker remembers as revoked was resumed meanwhile: a revoke would have ended it.
-select key from durable.run where id = %(id)s and state = 'pending' and generation > 0
+-- name: goes_on
+-- Whether a run that a worker remembers as revoked is to be executed nevertheless: it takes back first what it has
+-- done, or was resumed meanwhile, for a revoke would have ended it.
+select key from durable.run where id = %(id)s and state = 'pending' and (ending is not null or generation > 0)
 
 -- name: withdraw
 -- The caller was told that the messages could not be sent: the runs never were.
