@@ -28,6 +28,7 @@ class DurableRequest(Request):
         _context: Any
         _already_revoked: bool
         _already_cancelled: bool
+        stamped_headers: list[str]
 
     def on_timeout(self, soft: bool, timeout: float) -> None:  # noqa: FBT001  (Celery's signature)
         """Hand a run on whose child is killed by the hard time limit; a soft one is the body's business."""
@@ -52,8 +53,11 @@ class DurableRequest(Request):
 
     def revoked(self) -> bool:
         """Whether this run was revoked and is over; not if it was resumed, or takes back what it has done."""
-        if self.id in state.revoked and self._goes_on():
+        stamped = state.revoked_stamps and self.stamped_headers
+        remembered = not self._already_revoked and (self.id in state.revoked or stamped)
+        if remembered and self._goes_on():
             state.revoked.discard(self.id)
+            return False
         revoked: Any = getattr(super(), "revoked")  # noqa: B009  (the stubs do not know it)
         return bool(revoked())
 

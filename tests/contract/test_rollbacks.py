@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery import Celery
 from celery.app.trace import build_tracer
-from celery.worker.state import revoked
+from celery.worker.state import revoked, revoked_stamps
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inspecting import execute
@@ -443,12 +443,29 @@ def test_a_worker_that_has_heard_of_a_revoke_lets_the_run_take_back_what_it_has_
     revoked.discard(run)
 
 
-def received(world: World, run_id: str) -> DurableRequest:
+def test_nor_does_one_that_revokes_by_stamps_refuse_it(world: World) -> None:
+    run = world.start(sleeping)
+    headers = {"stamped_headers": ["customer"], "stamps": {"customer": ["gone"]}}
+    revoked_stamps["customer"] = ["gone"]
+    try:
+        assert received(world, run, **headers).revoked()
+        assert world.row(run)["ending"] == "cancelled"
+
+        assert not received(world, run, **headers).revoked()
+    finally:
+        del revoked_stamps["customer"]
+
+    world.deliver(run)
+    assert done == ["flight", "undo flight"]
+    assert world.state(run) == ("cancelled", "revoked")
+
+
+def received(world: World, run_id: str, **headers: Any) -> DurableRequest:
     """Return a run's message as a worker's main process has it."""
     stored = world.row(run_id)
     message: Any = Message(
         body=bytes(stored["body"]),
-        headers=envelope.headers_of(bytes(stored["message"])),
+        headers={**envelope.headers_of(bytes(stored["message"])), **headers},
         content_type="application/json",
         content_encoding="utf-8",
         delivery_info={},
