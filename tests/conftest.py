@@ -36,7 +36,7 @@ def _embedded() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def tasks_of_one_app_each() -> Iterator[None]:
-    """Keep the tasks that a test makes from the apps that later ones make: `app.task` shares them by default."""
+    """Keep the tasks that a test makes from later apps: `app.task` shares them by default."""
     before = set(_state._on_app_finalizers)
     yield
     made = _state._on_app_finalizers - before
