@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LINGER = 0.1  # seconds: the members of a group that is made slowly do not wait for the others
+_AT_ONCE = 8  # members behind one that was slow to make: Celery makes two more than it sends
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Batch:
         self._waiting: list[Outgoing] = []
         self._size = 0
         self._since = 0.0
-        self.slow = False
+        self.at_once = 0
 
     def add(self, store: Store, one: Outgoing) -> None:
         """Take a member; store and send those that wait when they are enough, or have waited long enough."""
@@ -137,7 +138,7 @@ class Batch:
         self._since = self._since if self._waiting else time.monotonic()
         self._waiting.append(one)
         self._size += len(one.run.body)
-        if len(self._waiting) == ROWS or self.slow or time.monotonic() - self._since > _LINGER:
+        if len(self._waiting) == ROWS or self.at_once or time.monotonic() - self._since > _LINGER:
             self.flush()
 
     def flush(self) -> None:
@@ -176,7 +177,8 @@ def _made(tasks: Iterable[T], batch: Batch) -> Iterator[T]:
             one = next(iterator)
         except StopIteration:
             return
-        batch.slow = time.monotonic() - began > _LINGER
+        slow = time.monotonic() - began > _LINGER
+        batch.at_once = _AT_ONCE if slow else max(0, batch.at_once - 1)
         yield one
 
 
