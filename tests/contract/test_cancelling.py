@@ -127,6 +127,39 @@ def test_a_revoked_parent_takes_its_children_with_it(world: World) -> None:
     assert states(world)[1:] == [("cancelled", "parent")] * 2
 
 
+def undo(name: str) -> None:
+    done.append(f"undo {name}")
+
+
+def booked(number: int) -> None:
+    work("booked")
+    durable.on_rollback(undo, "booked")
+    durable.wait_for_signal("never")
+
+
+def test_a_child_that_takes_back_what_it_has_done_is_cancelled_once(world: World) -> None:
+    """The keeper does not wait for it: a worker has to do that, perhaps much later."""
+    task = world.task(booked)
+
+    def parent() -> None:
+        durable.call(task.s(1))
+
+    run_id = world.run(world.task(parent))
+    (child,) = execute(world.store, "select id from durable.run where wait is not null")
+    world.deliver(child["id"])
+    Runs(world.app).cancel(run_id)
+    with keeper(world.store) as statements:
+        assert statements.forsaken(10) == [child["id"]]
+        statements.cancel([child["id"]], cause="parent", reason="its parent was cancelled")
+        assert statements.forsaken(10) == []
+
+    assert execute(world.store, "select key from durable.run where cascading") == []
+    assert states(world) == [("cancelled", "cancelled"), ("pending", None)]
+    world.deliver(child["id"])
+    assert states(world)[1] == ("cancelled", "parent")
+    assert done == ["booked", "undo booked"]
+
+
 def test_a_child_that_is_executing_is_asked_to_stop(world: World) -> None:
     task = world.task(idle)
     told: list[str] = []
@@ -198,6 +231,42 @@ def test_a_run_that_waits_past_its_deadline_is_cancelled(world: World, deadline:
     assert world.state(run_id) == ("cancelled", "deadline")
     assert world.app.AsyncResult(run_id).state == "REVOKED"
     assert serve(world)["overdue"] == 0
+
+
+def test_a_run_that_takes_back_what_it_has_done_is_over_its_deadline_once(world: World) -> None:
+    """Again and again would be a message each time, while the workers are busy."""
+    task = world.task(booked)
+    run_id = task.apply_async((1,), deadline=HOUR).id
+    world.deliver(run_id)
+    later(world, "2 hours")
+
+    assert serve(world)["overdue"] == 1
+    with keeper(world.store) as statements:
+        assert [stored.id for stored in statements.publishable(10)] == [run_id]
+        term = statements.lead(world.token, HOUR) or 0
+        assert not statements.look(term).overdue
+    assert serve(world)["overdue"] == 0
+    with keeper(world.store) as statements:
+        assert statements.publishable(10) == []
+    world.deliver(run_id)
+    assert states(world) == [("cancelled", "deadline")]
+    assert done == ["booked", "undo booked"]
+
+
+def test_a_run_stored_in_a_transaction_of_the_callers_has_its_deadline_as_well(world: World) -> None:
+    task = world.task(idle)
+    moment = datetime(2100, 1, 1, tzinfo=timezone.utc)
+
+    with world.store.connections.dedicated() as connection, connection.transaction():
+        task.apply_async((1,), transaction=connection, deadline=HOUR)
+        task.apply_async((2,), transaction=connection, deadline=moment)
+        task.apply_async((3,), transaction=connection)
+
+    rows = execute(
+        world.store, "select deadline - created_at as left_over, deadline from durable.run order by key"
+    )
+    assert abs(rows[0]["left_over"] - HOUR) < timedelta(seconds=5)
+    assert [row["deadline"] for row in rows[1:]] == [moment, None]
 
 
 def test_a_tasks_own_deadline_holds_unless_its_caller_says_another(world: World) -> None:

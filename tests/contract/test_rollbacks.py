@@ -517,6 +517,77 @@ def test_a_worker_that_dies_too_often_while_it_takes_back_leaves_it_to_the_opera
     assert done[-2:] == BACK
 
 
+def test_a_cancelled_run_that_kills_its_worker_while_it_takes_back_is_left_to_the_operator_too(
+    world: World,
+) -> None:
+    def cancelled() -> None:
+        book("flight")
+        durable.on_rollback(undo, "flight")
+        world.runs.cancel(durable.current_run().id)
+        book("told by its checkpoint")
+        book("never")
+
+    dies["undo flight"] = 9
+    run = world.start(cancelled)
+    assert world.row(run)["cancel_requested"]
+    for _ in range(3):
+        world.lose(run, max_recoveries=2)
+        world.deliver(run)
+
+    assert world.state(run) == ("failed", "rollback")
+    assert done.count("undo flight") == 3
+    dies.clear()
+    world.runs.resume(run)
+    world.deliver(run)
+    assert world.state(run) == ("cancelled", "cancelled")
+
+
+def test_so_is_one_whose_whole_worker_is_lost(world: World) -> None:
+    def cancelled() -> None:
+        book("flight")
+        durable.on_rollback(undo, "flight")
+        world.runs.cancel(durable.current_run().id)
+        book("told by its checkpoint")
+        book("never")
+
+    dies["undo flight"] = 1
+    run = world.start(cancelled)
+    execute(world.store, "delete from durable.worker")
+    other = uuid.uuid4()
+    with world.store.connections.dedicated() as connection:
+        keeper = world.store.keeper(connection)
+        keeper.register(other, hostname="other", pid=2, version="0")
+        term = keeper.lead(other, timedelta(minutes=1))
+        assert term is not None
+        keeper.recover_orphans(term, limit=10, max_recoveries=0, result=b"{}", result_type="application/json")
+
+    assert world.state(run) == ("failed", "rollback")
+
+
+def test_what_a_resumed_run_has_done_before_is_taken_back_when_it_is_cancelled_before_its_claim(
+    world: World,
+) -> None:
+    changed: list[str] = []
+
+    def changing() -> None:
+        book("flight")
+        durable.on_rollback(undo, "flight")
+        if not changed:
+            changed.append("the code")
+            message = "the code is another one"
+            raise durable.NondeterminismError(message)
+
+    run = world.start(changing)
+    assert world.state(run) == ("failed", "NondeterminismError")
+    assert done == ["flight"]
+    world.runs.resume(run)
+    world.runs.cancel(run)
+    world.deliver(run)
+
+    assert done == ["flight", "undo flight"]
+    assert world.state(run) == ("cancelled", "cancelled")
+
+
 def test_the_keeper_and_a_clean_shutdown_hand_on_a_run_that_takes_back(world: World) -> None:
     fails["pay"], dies["undo hotel"] = 1, 2
     run = world.start(travel)

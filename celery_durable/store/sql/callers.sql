@@ -14,13 +14,15 @@ from pg_catalog.pg_database d where d.datname = current_database()
 -- transaction, which may be long ago. One row back: the transaction, and the state unless the id is known.
 with stored as (
     insert into durable.run
-        (id, task, queue, priority, state, reason, due, message, body, parent, root, "group", version, expires_at)
+        (id, task, queue, priority, state, reason, due, message, body, parent, root, "group", version, expires_at,
+         deadline)
     select %(id)s, %(task)s, %(queue)s, %(priority)s::smallint,
            case when due.at is null then 'pending' else 'waiting' end,
            case when due.at is not null then 'timer' end,
            coalesce(due.at, clock.now + %(grace)s::interval),
            %(message)s, %(body)s, %(parent)s, %(root)s, %(group)s, %(version)s,
-           coalesce(%(expires_at)s::timestamptz, clock.now + %(expires)s::interval)
+           coalesce(%(expires_at)s::timestamptz, clock.now + %(expires)s::interval),
+           coalesce(%(deadline_at)s::timestamptz, clock.now + %(deadline)s::interval)
     from (select durable.clock() + (clock_timestamp() - now()) as now) as clock,
          lateral (select nullif(greatest(clock.now, coalesce(%(eta)s::timestamptz,
                                                              clock.now + %(countdown)s::interval)),

@@ -205,6 +205,7 @@ with target as materialized (
     update durable.run r
     set state = 'pending', reason = null, due = durable.clock() + %(check)s::interval, published_at = durable.clock(),
         checks = 0, fence = gen_random_uuid(), generation = r.generation + 1, worker = null, pid = null,
+        compensates = null,  -- not known: code that has changed left them as they were
         retries = 0, recoveries = 0, version = coalesce(%(version)s, r.version), cancel_requested = false,
         expires_at = null, deadline = null, finished_at = null,
         custom_state = null, result = case when r.ending = 'failed' then r.result end,

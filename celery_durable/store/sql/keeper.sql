@@ -68,7 +68,8 @@ select
     exists (select from durable.run where state = 'waiting' and reason = 'children') as parents,
     exists (select from durable.run where cascading) as cascading,
     exists (select from durable.run
-            where deadline <= durable.clock() and finished_at is null and not cancel_requested) as overdue,
+            where deadline <= durable.clock() and finished_at is null and not cancel_requested
+              and ending is null) as overdue,
     exists (select from durable.run where state = 'waiting' and reason = 'slot' and slot > '') as slots,
     exists (select from durable.leader
             where term = %(term)s and expires_at > durable.clock()) as leading
@@ -100,16 +101,18 @@ with lost as materialized (
     order by r.key for update of r skip locked
 ), recovered as (
     update durable.run r
-    set state = case when cancel_requested then 'cancelled'
+    set state = case when cancel_requested and ending is null then 'cancelled'
                      when recoveries + 1 > %(max_recoveries)s then 'failed' else 'pending' end,
-        reason = case when cancel_requested then 'cancelled'
+        reason = case when cancel_requested and ending is null then 'cancelled'
                       when recoveries + 1 > %(max_recoveries)s then 'exhausted' end,
-        due = case when not cancel_requested and recoveries + 1 <= %(max_recoveries)s then durable.clock() end,
-        finished_at = case when cancel_requested or recoveries + 1 > %(max_recoveries)s then durable.clock() end,
+        due = case when not (cancel_requested and ending is null) and recoveries + 1 <= %(max_recoveries)s
+                   then durable.clock() end,
+        finished_at = case when (cancel_requested and ending is null) or recoveries + 1 > %(max_recoveries)s
+                           then durable.clock() end,
         result = case when recoveries + 1 > %(max_recoveries)s then %(result)s else result end,
         result_type = case when recoveries + 1 > %(max_recoveries)s then %(result_type)s else result_type end,
         published_at = null,
-        unreported = cancel_requested or recoveries + 1 > %(max_recoveries)s,
+        unreported = (cancel_requested and ending is null) or recoveries + 1 > %(max_recoveries)s,
         recoveries = recoveries + 1, fence = gen_random_uuid(), worker = null, pid = null, custom_state = null
     from orphan where r.key = orphan.key
     returning r.*
@@ -149,17 +152,18 @@ where p.state = 'waiting' and p.reason = 'children' and p.key > %(after)s
 order by p.key limit %(limit)s
 
 -- name: overdue
--- Runs that are not over at their deadline.
+-- Runs that are not over at their deadline; those that take back what they have done are on their way already.
 select id from durable.run
-where deadline <= durable.clock() and finished_at is null and not cancel_requested
+where deadline <= durable.clock() and finished_at is null and not cancel_requested and ending is null
 order by deadline limit %(limit)s
 
 -- name: forsaken
--- Unfinished children of cancelled runs, which go with them: found by the wait that those were in.
+-- Unfinished children of cancelled runs, which go with them: found by the wait that those were in. One that takes
+-- back what it has done first is cancelled already.
 select c.id from durable.run p
 join durable.checkpoint k on k.run_key = p.key and k.kind = 'children' and k.outcome = 'waiting'
 join durable.run c on c.wait = convert_from(k.output, 'UTF8')::uuid
-where p.cascading and c.finished_at is null and not c.detached and not c.cancel_requested
+where p.cascading and c.finished_at is null and not c.detached and not c.cancel_requested and c.ending is null
 limit %(limit)s
 
 -- name: cascaded
@@ -171,7 +175,7 @@ where key in (
         select from durable.checkpoint k
         join durable.run c on c.wait = convert_from(k.output, 'UTF8')::uuid
         where k.run_key = p.key and k.kind = 'children' and k.outcome = 'waiting'
-          and c.finished_at is null and not c.detached and not c.cancel_requested)
+          and c.finished_at is null and not c.detached and not c.cancel_requested and c.ending is null)
     order by p.key for no key update skip locked)
 returning id
 

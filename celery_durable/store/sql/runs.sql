@@ -332,7 +332,7 @@ returning key
 
 -- name: recover_child
 -- The pool child that executed this run is gone. Only the worker that owns the run may say so, and only of
--- the child recorded at the claim.
+-- the child recorded at the claim. A cancelled run that is taking back may lose no more workers than another one.
 with lost as (
     select r.key from durable.run r join durable.worker w on w.id = r.worker
     where r.id = %(id)s and r.state in ('running', 'cancelling') and w.token = %(token)s
@@ -340,17 +340,18 @@ with lost as (
     for update of r
 ), recovered as (
     update durable.run r
-    set state = case when cancel_requested then 'cancelled'
+    set state = case when cancel_requested and ending is null then 'cancelled'
                      when recoveries + 1 > %(max_recoveries)s then 'failed' else 'pending' end,
-        reason = case when cancel_requested then 'cancelled'
+        reason = case when cancel_requested and ending is null then 'cancelled'
                       when recoveries + 1 > %(max_recoveries)s then 'exhausted' end,
-        due = case when not cancel_requested and recoveries + 1 <= %(max_recoveries)s
+        due = case when not (cancel_requested and ending is null) and recoveries + 1 <= %(max_recoveries)s
                    then durable.clock() + %(check)s::interval end,
         published_at = durable.clock(),
-        finished_at = case when cancel_requested or recoveries + 1 > %(max_recoveries)s then durable.clock() end,
+        finished_at = case when (cancel_requested and ending is null) or recoveries + 1 > %(max_recoveries)s
+                           then durable.clock() end,
         result = case when recoveries + 1 > %(max_recoveries)s then %(result)s else result end,
         result_type = case when recoveries + 1 > %(max_recoveries)s then %(result_type)s else result_type end,
-        unreported = cancel_requested or recoveries + 1 > %(max_recoveries)s,
+        unreported = (cancel_requested and ending is null) or recoveries + 1 > %(max_recoveries)s,
         recoveries = recoveries + 1, fence = gen_random_uuid(), worker = null, pid = null, custom_state = null
     from lost where r.key = lost.key
     returning r.*
