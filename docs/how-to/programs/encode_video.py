@@ -22,7 +22,7 @@ app = Celery(
     task_cls=durable.DurableTask,
 )
 client = httpx.Client(transport=DurableTransport())
-FIRST, LONGEST = timedelta(seconds=0.5), timedelta(seconds=3)  # or a minute and an hour
+FIRST, LONGEST = timedelta(seconds=1), timedelta(seconds=3)  # or a minute and an hour
 
 
 @durable.step(max_retries=5, retry_backoff=True, autoretry_for=(httpx.HTTPError,))
