@@ -28,6 +28,7 @@ class DurableRequest(Request):
         _context: Any
         _already_revoked: bool
         _already_cancelled: bool
+        stamped_headers: list[str]
 
     def on_timeout(self, soft: bool, timeout: float) -> None:  # noqa: FBT001  (Celery's signature)
         """Hand a run on whose child is killed by the hard time limit; a soft one is the body's business."""
@@ -51,15 +52,18 @@ class DurableRequest(Request):
         super().on_failure(exc_info, send_failed_event, return_ok)
 
     def revoked(self) -> bool:
-        """Whether this run was revoked; one that was resumed since then is not any more."""
-        if self.id in state.revoked and self._was_resumed():
+        """Whether this run was revoked and is over; not if it was resumed, or takes back what it has done."""
+        stamped = state.revoked_stamps and self.stamped_headers
+        remembered = not self._already_revoked and (self.id in state.revoked or stamped)
+        if remembered and self._goes_on():
             state.revoked.discard(self.id)
+            return False
         revoked: Any = getattr(super(), "revoked")  # noqa: B009  (the stubs do not know it)
         return bool(revoked())
 
-    def _was_resumed(self) -> bool:
+    def _goes_on(self) -> bool:
         try:
-            return self._store.runs.was_resumed(self.id, budget=_BUDGET)
+            return self._store.runs.goes_on(self.id, budget=_BUDGET)
         except StoreError:
             return False
 

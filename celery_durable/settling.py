@@ -222,6 +222,7 @@ class Settlement:
             queue=successor.queue,
             priority=successor.priority,
             discard="all",
+            slot=successor.slot,
         )
         self._release(release, Stored(self.claim.id, message, successor.body))
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
+from celery import _state
 
 from celery_durable.config import Settings
 from celery_durable.store import Store
@@ -31,6 +32,15 @@ def _embedded() -> Iterator[str]:
         release_server(directory / "postgres")
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def tasks_of_one_app_each() -> Iterator[None]:
+    """Keep the tasks that a test makes from later apps: `app.task` shares them by default."""
+    before = set(_state._on_app_finalizers)
+    yield
+    made = _state._on_app_finalizers - before
+    _state._on_app_finalizers -= {one for one in made if one.__qualname__.startswith("Celery.task.")}
 
 
 @pytest.fixture(scope="session")

@@ -229,16 +229,13 @@ def _final(facts: Facts, zone: tzinfo | None) -> Diagnosis:
         return Diagnosis("calm", f"Cancelled {words}")
     failed = [step for step in facts.steps if step.outcome == "error"]
     because = (f"step {failed[-1].key} failed after {_times(failed[-1].tries, 'tries')}",) if failed else ()
-    if run.reason == "exhausted":
-        return Diagnosis(
-            "bad",
-            f"Failed {words}",
-            because,
-            "Look for what kills its worker, such as memory; then resume it",
-        )
-    return Diagnosis(
-        "bad", f"Failed {words}", because, "Resume it once the cause is mended: finished steps stay"
-    )
+    if run.ending is not None and run.reason != "rollback":
+        advice = "What it had done is taken back: once the cause is mended, start another run, or fork it"
+    elif run.reason == "exhausted":
+        advice = "Look for what kills its worker, such as memory; then resume it"
+    else:
+        advice = "Resume it once the cause is mended: finished steps stay"
+    return Diagnosis("bad", f"Failed {words}", because, advice)
 
 
 def why_so_many_attempts(attempts: Sequence[AttemptView]) -> list[tuple[int, str]]:

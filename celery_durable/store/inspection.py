@@ -192,9 +192,18 @@ class InspectionStore:
                         "generations": [row["generation"] for row in now],
                     }
                     connection.execute(self._sql["resume_discard"], touched | audit)
+                    self._cancel_forsaken(connection, [row["key"] for row in now if row["cascading"]], audit)
             return rows
 
         return [_change(row) for row in self._patiently(work, _WRITE_BUDGET)]
+
+    def _cancel_forsaken(self, connection: Connection, parents: Sequence[int], audit: dict[str, Any]) -> None:
+        """Cancel the children of a generation that is over; the next one starts its own."""
+        if not parents:
+            return
+        forsaken = connection.execute(self._sql["forsaken"], {"keys": parents}).fetchall()
+        cancel = {"ids": [row["id"] for row in forsaken], "cause": "parent"}
+        connection.execute(self._sql["cancel"], audit | cancel | {"reason": "its parent was cancelled"})
 
     def _ask(self, question: Question[T]) -> T:
         answers: list[Sequence[Row]] | None = None

@@ -45,9 +45,9 @@ class RunsFromOutside(NewRuns):
         parameters = {"id": run_id, "token": token, "terminated": terminated}
         return self._one("revoke", parameters, budget=ENQUEUE_BUDGET) is not None
 
-    def was_resumed(self, run_id: str, *, budget: float) -> bool:
-        """Return whether a run that was revoked has been resumed since."""
-        return self._one("was_resumed", {"id": run_id}, budget=budget) is not None
+    def goes_on(self, run_id: str, *, budget: float) -> bool:
+        """Return whether a run that was revoked takes back what it has done, or has been resumed since."""
+        return self._one("goes_on", {"id": run_id}, budget=budget) is not None
 
     def reported(self, run_id: str, problem: str | None = None) -> None:
         """Note that a failed run's error callbacks, chain and chord have been told, or why they cannot be."""

@@ -15,6 +15,7 @@ from celery_durable.store.chords import look, store_part
 from celery_durable.store.outside import RunsFromOutside
 from celery_durable.store.waits import WaitStore, followed
 from celery_durable.store.writes import (
+    NO_SLOT,
     Finish,
     Finished,
     Look,
@@ -333,7 +334,9 @@ class RunStore(RunsFromOutside):
         return self.to_send(by, stored)
 
     def _leaving(self, run: int, fence: uuid.UUID, release: Release) -> dict[str, Any]:
-        return {**release.__dict__, "run": run, "fence": fence, "closed": closed(fence), "check": self._check}
+        slot = vars(release.slot or NO_SLOT)
+        parameters = {**release.__dict__, **{f"slot_{name}": value for name, value in slot.items()}}
+        return {**parameters, "run": run, "fence": fence, "closed": closed(fence), "check": self._check}
 
     def update_state(
         self, run: int, fence: uuid.UUID, state: str, result: bytes | None, result_type: str

@@ -40,6 +40,10 @@ class Slot:
     rank: int = 0
 
 
+NO_SLOT = Slot("")
+"""Stands for none where a statement has to name one."""
+
+
 @dataclass(frozen=True)
 class NewChain:
     """The links of a long chain, as Celery keeps them: the last one first.
@@ -179,7 +183,11 @@ class Finished:
 
 @dataclass(frozen=True)
 class Release:
-    """How a run leaves its worker before it is over."""
+    """How a run leaves its worker before it is over.
+
+    Attributes:
+        slot: what the run shares from now on, if another `task` takes its place.
+    """
 
     outcome: str
     delay: timedelta
@@ -197,6 +205,7 @@ class Release:
     priority: int | None = None
     discard: str = "none"
     compensates: bool = False
+    slot: Slot | None = None
 
 
 @dataclass(frozen=True)

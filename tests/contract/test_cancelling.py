@@ -160,6 +160,19 @@ def test_a_child_that_takes_back_what_it_has_done_is_cancelled_once(world: World
     assert done == ["booked", "undo booked"]
 
 
+def test_a_parent_that_is_resumed_before_the_keeper_looks_keeps_its_new_children(world: World) -> None:
+    """All workers may have been down when it was cancelled, and resumed."""
+    run_id = family(world)
+    Runs(world.app).cancel(run_id)
+    Runs(world.app).resume(run_id)
+    world.deliver(run_id)
+    assert states(world)[0] == ("waiting", "children")
+
+    serve(world)
+
+    assert states(world)[1:] == [("cancelled", "parent")] * 2 + [("pending", None)] * 2
+
+
 def test_a_child_that_is_executing_is_asked_to_stop(world: World) -> None:
     task = world.task(idle)
     told: list[str] = []

@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery import Celery
 from celery.app.trace import build_tracer
+from celery.worker.state import revoked, revoked_stamps
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inspecting import execute
+from kombu.message import Message
 
 import celery_durable as durable
-from celery_durable import hooks
+from celery_durable import envelope, hooks
 from celery_durable.exceptions import RunStateError, StepUsageError
 from celery_durable.operations import Runs
+from celery_durable.request import DurableRequest
+from celery_durable.revoking import write_down
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -419,6 +423,54 @@ def test_so_does_one_that_is_revoked(world: World) -> None:
 
     assert done == ["flight", "undo flight"]
     assert world.state(run) == ("cancelled", "revoked")
+
+
+def test_a_worker_that_has_heard_of_a_revoke_lets_the_run_take_back_what_it_has_done(world: World) -> None:
+    """It would refuse the run's message, the keeper send it again, and so on for ever."""
+    run = world.start(sleeping)
+    request = received(world, run)
+    revoked.add(run)
+    write_down(world.app, [run])
+    assert world.row(run)["ending"] == "cancelled"
+
+    assert not request.revoked()
+
+    world.deliver(run)
+    assert done == ["flight", "undo flight"]
+    assert world.state(run) == ("cancelled", "revoked")
+    revoked.add(run)
+    assert received(world, run).revoked()
+    revoked.discard(run)
+
+
+def test_nor_does_one_that_revokes_by_stamps_refuse_it(world: World) -> None:
+    run = world.start(sleeping)
+    headers = {"stamped_headers": ["customer"], "stamps": {"customer": ["gone"]}}
+    revoked_stamps["customer"] = ["gone"]
+    try:
+        assert received(world, run, **headers).revoked()
+        assert world.row(run)["ending"] == "cancelled"
+
+        assert not received(world, run, **headers).revoked()
+    finally:
+        del revoked_stamps["customer"]
+
+    world.deliver(run)
+    assert done == ["flight", "undo flight"]
+    assert world.state(run) == ("cancelled", "revoked")
+
+
+def received(world: World, run_id: str, **headers: Any) -> DurableRequest:
+    """Return a run's message as a worker's main process has it."""
+    stored = world.row(run_id)
+    message: Any = Message(
+        body=bytes(stored["body"]),
+        headers={**envelope.headers_of(bytes(stored["message"])), **headers},
+        content_type="application/json",
+        content_encoding="utf-8",
+        delivery_info={},
+    )
+    return DurableRequest(message, app=world.app, task=world.body, hostname="worker@one", utc=True)
 
 
 def test_a_running_run_that_is_cancelled_cleans_up_and_takes_back(world: World) -> None:

@@ -394,6 +394,31 @@ def test_a_run_stored_in_a_transaction_of_the_callers_needs_its_slot_as_well(wor
     assert slots(world.store) == [("export", 2, 10, timedelta(minutes=1), 0)]
 
 
+@pytest.mark.parametrize("limited", [None, 2])
+def test_a_run_that_another_task_replaces_shares_what_that_one_does(
+    world: World, limited: int | None
+) -> None:
+    """One that goes on as the same task keeps what its caller has said."""
+    other = world.task(export, concurrency_limit=limited, concurrency_key=limited and "theirs")
+
+    def replaced(self: Any, times: int) -> None:
+        if times:
+            durable.continue_as(0)
+        raise self.replace(other.s(7))
+
+    task = world.task(replaced, bind=True, concurrency_limit=1, concurrency_key="task")
+    run_id = task.apply_async((1,), concurrency_key="mine", concurrency_limit=3).id
+    world.deliver(run_id)
+    assert slots(world.store) == [("mine", 3, None, None, 0)]
+    world.deliver(run_id)
+
+    assert slots(world.store) == [(limited and "theirs", limited, None, None, 0)]
+    (row,) = execute(world.store, "select state, task from durable.run")
+    assert (row["state"], row["task"]) == ("pending", other.name)
+    world.deliver(run_id)
+    assert states(world.store)[run_id] == ("succeeded", None)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -44,8 +44,24 @@ def test_runs_of_two_workers_share_a_limit_and_all_of_them_end(world: World) -> 
     assert most_at_once(world, {result.id for result in results}) <= 2
 
 
-def test_a_worker_killed_with_a_slot_frees_it_for_the_next_one(world: World) -> None:
-    first, second = world.pair()
+def test_a_worker_killed_with_a_slot_frees_it_for_the_next_one(new_world: Callable[..., Any]) -> None:
+    with new_world(durable_max_recoveries=0) as world:  # or the run itself would be the next one
+        first, second = world.pair()
+        world.gates.close("held")
+        held = world.send("flow", ["held"], concurrency_key="key", concurrency_limit=1)
+        world.ledger.wait_for("start", "held", held.id)
+        waiting = world.send("flow", ["next"], concurrency_key="key", concurrency_limit=1)
+        eventually(lambda: world.tables.run(waiting.id)["reason"] == "slot", what="the second run to wait")
+
+        world.owner(held.id).kill9()
+
+        assert waiting.get(timeout=30) == ["next done"]
+        world.tables.wait_for_state(held.id, "failed")
+        assert {first.alive, second.alive} == {True, False}
+
+
+def test_a_run_whose_worker_is_killed_with_a_slot_and_the_one_behind_it_both_end(world: World) -> None:
+    world.pair()
     world.gates.close("held")
     held = world.send("flow", ["held"], concurrency_key="key", concurrency_limit=1)
     world.ledger.wait_for("start", "held", held.id)
@@ -53,8 +69,7 @@ def test_a_worker_killed_with_a_slot_frees_it_for_the_next_one(world: World) -> 
     eventually(lambda: world.tables.run(waiting.id)["reason"] == "slot", what="the second run to wait")
 
     world.owner(held.id).kill9()
+    world.gates.open("held")
 
     assert waiting.get(timeout=30) == ["next done"]
-    world.gates.open("held")
     assert held.get(timeout=30) == ["held done"]
-    assert {first.alive, second.alive} == {True, False}

@@ -197,7 +197,7 @@ order by t.key
 -- Final runs that did not succeed begin a new generation: their checkpoints stay, their counters start again,
 -- and the claim may not refuse them for having expired. They count as published: the caller does it next.
 with target as materialized (
-    select r.key, r.id, r.state, r.generation, r.message, r.body, r.ending, r.reason
+    select r.key, r.id, r.state, r.generation, r.message, r.body, r.ending, r.reason, r.cascading
     from durable.run r
     where r.id = any(%(ids)s)
     order by r.key for no key update
@@ -206,6 +206,7 @@ with target as materialized (
     set state = 'pending', reason = null, due = durable.clock() + %(check)s::interval, published_at = durable.clock(),
         checks = 0, fence = gen_random_uuid(), generation = r.generation + 1, worker = null, pid = null,
         compensates = null,  -- not known: code that has changed left them as they were
+        cascading = false,  -- else the children of the new generation would go with the old ones
         retries = 0, recoveries = 0, version = coalesce(%(version)s, r.version), cancel_requested = false,
         expires_at = null, deadline = null, finished_at = null,
         custom_state = null, result = case when r.ending = 'failed' then r.result end,
@@ -220,12 +221,19 @@ with target as materialized (
 select t.key, t.id, coalesce(mine.detail ->> 'from', t.state) as before,
        case when resumed.key is null then t.state else 'pending' end as state,
        coalesce(resumed.generation, t.generation) as generation,
-       resumed.key is not null as now, mine.detail is not null or resumed.key is not null as changed,
+       resumed.key is not null as now, mine.detail is not null or resumed.key is not null as changed, t.cascading,
        t.message, t.body
 from target t
 left join resumed on resumed.key = t.key
 left join durable.event mine on mine.run_key = t.key and mine.detail ->> 'operation' = %(operation)s::text
 order by t.key
+
+-- name: forsaken
+-- Unfinished children that runs just resumed had when they were cancelled, where the keeper has not seen to them yet.
+select c.id
+from durable.checkpoint k join durable.run c on c.wait = convert_from(k.output, 'UTF8')::uuid
+where k.run_key = any(%(keys)s) and k.kind = 'children' and k.outcome = 'waiting'
+  and c.finished_at is null and not c.detached and not c.cancel_requested and c.ending is null
 
 -- name: resume_discard
 -- The second statement of a resume: errors after the last successful step are put aside, as a retry does. Its

@@ -300,7 +300,15 @@ with mine as (
         -- a task that takes this one's place begins anew: other children, other keys, another seed
         replacements = replacements + case when %(discard)s = 'all' then 1 else 0 end,
         seed = case when %(discard)s = 'all' then gen_random_uuid() else seed end,
-        body = coalesce(%(body)s, body), message = coalesce(%(message)s, message)
+        body = coalesce(%(body)s, body), message = coalesce(%(message)s, message),
+        -- it shares what another task says; the same one goes on with what its caller has said
+        (slot, slot_limit, slot_rate, slot_period, slot_rank) = (
+            select (case when other then nullif(%(slot_key)s::text, '') else r.slot end),
+                   (case when other then %(slot_limit)s::integer else r.slot_limit end),
+                   (case when other then %(slot_rate)s::integer else r.slot_rate end),
+                   (case when other then %(slot_period)s::interval else r.slot_period end),
+                   (case when other then %(slot_rank)s::smallint else r.slot_rank end)
+            from (select %(discard)s = 'all' and coalesce(%(task)s::text <> r.task, false)) as now (other))
     from mine where r.key = mine.key and mine.fence = %(fence)s and mine.state in ('running', 'cancelling')
     returning r.key, r.attempt, r.state
 ), ended as (
@@ -411,9 +419,10 @@ with revoked as (
 )
 select key from revoked
 
--- name: was_resumed
--- Whether a run that a worker remembers as revoked was resumed meanwhile: a revoke would have ended it.
-select key from durable.run where id = %(id)s and state = 'pending' and generation > 0
+-- name: goes_on
+-- Whether a run that a worker remembers as revoked is to be executed nevertheless: it takes back first what it has
+-- done, or was resumed meanwhile, for a revoke would have ended it.
+select key from durable.run where id = %(id)s and state = 'pending' and (ending is not null or generation > 0)
 
 -- name: withdraw
 -- The caller was told that the messages could not be sent: the runs never were.
