@@ -53,7 +53,7 @@ class Encoder(BaseHTTPRequestHandler):
     """Starts a job once for each key, and is done with it when it is asked often enough."""
 
     def do_POST(self) -> None:
-        key = self.headers["Idempotency-Key"]
+        key = self.headers["Idempotency-Key"] or f"no key {len(jobs)}"
         jobs.setdefault(key, 0)
         self.answer({"job": f"http://{self.headers['Host']}/job/{list(jobs).index(key)}"})
 
