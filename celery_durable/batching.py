@@ -127,6 +127,7 @@ class Batch:
         self._waiting: list[Outgoing] = []
         self._size = 0
         self._since = 0.0
+        self.slow = False
 
     def add(self, store: Store, one: Outgoing) -> None:
         """Take a member; store and send those that wait when they are enough, or have waited long enough."""
@@ -136,7 +137,7 @@ class Batch:
         self._since = self._since if self._waiting else time.monotonic()
         self._waiting.append(one)
         self._size += len(one.run.body)
-        if len(self._waiting) == ROWS or time.monotonic() - self._since > _LINGER:
+        if len(self._waiting) == ROWS or self.slow or time.monotonic() - self._since > _LINGER:
             self.flush()
 
     def flush(self) -> None:
@@ -166,6 +167,19 @@ def _advanced(iterable: Iterable[T], batch: Batch | None) -> Iterator[T]:
         yield one
 
 
+def _made(tasks: Iterable[T], batch: Batch) -> Iterator[T]:
+    """Iterate over the members, and note whether it takes long to make one: none is to wait for it."""
+    iterator = _advanced(tasks, None)
+    while True:
+        began = time.monotonic()
+        try:
+            one = next(iterator)
+        except StopIteration:
+            return
+        batch.slow = time.monotonic() - began > _LINGER
+        yield one
+
+
 def _in_batches(apply_tasks: Callable[..., Iterable[Any]]) -> Callable[..., Iterator[Any]]:
     """Return Celery's loop over a group's members with a batch around it.
 
@@ -180,7 +194,7 @@ def _in_batches(apply_tasks: Callable[..., Iterable[Any]]) -> Callable[..., Iter
         with app.producer_or_acquire(producer) as own:
             batch = Batch(app, own)
             try:
-                members = apply_tasks(self, _advanced(tasks, None), own, app, *args, **kwargs)
+                members = apply_tasks(self, _made(tasks, batch), own, app, *args, **kwargs)
                 yield from _advanced(members, batch)
             finally:  # also for the members in front of one that raised
                 with own.connection._reraise_as_library_errors():  # noqa: SLF001  (as Celery does for each)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery import Task, chord, group
 from celery.canvas import group as celerys_group
+from harness.waiting import take
 from inspecting import Worker, execute
 from kombu.exceptions import EncodeError, OperationalError
 from linking import World
@@ -130,6 +131,23 @@ def test_a_member_that_has_waited_long_enough_does_not_wait_for_the_others(
 
     assert stored == sorted(stored)
     assert 0 < stored[-1] < len(world.runs()) == 6
+
+
+def test_a_member_does_not_wait_for_one_that_takes_long_to_make(
+    world: Groups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "_LINGER", 0.01)
+    stored: list[int] = []
+
+    def members() -> Iterator[Any]:
+        for number in range(4):
+            take(0.05)
+            stored.append(len(world.runs()))
+            yield world.add.s(number)
+
+    group(members()).apply_async()
+
+    assert stored == [0, 0, 1, 2], "Celery asks for one more than it sends"
 
 
 def test_a_loop_that_is_left_early_leaves_nothing_unsent(world: Groups) -> None:
