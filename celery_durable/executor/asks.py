@@ -10,31 +10,28 @@ if TYPE_CHECKING:
 
 
 class Ask:
-    """Something that a step asks for; `now()` does it and returns the answer."""
+    """Something that a step asks for.
 
-    __slots__ = ()
+    Arguments:
+        now: does it in this thread and returns the answer.
+    """
 
-    def now(self) -> Any:
-        """Do it in this thread."""
-        raise NotImplementedError
+    __slots__ = ("now",)
+
+    def __init__(self, now: Callable[[], Any]) -> None:
+        self.now = now
 
 
 class Body(Ask):
     """The step's own function; its value, or its awaitable, is the answer."""
 
-    __slots__ = ("now",)
-
-    def __init__(self, run: Callable[[], Any]) -> None:
-        self.now = run  # type: ignore[method-assign]
+    __slots__ = ()
 
 
 class Write(Ask):
     """Work in the store."""
 
-    __slots__ = ("now",)
-
-    def __init__(self, write: Callable[[], Any]) -> None:
-        self.now = write  # type: ignore[method-assign]
+    __slots__ = ()
 
 
 class Pause(Ask):
@@ -43,11 +40,8 @@ class Pause(Ask):
     __slots__ = ("seconds",)
 
     def __init__(self, seconds: float) -> None:
+        super().__init__(lambda: threading.Event().wait(seconds))
         self.seconds = seconds
-
-    def now(self) -> None:
-        """Wait in this thread."""
-        threading.Event().wait(self.seconds)
 
 
 class Abandoned(Exception):  # noqa: N818  (no error of the step: its caller has cancelled it)
