@@ -79,4 +79,4 @@ def store(database_url: str) -> Iterator[Store]:
     made = Store(database_url, Settings())
     made.migrate()
     yield made
-    made.connections.close()
+    made.close()

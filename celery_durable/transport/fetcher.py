@@ -81,6 +81,7 @@ class Fetcher:
         self._arrived = threading.Condition(self.lock)
         self._inbox: deque[tuple[Subscription, Delivery]] = deque()
         self._buffered: dict[Hashable, int] = {}
+        self._delivering: Hashable = None
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
@@ -126,16 +127,23 @@ class Fetcher:
     def pop(self) -> tuple[Subscription, Delivery] | None:
         """Return the next message, None if there is none; raise what ended the thread."""
         with self.lock:
+            self._delivered()
             if not self._inbox:
                 error, self._error = self._error, None
                 if error is not None:
                     raise error
                 return None
             subscription, delivery = self._inbox.popleft()
-            self._buffered[subscription.channel] -= 1
+            # It counts until its consumer has taken it: only then does a worker know that it has one more.
+            self._delivering = subscription.channel
         if subscription.no_ack:
             self.settle(delivery.claim)
         return subscription, delivery
+
+    def _delivered(self) -> None:
+        if self._delivering is not None:
+            self._buffered[self._delivering] = max(0, self.buffered(self._delivering) - 1)
+            self._delivering = None
 
     def wait(self, timeout: float | None) -> bool:
         """Wait for a message, at most `timeout` seconds; return whether there is one, or an error."""
@@ -162,6 +170,7 @@ class Fetcher:
             thread, self.stopping = self._thread, True
             self._inbox.clear()
             self._buffered.clear()
+            self._delivering = None
         self.bell.ring()
         if thread is not None:
             thread.join(_AT_THE_END)
@@ -198,6 +207,7 @@ class Fetcher:
         with self.lock:
             self._inbox.clear()
             self._buffered.clear()
+            self._delivering = None
 
     def ended(self, error: BaseException | None) -> bool:
         """Let the thread end, unless there is something to do; an error ends it in any case."""

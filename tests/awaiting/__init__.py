@@ -78,7 +78,7 @@ class Scene:
     def store_again(self, one: str, many: list[str]) -> None:
         """Store these when Postgres has been away."""
         backend: Any = self._other.backend
-        backend.store.connections.close()
+        backend.store.close()
         self.store_all([one, *many])
 
     def run(self) -> AsyncResult[Any]:
@@ -128,7 +128,7 @@ def app_on(url: str, **settings: Any) -> Celery:
 def close(app: Celery) -> None:
     """Close the app and its connections."""
     backend: Any = app.backend
-    backend.store.connections.close()
+    backend.store.close()
     app.close()
 
 

@@ -164,7 +164,7 @@ def stalled(store: Store) -> Iterator[Callable[[Callable[[Store], T]], Future[T]
             for future in futures:
                 future.exception(20)
             gate.execute(str(clock and clock["definition"]).encode())
-            stalling.connections.close()
+            stalling.close()
 
 
 def move_clock(store: Store, offset: str) -> None:
@@ -172,4 +172,4 @@ def move_clock(store: Store, offset: str) -> None:
     with store.connections.dedicated() as connection:
         name = connection.info.dbname
         connection.execute(f"alter database {name} set durable.clock_offset = '{offset}'".encode())
-    store.connections.close()
+    store.close()

@@ -33,7 +33,7 @@ def shared_url(postgres_url: str) -> Iterator[str]:
         url = urlunsplit(urlsplit(postgres_url)._replace(path=f"/{name}"))
         made = Store(url, Settings())
         made.migrate()
-        made.connections.close()
+        made.close()
         yield url
         server.execute(f"drop database if exists {name} with (force)".encode())
 
@@ -46,4 +46,4 @@ def store(shared_url: str) -> Iterator[Store]:
         connection.execute(f"alter database {connection.info.dbname} reset all".encode())
         connection.execute(_EMPTY)
     yield made
-    made.connections.close()
+    made.close()

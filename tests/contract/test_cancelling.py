@@ -58,7 +58,7 @@ def serve(world: World) -> dict[str, int]:
 
 def later(world: World, offset: str) -> None:
     move_clock(world.store, offset)
-    world.app.backend.store.connections.close()
+    world.app.backend.store.close()
 
 
 def states(world: World) -> list[tuple[str, str | None]]:

@@ -281,7 +281,7 @@ def test_a_child_that_expires_wakes_its_parent(world: World) -> None:
         assert statements.expire(10) == [only_child(world)]
 
     sweep(world)
-    world.app.backend.store.connections.close()
+    world.app.backend.store.close()
     drain(world)
 
     assert world.result(run_id) == "revoked: expired"
@@ -608,7 +608,7 @@ def test_a_long_retry_beside_other_steps_leaves_the_worker_when_they_are_done(
     move_clock(store, "2 minutes")
     with keeper(store) as statements:
         statements.wake(10)
-    world.app.backend.store.connections.close()
+    world.app.backend.store.close()
     drain(world)
 
     assert world.result(run_id) == [0, 1, 2]

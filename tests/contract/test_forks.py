@@ -131,7 +131,7 @@ def test_a_fork_has_the_waits_of_its_source_behind_it_and_may_have_been_told_som
 ) -> None:
     source = world.run(world.task(waiting), "a book")
     move_clock(store, "2 hours")
-    world.app.backend.store.connections.close()  # so that it sees the time, too
+    world.app.backend.store.close()  # so that it sees the time, too
     with keeper(store) as statements:
         assert [one.id for one in statements.wake(10)] == [source]
     durable.send_signal(source, "approved", "by ada", app=world.app)

@@ -75,7 +75,7 @@ def later(store: Store, seconds: float) -> Iterator[None]:
     for value in (f"set durable.clock_offset = '{seconds} seconds'", "reset durable.clock_offset"):
         rows_of = f"alter database {name} {value}"
         store.connections.once(lambda connection, sql=rows_of: connection.execute(sql.encode()) and None)
-        store.connections.close()
+        store.close()
         if value.startswith("set"):
             yield
 

@@ -500,6 +500,7 @@ def profile(examples: int, *phases: Phase, derandomize: bool = False) -> setting
     )
 
 
+@pytest.mark.timeout(900)  # thousands of commits, each as slow as the disk
 def test_whatever_happens_in_whatever_order_the_invariants_hold(store: Store) -> None:
     with playing(store) as connection:
         run_state_machine_as_test(lambda: Interleavings(connection), settings=profile(EXAMPLES))

@@ -69,7 +69,7 @@ def test_a_token_is_the_same_at_every_replay(world: World) -> None:
 def test_a_token_expires_by_the_databases_clock(world: World, store: Store) -> None:
     world.run(world.task(body))
     move_clock(store, "61 minutes")
-    world.app.backend.store.connections.close()
+    world.app.backend.store.close()
 
     with pytest.raises(SignalTokenError) as error:
         send(world, mailed[0])

@@ -248,7 +248,7 @@ def test_a_commit_whose_answer_is_lost_is_recognised_and_its_body_is_not_run_aga
         assert inside(execution, body) == 3
         for transactions in through._transactions.values():
             transactions.close()
-        through.connections.close()
+        through.close()
 
     story.take_away()
     assert begun == ["before", "once"]

@@ -36,7 +36,7 @@ def versioned(store: Store) -> Iterator[Callable[[str | None], Worker]]:
 
     yield make
     for one in stores:
-        one.connections.close()
+        one.close()
 
 
 def ask(worker: Worker, run_id: str) -> Any:

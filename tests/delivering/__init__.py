@@ -90,5 +90,5 @@ def delivering(store: Store, **settings: Any) -> Iterator[World]:
             yield made
         finally:
             backend: Any = made.app.backend
-            backend.store.connections.close()
+            backend.store.close()
             made.app.close()

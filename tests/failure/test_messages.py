@@ -66,7 +66,7 @@ class Office:
         for worker in self.workers:
             worker.clean_up()
         self.app.close()
-        self.store.connections.close()
+        self.store.close()
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def test_workers_go_on_after_postgres_was_away_and_know_what_they_had(
         private_postgres.start()
         for worker in workers:
             worker.wait_for_log("consuming goes on")
-        place.store.connections.close()
+        place.store.close()
         place.send("after")
         place.ledger.wait_for("end", "after")
     place.ledger.wait_for("end", "during")

@@ -84,6 +84,6 @@ class World:
             worker.clean_up()
         self.tables.close()
         backend: Any = self.app.backend
-        backend.store.connections.close()
+        backend.store.close()
         self.app.close()
         breaker.worked()  # the next world's broker is another one

@@ -96,7 +96,7 @@ def test_a_task_sent_by_name_from_an_app_that_does_not_know_it_runs(on_redis: Se
         later = stranger.send_task(f"{kind}.add", (2, 3), countdown=0.3, expires=60)
         assert later.get(timeout=20) == 5
         closing: Any = stranger.backend
-        closing.store.connections.close()
+        closing.store.close()
     if kind == "durable":
         assert on_redis.tables.run(result.id)["state"] == "succeeded"
 

@@ -46,7 +46,7 @@ def app(celery_app: Celery, settings: dict[str, Any]) -> Iterator[Celery]:  # no
     celery_app.conf.update(settings)
     yield celery_app
     backend: Any = celery_app.backend
-    backend.store.connections.close()
+    backend.store.close()
 
 
 @durable.step

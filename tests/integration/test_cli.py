@@ -71,7 +71,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Cli]]:
     yield make
     for app in apps:
         if isinstance(store := getattr(app.backend, "store", None), Store):
-            store.connections.close()
+            store.close()
         app.close()
 
 
@@ -501,5 +501,5 @@ def test_the_schema_may_have_another_name(command: Callable[..., Cli], database_
         assert [run["id"] for run in cli.json("runs", "--errors")["runs"]] == [failed]
         assert cli.json("cancel", worker.enqueue())["runs"][0]["state"] == "cancelled"
     finally:
-        store.connections.close()
+        store.close()
     assert cli.json("doctor", status=1)["findings"]

@@ -38,7 +38,7 @@ def cli(store: Store) -> Iterator[Callable[..., str]]:
 
     yield run
     backend: Any = app.backend
-    backend.store.connections.close()
+    backend.store.close()
     app.close()
 
 

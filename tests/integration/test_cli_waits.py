@@ -40,7 +40,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, store: Store) -> Callable[..., str]:
     def run(*arguments: str, status: int = 0) -> str:
         line = ["-A", module.__name__, "durable", *arguments]
         result = CliRunner().invoke(celery_command, line, env={"COLUMNS": "160"})
-        app.backend.store.connections.close()  # the next command sees a clock that was moved
+        app.backend.store.close()  # the next command sees a clock that was moved
         assert result.exit_code == status, (result.output, result.exception)
         return result.output
 

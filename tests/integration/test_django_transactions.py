@@ -79,7 +79,7 @@ def project(postgres_url: str) -> Iterator[Project]:
         django.setup()
         made = Project(url)
         yield made
-        made.store.connections.close()
+        made.store.close()
         connections.close_all()
 
 

@@ -154,5 +154,5 @@ def test_a_second_publish_under_the_same_id_that_fails_leaves_the_first_run_alon
         assert idle.tables.state(result.id) == "pending"
         assert idle.tables.state("never-sent") is None
     finally:
-        elsewhere.backend.store.connections.close()
+        elsewhere.backend.store.close()
         elsewhere.close()

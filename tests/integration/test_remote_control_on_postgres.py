@@ -43,7 +43,7 @@ def place(postgres_url: str) -> Iterator[Place]:
         for worker in made.workers:
             worker.clean_up()
         made.app.close()
-        store.connections.close()
+        store.close()
     shutil.rmtree(folder, ignore_errors=True)
 
 

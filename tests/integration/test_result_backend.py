@@ -219,7 +219,7 @@ def app_with(url: str, **settings: Any) -> Iterator[Celery]:
 def close(app: Celery) -> None:
     """Close what the app has opened."""
     backend: Any = app.backend
-    backend.store.connections.close()
+    backend.store.close()
     app.close()
 
 

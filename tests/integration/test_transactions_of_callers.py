@@ -77,7 +77,7 @@ class Shop:
 
     def close(self) -> None:
         self.tables.close()
-        self.store.connections.close()
+        self.store.close()
         self.app.close()
 
 

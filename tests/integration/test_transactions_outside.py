@@ -30,7 +30,7 @@ def app(database_url: str) -> Iterator[Celery]:
     backend.store.migrate()
     yield made
     backend.store.transactions().close()
-    backend.store.connections.close()
+    backend.store.close()
     made.close()
 
 

@@ -90,5 +90,5 @@ class World:
             for queue in _QUEUES:
                 self.sent(queue)
         backend: Any = self.app.backend
-        backend.store.connections.close()
+        backend.store.close()
         self.app.close()

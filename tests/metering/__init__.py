@@ -59,4 +59,4 @@ def metered(database_url: str) -> Iterator[Meter]:
         try:
             yield Meter(proxy, store)
         finally:
-            store.connections.close()
+            store.close()

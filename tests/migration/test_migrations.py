@@ -51,7 +51,7 @@ def empty(database_url: str) -> Iterator[Store]:
     """Return a store on a database without a schema."""
     made = Store(database_url, Settings())
     yield made
-    made.connections.close()
+    made.close()
 
 
 def migrator(store: Store, *options: str) -> subprocess.Popen[str]:
@@ -155,7 +155,7 @@ def test_a_database_without_the_schema_is_an_error_that_names_the_command(empty:
 def test_a_store_that_may_migrates_at_its_first_use(database_url: str) -> None:
     store = Store(database_url, Settings(auto_migrate=True))
     store.runs.reported("x")
-    store.connections.close()
+    store.close()
 
     assert versions(store) == NUMBERS
 

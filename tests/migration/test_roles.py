@@ -95,7 +95,7 @@ def stores(roles: Roles) -> Iterator[dict[str, Store]]:
     made["owner"].migrate()
     yield made
     for store in made.values():
-        store.connections.close()
+        store.close()
 
 
 def test_a_worker_without_tables_says_what_to_run_and_does_not_try_to_make_them(roles: Roles) -> None:

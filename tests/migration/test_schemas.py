@@ -32,7 +32,7 @@ def stores(database_url: str) -> Iterator[list[Store]]:
         store.migrate()
     yield made
     for store in made:
-        store.connections.close()
+        store.close()
 
 
 def test_every_statement_works_in_a_schema_of_another_name(stores: list[Store]) -> None:

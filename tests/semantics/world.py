@@ -101,7 +101,7 @@ class Semantics:
         self._listener.join(10)
         self.tables.close()
         backend: Any = self.app.backend
-        backend.store.connections.close()
+        backend.store.close()
         close_journal(self.ledger.path)
         self.app.close()
 
