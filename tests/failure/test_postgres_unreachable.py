@@ -12,7 +12,7 @@ from contending import together
 from harness.setup import Setup
 
 from celery_durable.exceptions import StoreUnavailableError
-from celery_durable.store import connections, results, runs
+from celery_durable.store import connections, enqueueing, results
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ IN_TIME = BUDGET + 2 * CONNECT + 1.0  # a first try, its budget, and a last try 
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
     """Return an app whose Postgres hangs, with shorter budgets than users have."""
     monkeypatch.setitem(connections.KEEPALIVE, "connect_timeout", CONNECT)
-    monkeypatch.setattr(runs, "_ENQUEUE_BUDGET", BUDGET)
+    monkeypatch.setattr(enqueueing, "ENQUEUE_BUDGET", BUDGET)
     monkeypatch.setattr(results, "_READ_BUDGET", BUDGET)
     with socket.create_server(("127.0.0.1", 0), backlog=64) as deaf:
         url = f"durable+postgresql://nobody@127.0.0.1:{deaf.getsockname()[1]}/nowhere"
@@ -78,4 +78,4 @@ def test_a_wait_that_timed_out_because_postgres_was_away_says_so(app: Celery) ->
 
 def test_the_budgets_that_users_have_are_seconds() -> None:
     assert results._READ_BUDGET <= 5
-    assert runs._ENQUEUE_BUDGET <= 15
+    assert enqueueing.ENQUEUE_BUDGET <= 15
