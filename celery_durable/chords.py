@@ -72,7 +72,7 @@ class ChordMixin:
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
         """Say how many parts a chord has; they may all be there already."""
         token = uuid.uuid4()
-        self._follow(group_id, self.store.chords.resize(group_id, chord_size, token), token)
+        self.follow_chord(group_id, self.store.chords.resize(group_id, chord_size, token), token)
 
     def add_to_chord(self, group_id: str, result: Any) -> None:  # noqa: ARG002  (Celery's signature)
         """Say that a chord has one part more."""
@@ -83,7 +83,7 @@ class ChordMixin:
         part = self.part_of(request, state, result)
         if part is not None:
             token = uuid.uuid4()
-            self._follow(part.chord, self.store.chords.part(part, token), token, request.chord)
+            self.follow_chord(part.chord, self.store.chords.part(part, token), token, request.chord)
 
     def part_of(self, request: Any, state: str, result: Any) -> Part | None:
         """Return how a task counts in its chord, None when it is in none."""
@@ -99,18 +99,15 @@ class ChordMixin:
             result_type=self.content_type,
         )
 
-    def part_stored(self, part: Part, look: Look, token: uuid.UUID, body: Any) -> None:
-        """Go on behind the finish of a run that stored its part with it."""
-        self._follow(part.chord, look, token, body)
-
     def look_at_chord(self, group_id: str) -> bool:
         """Start the body of a chord that is complete and that nobody follows up; return whether it was."""
         token = uuid.uuid4()
         look = self.store.chords.look(group_id, token)
-        self._follow(group_id, look, token)
+        self.follow_chord(group_id, look, token)
         return look.complete
 
-    def _follow(self, group_id: str, look: Look, token: uuid.UUID, body: Any = None) -> None:
+    def follow_chord(self, group_id: str, look: Look, token: uuid.UUID, body: Any = None) -> None:
+        """Go on behind a look: start the body of a chord that it found complete, else keep looks short."""
         if look.complete:
             self._complete(group_id, look, token, body)
         else:

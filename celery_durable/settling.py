@@ -89,7 +89,7 @@ class Settlement:
         self._wake(finished.woken)
         if part is not None and finished.chord is not None:
             look = finished.chord
-            self._after_commit(lambda: self.backend.part_stored(part, look, self.claim.fence, body))
+            self._after_commit(lambda: self.backend.follow_chord(part.chord, look, self.claim.fence, body))
 
     def _result(self, value: Any) -> bytes | None:
         if self._result_is_ignored:
