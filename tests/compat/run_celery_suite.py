@@ -24,6 +24,7 @@ import xml.etree.ElementTree as ET
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
@@ -143,12 +144,14 @@ def run_file(
 def _counts(report: Path, where: str) -> Counter[str]:
     counts: Counter[str] = Counter()
     for case in ET.parse(report).getroot().iter("testcase"):
-        outcomes = {child.tag for child in case}
-        failed, skipped = outcomes & {"failure", "error"}, "skipped" in outcomes
+        outcomes = {child.tag: child for child in case}
+        failed, skipped = outcomes.keys() & {"failure", "error"}, "skipped" in outcomes
         counts["failed" if failed else "skipped" if skipped else "passed"] += 1
         if failed:
             name = f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name')}"
             sys.stdout.write(f"  FAILED {where}::{name}\n")
+            for tag in sorted(failed):
+                sys.stdout.write(indent(f"{outcomes[tag].get('message')}\n{outcomes[tag].text}\n", "    "))
     return counts
 
 

@@ -20,8 +20,8 @@ def test_a_run_waiting_for_its_retry_leaves_nothing_in_the_broker_and_outlives_i
         first.wait_for_log("Task patient")
 
         assert result.state == "RETRY"
+        private_redis.wait_until_empty(world.setup.queue)
         first.kill9()
-        assert private_redis.messages(world.setup.queue) == (0, 0)
         assert world.tables.state(result.id) == "waiting"
         world.worker()
 

@@ -121,6 +121,15 @@ class PrivateRedis:
         prefix = f"{queue}:"
         return self._count("llen", prefix + queue), self._count("hlen", prefix + "unacked")
 
+    def wait_until_empty(self, queue: str) -> None:
+        """Wait until a queue has no message, and no worker one that it has not acknowledged.
+
+        A worker acknowledges a moment after everybody can see what has become of the run.
+        """
+        eventually(
+            lambda: self.messages(queue) == (0, 0), what=lambda: f"left and held: {self.messages(queue)}"
+        )
+
     def _count(self, command: str, key: str) -> int:
         return int(getattr(self.client, command)(key))
 
