@@ -99,11 +99,15 @@ where a.run_key = (select key from durable.run where id = %(id)s)
 order by a.number
 
 -- name: steps
--- Every step of a run that was stored, in the order in which they were first called.
-select c.key, c.seq, c.outcome, c.arguments, c.attempt, c.tries, c.spent, c.error, c.seconds, c.stored_at, c.codec,
-       octet_length(c.output) as output_bytes, c.kind, c.due
-from durable.checkpoint c
-where c.run_key = (select key from durable.run where id = %(id)s)
+-- Every step of a run that was stored, in the order in which they were first called. A wait that nothing has ended
+-- but its time, as every sleep, has lasted until then, or until now.
+select c.key, c.seq, c.outcome, c.arguments, c.attempt, c.tries, c.spent, c.error,
+       case when c.outcome = 'waiting'
+            then extract(epoch from least(c.due, r.finished_at, durable.clock()) - c.stored_at)::float8
+            else c.seconds end as seconds,
+       c.stored_at, c.codec, octet_length(c.output) as output_bytes, c.kind, c.due
+from durable.run r join durable.checkpoint c on c.run_key = r.key
+where r.id = %(id)s
 order by c.seq, c.stored_at
 
 -- name: events
