@@ -30,7 +30,7 @@ class FlowerServer:
 
     Arguments:
         setup: the app.
-        options: further arguments of the command.
+        options: further arguments of the command; `{url}` in one is where Flower is reached.
         variables: environment variables.
         app: the module that holds the app; None starts Flower without one.
     """
@@ -47,7 +47,8 @@ class FlowerServer:
         prefix = next((one.partition("=")[2] for one in options if one.startswith("--url_prefix")), "")
         self.url = f"http://127.0.0.1:{self.port}" + (f"/{prefix.strip('/')}" if prefix else "")
         command = [sys.executable, "-m", "celery", *(["-A", app] if app else ["-b", setup.broker]), "flower"]
-        command += [f"--port={self.port}", "--address=127.0.0.1", "--inspect_timeout=500", *options]
+        command += [f"--port={self.port}", "--address=127.0.0.1", "--inspect_timeout=500"]
+        command += [one.replace("{url}", self.url) for one in options]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command,
