@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from harness.flower import flower
+from harness.authority import authority
+from harness.flower import BASIC, OAUTH, flower
+from harness.nginx import nginx
 from inspecting import Worker, execute
 from playwright.sync_api import expect
 
@@ -264,6 +266,51 @@ def test_hidden_tabs_give_their_connection_back_so_that_any_number_of_them_works
         first = context.new_page()
         first.goto(f"{basic.url}/durable")
     expect(first.get_by_role("status")).to_have_text("Live")
+
+
+def test_behind_nginx_and_under_a_prefix_a_run_is_watched_and_resumed(
+    world: World, open_page: Callable[..., Page]
+) -> None:
+    worker = hand(world)
+    claim = worker.start(task="proxied.task")
+    with (
+        flower(world, BASIC, "--url_prefix=flower", "--durable_poll=0.2") as server,
+        nginx(server.port, prefix="flower") as url,
+    ):
+        server.url = url
+        page = open_page(server, f"/durable/run/{claim.id}")
+        expect(page.get_by_role("status")).to_have_text("Live")
+        worker.fail(claim)
+        page.get_by_role("button", name="Resume").click(timeout=4_000)  # a poll would come after five seconds
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_label("Why").fill("the bank is back")
+        dialog.get_by_role("button", name="Resume").click()
+        expect(page.get_by_text("the bank is back")).to_be_visible()
+        page.context.close()  # before its server
+
+
+def test_a_login_through_oauth_leads_to_a_page_that_acts_and_its_end_is_said(
+    world: World, open_page: Callable[..., Page]
+) -> None:
+    worker = hand(world)
+    run_id = worker.fail(worker.start(task="guarded.task"))
+    with authority() as login:
+        options = (*OAUTH, "--auth_provider=flowering.oauth.Login", "--durable_poll=0.2")
+        with flower(world, *options, variables={"FLOWERING_OAUTH_SERVER": login.url}) as server:
+            page = open_page(server, "/durable", auth=False)
+            page.goto(f"{server.url}/durable/run/{run_id}")
+            page.get_by_role("button", name="Resume").click()
+            dialog = page.get_by_role("dialog")
+            dialog.get_by_label("Why").fill("the bank is back")
+            dialog.get_by_role("button", name="Resume").click()
+            expect(page.get_by_role("cell", name="ada@example.com")).to_be_visible()
+            page.get_by_role("button", name="Cancel").click()
+            page.context.clear_cookies()
+            dialog.get_by_label("Why").fill("after all")
+            dialog.get_by_role("button", name="Cancel").click()
+            expect(dialog.get_by_role("alert")).to_have_text(re.compile("You are not logged in"))
+            page.problems.clear()  # type: ignore[attr-defined]  # (a browser logs a 403)
+            page.context.close()  # before its server
 
 
 def test_without_authentication_buttons_are_disabled_and_say_why(

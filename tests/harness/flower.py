@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from harness import brokers, postgres
+from harness.authority import CLIENT, CLIENT_SECRET
 from harness.setup import Setup
 from harness.waiting import eventually
 from harness.workers import environment
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 
 BASIC = "--basic_auth=ada:secret"
 ADA = ("ada", "secret")
+OAUTH = (
+    "--auth=ada@example.com",
+    f"--oauth2_key={CLIENT}",
+    f"--oauth2_secret={CLIENT_SECRET}",
+    "--oauth2_redirect_uri={url}/login",
+    "--cookie_secret=the same for every Flower",
+)
 
 
 class FlowerServer:

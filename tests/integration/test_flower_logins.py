@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from harness.authority import AUTHORIZE, CLIENT, CLIENT_SECRET, TOKEN, WHO, Authority, authority
-from harness.flower import FlowerServer, flower, flower_world
+from harness.authority import AUTHORIZE, TOKEN, WHO, Authority, authority
+from harness.flower import OAUTH, FlowerServer, flower, flower_world
 from inspecting import Worker, execute
 
 from celery_durable.flower.routes import routes
@@ -17,13 +17,6 @@ if TYPE_CHECKING:
     import httpx
     from harness.world import World
 
-OAUTH = (
-    "--auth=ada@example.com",
-    f"--oauth2_key={CLIENT}",
-    f"--oauth2_secret={CLIENT_SECRET}",
-    "--oauth2_redirect_uri={url}/login",
-    "--cookie_secret=the same for every Flower",
-)
 SECRET = "s3cret"
 READ = {
     "durable": "/durable",

@@ -31,6 +31,13 @@ class Api(Answer):
                 401, "Flower has no authentication: start it with --basic_auth or --auth to use its API"
             )
 
+    def problem(self, error: BaseException | None) -> tuple[int, str, str]:
+        """Tell whoever has no session, or none any more, what to do about the 403 that Tornado sends then."""
+        status, name, words = super().problem(error)
+        if status == 403 and self.application.options.auth and not self.get_secure_cookie("user"):  # noqa: PLR2004
+            words = "You are not logged in, or no longer: log in and reload the page"
+        return status, name, words
+
 
 class RunsAnswer(Api):
     """A page of runs."""
