@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from celery_durable.flower.documents import redacted
 from celery_durable.operations.diagnosis import Diagnosis, Facts, diagnose
+from celery_durable.operations.redaction import redacted
 from celery_durable.run import RunState
 from celery_durable.store.questions import Filter, list_runs, whole_run
 from celery_durable.store.views import Page

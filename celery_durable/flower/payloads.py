@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from celery_durable.backend import decompressed
 
 if TYPE_CHECKING:
-    from celery_durable.flower.redaction import Redaction
+    from celery_durable.operations.redaction import Redaction
 
 INLINE = 256 * 1024  # bytes of a payload that a page shows whole
 GLIMPSE = 64 * 1024  # bytes it shows of a larger one

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from celery_durable import config
 from celery_durable.backend import DurableBackend, durable_settings
 from celery_durable.flower.live import Live
-from celery_durable.flower.redaction import Redaction
 from celery_durable.flower.settings import has_authentication, option, shows_payloads
 from celery_durable.operations import Runs
+from celery_durable.operations.redaction import Redaction
 from celery_durable.store.url import strip_prefix
 from celery_durable.store.watching import Watching
 

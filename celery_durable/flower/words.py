@@ -76,6 +76,16 @@ def detail(event: Any) -> list[tuple[str, str]]:
     return shown
 
 
+def earlier(step: Any) -> str:
+    """Return the earlier tries of a step as JSON: number, time, seconds, attempt and error of each."""
+    first = step.tries - len(step.earlier)
+    tries = [
+        [number, one.at.isoformat(), round(one.seconds, 4), one.attempt, one.error]
+        for number, one in enumerate(step.earlier, first)
+    ]
+    return json.dumps(tries, ensure_ascii=False)
+
+
 NAMESPACE = {
     "moment": moment,
     "size": size,
@@ -86,4 +96,5 @@ NAMESPACE = {
     "relative": relative,
     "summary": summary,
     "detail": detail,
+    "earlier": earlier,
 }

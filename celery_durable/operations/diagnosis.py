@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import tzinfo
 
-    from celery_durable.store.views import AttemptView, RunSummary, StepView
+    from celery_durable.store.views import RunSummary, StepView
 
 Tone = Literal["good", "busy", "calm", "warning", "bad"]
 
@@ -236,26 +235,6 @@ def _final(facts: Facts, zone: tzinfo | None) -> Diagnosis:
     else:
         advice = "Resume it once the cause is mended: finished steps stay"
     return Diagnosis("bad", f"Failed {words}", because, advice)
-
-
-def why_so_many_attempts(attempts: Sequence[AttemptView]) -> list[tuple[int, str]]:
-    """Return why a run was attempted again: how often for each reason, the most frequent first."""
-    ended = [attempt for attempt in attempts if attempt.outcome not in _WELL]
-    return [(count, reason) for reason, count in Counter(map(_reason, ended)).most_common()]
-
-
-_WELL = (None, "succeeded", "cancelled", "suspended")  # nothing went wrong: no reason to be tried again
-_ENDINGS = {
-    "lost": "it lost its worker",
-    "released": "its worker was shut down",
-    "replaced": "it was replaced",
-}
-
-
-def _reason(attempt: AttemptView) -> str:
-    if attempt.outcome in _ENDINGS:
-        return _ENDINGS[attempt.outcome]
-    return attempt.error or str(attempt.outcome)
 
 
 def _sentence(words: str) -> str:

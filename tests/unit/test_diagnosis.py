@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from celery_durable.operations.diagnosis import Facts, diagnose, why_so_many_attempts
+from celery_durable.operations.diagnosis import Facts, diagnose
 from celery_durable.run import RunState
-from celery_durable.store.views import AttemptView, RunSummary, StepView
+from celery_durable.store.views import RunSummary, StepView
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=timezone.utc)
 UTC = timezone.utc
@@ -284,23 +284,3 @@ def test_every_state_and_reason_has_a_sentence() -> None:
         for reason in (None, "retry", "timer", "signal", "children", "slot", "replaced", "moonlight"):
             facts = Facts(run=run(state.value, finished_at=NOW, reason=reason, **HELD), **HEALTHY)
             assert diagnose(facts, UTC).sentence
-
-
-def test_many_attempts_are_explained_by_how_often_each_thing_went_wrong() -> None:
-    def attempt(number: int, outcome: str | None, error: str | None = None) -> AttemptView:
-        return AttemptView(
-            number=number,
-            hostname="celery@a",
-            pid=1,
-            started_at=NOW,
-            ended_at=NOW if outcome else None,
-            seconds=1.0,
-            outcome=outcome,
-            error=error,
-            traceback=None,
-        )
-
-    refused = [attempt(n, "retry", "ConnectionError: refused") for n in range(1, 45)]
-    attempts = [*refused, attempt(45, "lost", "gone"), attempt(46, "lost", "gone"), attempt(47, None)]
-
-    assert why_so_many_attempts(attempts) == [(44, "ConnectionError: refused"), (2, "it lost its worker")]

@@ -7,7 +7,7 @@ import pickle
 from typing import Any
 
 from celery_durable.flower.payloads import called_with, pretty, readable
-from celery_durable.flower.redaction import HIDDEN, Redaction
+from celery_durable.operations.redaction import HIDDEN, Redaction
 
 OPEN = Redaction(None)
 

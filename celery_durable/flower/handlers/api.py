@@ -9,12 +9,13 @@ from flower.utils import strtobool
 from tornado.web import HTTPError, authenticated
 
 from celery_durable.flower.asking import COUNTED, counts, runs_page, story_of
-from celery_durable.flower.documents import story_document, summarised
+from celery_durable.flower.documents import story_document
 from celery_durable.flower.filters import PAGE, Wanted
 from celery_durable.flower.handlers.base import Answer
 from celery_durable.flower.handlers.runs import unknown
 from celery_durable.flower.overview import overview_of
 from celery_durable.flower.settings import has_authentication
+from celery_durable.operations.redaction import summarised
 
 _MOST = 1_000
 

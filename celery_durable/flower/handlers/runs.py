@@ -12,8 +12,10 @@ from celery_durable.exceptions import RunNotFoundError
 from celery_durable.flower.asking import Story, story_of
 from celery_durable.flower.handlers.base import Answer, Page
 from celery_durable.flower.payloads import INLINE, called_with, for_download, readable
-from celery_durable.flower.timeline import lay_out
-from celery_durable.operations.diagnosis import why_so_many_attempts
+from celery_durable.flower.timeline import lay_out, thinned
+from celery_durable.operations.calls import calls_of
+from celery_durable.operations.compensations import rollback_of
+from celery_durable.operations.reasons import why_so_many_attempts, why_so_many_tries
 from celery_durable.run import RunState
 
 if TYPE_CHECKING:
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 STEPS = 2_000  # that a page shows at once
 _CHUNK = 4 * 1024 * 1024
 _LARGEST_STATE = 200
-_SECTIONS = ("head", "timeline", "attempts", "lineage", "events")
+_SECTIONS = ("head", "timeline", "rollback", "calls", "attempts", "lineage", "events")
+CALLS = 500  # external calls that a page shows: the latest ones
 _ALL = 2**31 - 1
 
 
@@ -56,14 +59,20 @@ class RunPage(Page):
         self.show(f"{story.run.task} {story.run.id[:8]}", body, script="durable.js")
 
     def _shown(self, story: Story) -> dict[str, Any]:
-        run = story.run
+        run = thinned(story.run)
         offset = self.number("offset", 0, most=_ALL) or 0
+        calls = calls_of(run)
         return {
             "run": run,
             "why": story.diagnosis,
             "story": story,
             "attempts_why": why_so_many_attempts(run.attempts),
-            "time": lay_out(story.run, story.children, alive=story.facts.alive),
+            "tries_why": why_so_many_tries(story.run.steps),
+            "time": lay_out(run, story.children, alive=story.facts.alive),
+            "sections": _SECTIONS,
+            "calls": calls[-CALLS:],
+            "all_calls": len(calls),
+            "rollback": rollback_of(run),
             "steps": run.steps[offset : offset + STEPS],
             "offset": offset,
             "page": STEPS,
