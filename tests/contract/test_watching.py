@@ -134,6 +134,31 @@ def test_stuck_runs_are_those_whose_worker_is_gone_or_silent_and_those_overdue(
     assert healthy.key not in loop.stuck()
 
 
+def test_a_run_is_stuck_while_no_live_worker_has_the_version_that_alone_may_execute_it(
+    store: Store, loop: Loop
+) -> None:
+    worker, old = Worker(store), Worker(store, "worker@old")
+    execute(store, "update durable.worker set code = '2' where id = %s", worker.id)
+    execute(store, "update durable.worker set code = '1' where id = %s", old.id)
+    stranded, other = worker.enqueue(version="1"), worker.enqueue(version="2")
+    for run_id in (stranded, other):
+        execute(
+            store,
+            "update durable.run set state = 'waiting', reason = 'version', published_at = null,"
+            " due = now() + interval '1 minute' where id = %s",
+            run_id,
+        )
+    (key,) = execute(store, "select key from durable.run where id = %s", stranded)
+
+    assert loop.stuck() == set()
+    execute(store, "update durable.worker set beat_at = now() - interval '1 minute' where id = %s", old.id)
+    assert loop.stuck() == {key["key"]}
+    old.vanish()
+    assert loop.stuck() == {key["key"]}
+    execute(store, "update durable.run set due = now() - interval '2 minutes' where id = %s", stranded)
+    assert [row["key"] for row in loop.rows("stuck", lease=LEASE, grace=GRACE, most=100)] == [key["key"]]
+
+
 def test_tallies_count_no_further_than_asked(store: Store, loop: Loop) -> None:
     worker = Worker(store)
     for _ in range(5):

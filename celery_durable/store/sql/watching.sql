@@ -9,7 +9,8 @@ cross join lateral (select r.reason from durable.run r where r.state = wanted.st
 group by wanted.state, counted.reason
 
 -- name: stuck
--- Runs that something should have moved on: their worker is gone or silent for a lease, or they are overdue.
+-- Runs that something should have moved on: their worker is gone or silent for a lease, they are overdue, or no live
+-- worker has the version that they may be executed by.
 select key from (
     (select r.key from durable.run r
      where r.state in ('running', 'cancelling') and r.worker is not null
@@ -29,7 +30,13 @@ select key from (
     union all
     (select r.key from durable.run r
      where r.state = 'pending' and r.published_at is not null and r.due < durable.clock() - %(grace)s::interval
-     order by r.due limit %(most)s)) as found
+     order by r.due limit %(most)s)
+    union
+    (select r.key from durable.run r
+     where r.state = 'waiting' and r.reason = 'version'
+       and not exists (select from durable.worker w
+                       where w.code = r.version and w.beat_at > durable.clock() - %(lease)s::interval)
+     limit %(most)s)) as found
 order by key desc
 
 -- name: tasks
