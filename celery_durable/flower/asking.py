@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery_durable.operations.diagnosis import Diagnosis, Facts, diagnose
@@ -91,7 +93,9 @@ async def story_of(site: Site, run_id: str) -> Story | None:
     run = await watching.ask(whole_run(watching.queries("inspection"), run_id))
     if run is None:
         return None
-    run = redacted(run, site.redaction, payloads=site.payloads)  # first: nothing below sees more
+    # First: nothing below sees more.
+    hide = partial(redacted, run, site.redaction, payloads=site.payloads)
+    run = await asyncio.get_running_loop().run_in_executor(site.threads, hide)
     lease = site.place.settings.lease
     relatives = [one for one in (run.parent, run.root) if one and one != run.id]
     around, children, known = await watching.several(

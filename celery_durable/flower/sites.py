@@ -54,8 +54,9 @@ class Site:
         )
         self.redaction = Redaction(option(application, "redact") or place.settings.redact)
         self.live = Live(self.watching, place.settings.lease, option(application, "poll"))
-        # operations wait for Postgres and the broker; never on the event loop
+        # Never on the event loop; and what waits for Postgres and the broker never in front of a page.
         self.threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="durable")
+        self.operating = ThreadPoolExecutor(max_workers=4, thread_name_prefix="durable-operations")
 
     @property
     def app(self) -> Celery:

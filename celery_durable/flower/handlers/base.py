@@ -142,6 +142,11 @@ class Handler(BaseHandler):  # type: ignore[misc]  # Flower ships no types
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.site.threads, partial(work, *arguments, **named))
 
+    async def operate(self, work: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Do what waits for Postgres and the broker without holding up Flower, or the pages."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.site.operating, partial(work, *arguments, **named))
+
     async def fragment(self, name: str, **values: Any) -> str:
         """Render a part of a page in a thread."""
         template = fragments().load(name)

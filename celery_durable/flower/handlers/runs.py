@@ -48,7 +48,7 @@ class RunPage(Page):
         story = await story_of(self.site, run_id)
         if story is None:
             raise unknown(run_id)
-        shown = self._shown(story)
+        shown = await self.in_thread(self._shown, story)
         if self.argument("part") == "live":
             await self._live(shown)
             return
@@ -203,15 +203,11 @@ class RawPayload(_Payloads):
             return
         if row["data"] is None:
             raise HTTPError(404, "There is no value")
-        if redaction.active or part == "arguments":
-            data, codec = codec_of(row, part, bytes(row["data"]))
-            if redaction.active:
-                data = await self.in_thread(
-                    for_download, data, codec=codec, kind=part, name=name, redaction=redaction
-                )
-                self._begin(run_id, part, name, "txt", len(data))
-                self.finish(data)
-                return
+        if redaction.active:
+            data = await self.in_thread(self._redacted, row, part, name)
+            self._begin(run_id, part, name, "txt", len(data))
+            self.finish(data)
+            return
         _, codec = (b"", None) if part == "arguments" else codec_of(row, part, b"")
         self._begin(
             run_id, part, name, "json" if codec in ("json", "application/json") else "bin", row["bytes"]
@@ -225,6 +221,10 @@ class RawPayload(_Payloads):
                 break
             row, _, _ = await self.read(run_id, sent + 1, _CHUNK)
         self.finish()
+
+    def _redacted(self, row: Row, part: str, name: str) -> bytes:
+        data, codec = codec_of(row, part, bytes(row["data"]))
+        return for_download(data, codec=codec, kind=part, name=name, redaction=self.site.redaction)
 
     def _begin(self, run_id: str, part: str, name: str, ending: str, size: int) -> None:
         plain = re.sub(r"[^\w.#-]+", "_", f"{run_id[:36]}-{name if name != part else part}", flags=re.ASCII)
