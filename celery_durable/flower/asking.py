@@ -8,6 +8,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from celery_durable.operations.compensations import rollback_of
 from celery_durable.operations.diagnosis import Diagnosis, Facts, diagnose
 from celery_durable.operations.redaction import redacted
 from celery_durable.run import RunState
@@ -140,6 +141,7 @@ def _facts(site: Site, run: RunView, around: Row, children: Sequence[Row], lease
         slot=run.slot,
         slot_limit=run.slot_limit,
         slot_taken=around["slot_taken"],
+        rollback=rollback_of(run),
     )
 
 

@@ -65,6 +65,26 @@ def short(run_id: str) -> str:
     return run_id[:_CLOSE] if len(run_id) == 36 else run_id  # noqa: PLR2004  (a UUID)
 
 
+def progress(run: Any) -> str:
+    """Return how far a run says that it has come: `3 of 10`, or what it has said."""
+    told = run.progress
+    if isinstance(told, dict) and isinstance(told.get("done"), (int, float)) and told.get("of"):
+        return f"{told['done']} of {told['of']}"
+    return "" if told is None else str(told)
+
+
+def glance(run: Any) -> str:
+    """Return what a list says of a run that its other columns do not: the error first."""
+    if run.state is RunState.SUCCEEDED:
+        return ""
+    if run.state is RunState.RUNNING and not run.orphaned and not run.cancel_requested:
+        return progress(run)
+    if run.state is RunState.FAILED and run.error and run.ending is None:
+        again = f"exhausted, it lost its worker {run.recoveries} times: " if run.reason == "exhausted" else ""
+        return f"{again}{run.error}"
+    return summary(run)
+
+
 def detail(event: Any) -> list[tuple[str, str]]:
     """Return what an event says, as names and texts."""
     shown = []
@@ -96,5 +116,7 @@ NAMESPACE = {
     "relative": relative,
     "summary": summary,
     "detail": detail,
+    "progress": progress,
+    "glance": glance,
     "earlier": earlier,
 }

@@ -75,7 +75,7 @@ class RollbackView:
         if failed and self.over:
             left = count - self.made - len(failed)
             rest = f", {left} before it {'was' if left == 1 else 'were'} not tried" if left else ""
-            return f"{words}; {failed[0].name} failed for good{rest}. Resume tries what is left"
+            return f"{words}; {failed[0].name} failed for good{rest}. A resume tries what is left"
         return words if self.over else f"{words} so far"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -179,6 +180,43 @@ def test_a_run_is_forked_from_the_step_that_failed_with_other_arguments(
     expect(page.get_by_role("button", name=re.compile("^reserve"))).to_be_visible()
     page.get_by_role("button", name="Arguments").click()
     expect(page.get_by_role("dialog").get_by_text("right")).to_be_visible()
+
+
+def test_the_failed_tries_of_a_step_and_its_calls_are_where_they_were_and_told_in_its_drawer(
+    world: World, basic: FlowerServer, open_page: Callable[..., Page]
+) -> None:
+    store, worker = store_of(world), hand(world)
+    claim = worker.start(task="tried.task")
+    worker.step(claim, "reserve", 1)
+    for tries in range(1, 48):
+        error = "HTTPError: 503" if tries == 20 else f"ConnectionError: no answer within {tries} s"
+        worker.step(claim, "charge", 2, "trying", tries=tries, error=error)
+    call = {"call": "1", "step": "charge", "method": "POST", "url": f"https://bank/{HOSTILE}", "status": 503}
+    call |= {"request": {"bytes": 9, "content_type": "application/json", "body": HOSTILE}}
+    execute(
+        store,
+        "insert into durable.event (run_key, kind, detail) values (%s, 'call', %s::jsonb)",
+        claim.key,
+        json.dumps(call),
+    )
+    page = open_page(basic, f"/durable/run/{claim.id}")
+    why = page.get_by_label("Why is it not moving?")
+    expect(why).to_contain_text("Step charge has failed 47 times and is tried again")
+    expect(why).to_contain_text(re.compile("46. ConnectionError: no answer within … s"))
+    row = page.locator('tr[data-step="charge"]')
+    expect(row.locator(".dur-try")).to_have_count(46)
+    places = row.locator(".dur-try").evaluate_all("bars => bars.map(bar => bar.getBoundingClientRect().x)")
+    assert places == sorted(places)
+    assert serious(page) == []
+
+    why.get_by_role("link", name="Its failures").click()
+    drawer = page.get_by_role("dialog")
+    expect(drawer.get_by_role("cell", name="HTTPError: 503")).to_be_visible()
+    expect(drawer.get_by_role("heading", name="Failed tries before this one (46)")).to_be_visible()
+    drawer.get_by_text("https://bank/").click()
+    expect(drawer.locator("pre", has_text=HOSTILE)).to_be_visible()
+    assert serious(page) == []
+    assert page.title() != "owned"
 
 
 def test_many_runs_are_resumed_by_a_filter_after_they_were_counted(

@@ -28,7 +28,7 @@ def step(key: str, outcome: str, tries: int = 1) -> StepView:
     return StepView(key=key, outcome=outcome, tries=tries, **facts)
 
 
-RESUME = "Resume tries what is left"
+RESUME = "A resume tries what is left"
 A, B, C = "rollback:refund", "rollback:cancel", "inner/rollback:cancel"
 
 

@@ -55,6 +55,11 @@ function span(seconds) {
   return `${whole} s`;
 }
 const clock = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+const hour = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
+function short(iso) { // the day only if it is not today
+  const at = new Date(iso);
+  return (at.toDateString() === new Date(Date.now() + ahead).toDateString() ? hour : clock).format(at);
+}
 
 function tick() {
   const now = Date.now() + ahead;
@@ -343,7 +348,7 @@ function openDrawer(title, ...content) {
 function earlierTries(tries, all) {
   const rows = tries.toReversed().map(([number, at, seconds, attempt, error]) => make("tr", {},
     make("td", { className: "dur-num", textContent: number }),
-    make("td", { textContent: clock.format(new Date(at)), title: at }),
+    make("td", { className: "text-nowrap", textContent: short(at), title: clock.format(new Date(at)) }),
     make("td", { className: "dur-num", textContent: span(seconds) }),
     make("td", { className: "dur-num", textContent: attempt }),
     make("td", { className: "dur-wide", textContent: error ?? "" })));
