@@ -83,6 +83,8 @@ def _facts(run: RunView) -> Iterator[str]:
     yield f"Celery says {run.celery_state}"
     yield f"queue {run.queue}"
     yield f"created {clock(run.created_at, run.now)} ({relative(run.created_at, run.now)})"
+    if run.deadline is not None:
+        yield f"deadline {clock(run.deadline, run.now)} ({relative(run.deadline, run.now)})"
     for name in ("retries", "recoveries", "generation", "priority", "version", "parent", "root", "group"):
         value = getattr(run, name)
         if value and value != run.id:
@@ -92,10 +94,7 @@ def _facts(run: RunView) -> Iterator[str]:
     if run.forks:
         yield f"forked as {', '.join(run.forks)}"
     if run.slot:
-        limits = [f"{run.slot_limit} at a time"] if run.slot_limit else []
-        if run.slot_rate and run.slot_period:
-            limits.append(f"{run.slot_rate} in {span(run.slot_period.total_seconds())}")
-        yield f"concurrency key {run.slot!r}, {', '.join(limits)}"
+        yield f"concurrency key {run.slot!r}, {', '.join(_limits(run))}"
     for key in run.keys:
         until = "" if key.expires_at is None else f" until {clock(key.expires_at, run.now)}"
         yield f"{key.kind} key {key.key!r}{until}"
@@ -103,6 +102,13 @@ def _facts(run: RunView) -> Iterator[str]:
         yield f"result {run.result_bytes:,} bytes"
     if run.tags:
         yield f"tags {run.tags}"
+
+
+def _limits(run: RunView) -> Iterator[str]:
+    if run.slot_limit:
+        yield f"{run.slot_limit} at a time"
+    if run.slot_rate and run.slot_period:
+        yield f"{run.slot_rate} in {span(run.slot_period.total_seconds())}"
 
 
 def _grid(*names: str, right: tuple[str, ...] = ()) -> Table:

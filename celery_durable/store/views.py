@@ -180,6 +180,7 @@ class RunView(RunSummary):
         keys: keys that a call would be given this run for.
         slot: the key of the runs it shares with: of these `slot_limit` are executed at a time, and
             `slot_rate` start in each `slot_period`.
+        deadline: when it is cancelled if it is not over by then.
         rollbacks: the steps of its compensations, as they were registered; None while they are not known.
     """
 
@@ -192,6 +193,7 @@ class RunView(RunSummary):
     slot_limit: int | None = None
     slot_rate: int | None = None
     slot_period: timedelta | None = None
+    deadline: datetime | None = None
     rollbacks: Sequence[str] | None = None
     forks: tuple[str, ...] = ()
     keys: tuple[KeyView, ...] = ()

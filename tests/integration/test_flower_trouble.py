@@ -111,6 +111,20 @@ def test_while_postgres_is_not_there_everything_says_so_soon_and_then_goes_on(
         assert resume(client).json()["state"] == "pending"
 
 
+def test_nothing_goes_on_in_postgres_for_a_page_that_has_given_up(behind: FlowerServer, store: Store) -> None:
+    asked = (
+        "select pid from pg_stat_activity where datname = current_database()"
+        " and application_name = 'celery-durable flower' and state = 'active'"
+    )
+    with behind.client(ADA) as client, ThreadPoolExecutor(6) as several:
+        with open_transaction(store) as blocking:
+            blocking.execute("lock table durable.run in access exclusive mode")
+            asking = [several.submit(client.get, "/durable/run/story") for _ in range(6)]
+            assert {one.result().status_code for one in asking} == {503}
+            eventually(lambda: not execute(store, asked), what="the questions to end", timeout=5)
+        assert client.get("/durable/run/story").status_code == 200
+
+
 def test_actions_that_wait_for_postgres_hold_up_no_page_and_are_refused_in_the_end(
     behind: FlowerServer, store: Store
 ) -> None:

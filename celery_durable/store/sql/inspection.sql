@@ -88,7 +88,8 @@ select r.key, r.id, r.task, r.queue, r.priority, r.state, r.reason, r.due, r.pub
        and not exists (select from durable.worker w where w.id = r.worker) as orphaned,
        r.awaits, r.ending, durable.clock() as now,
        coalesce(r.traceback, a.traceback) as traceback, r.result_type, octet_length(r.result) as result_bytes,
-       octet_length(r.body) as body_bytes, r.forked_from, r.slot, r.slot_limit, r.slot_rate, r.slot_period, r.rollbacks
+       octet_length(r.body) as body_bytes, r.forked_from, r.slot, r.slot_limit, r.slot_rate, r.slot_period, r.rollbacks,
+       r.deadline
 from durable.run r
 left join durable.attempt a on a.run_key = r.key and a.number = r.attempt
 where r.id = %(id)s
