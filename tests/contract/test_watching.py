@@ -172,6 +172,19 @@ def test_tallies_count_no_further_than_asked(store: Store, loop: Loop) -> None:
     ]
 
 
+def test_the_steps_tried_again_most_are_told_however_little_time_they_took(store: Store, loop: Loop) -> None:
+    worker = Worker(store)
+    claim = worker.start(task="many.steps")
+    for number in range(110):
+        worker.step(claim, f"slow_{number}", number + 1, seconds=10.0 + number)
+    worker.step(claim, "nervous", 200, tries=40, seconds=0.001)
+
+    rows = loop.rows("hot_steps", most=100)
+
+    assert len(rows) == 101
+    assert (rows[0]["step"], rows[-1]["step"], rows[-1]["more_tries"]) == ("slow_109", "nervous", 39)
+
+
 def test_tasks_are_named_once_however_many_runs_they_have(store: Store, loop: Loop) -> None:
     worker = Worker(store)
     for task in ("b", "a", "b", "c", "b"):

@@ -145,14 +145,20 @@ from (select r.finished_at, r.state, r.attempt, r.recoveries, r.started_at, r.cr
 group by 1, 2 order by 1, 2
 
 -- name: hot_steps
--- Steps of the newest runs, by what they cost: time, tries, errors.
-select recent.task, regexp_replace(c.key, '#[0-9]+$', '') as step, count(*) as calls,
-       percentile_cont(array[0.5, 0.95]) within group (order by c.seconds) as took, max(c.seconds) as longest,
-       sum(c.tries - 1) as more_tries, count(*) filter (where c.outcome = 'error') as errors
-from (select key, task from durable.run order by key desc limit %(most)s) as recent
-cross join lateral (select one.key, one.seconds, one.tries, one.outcome from durable.checkpoint one
-                    where one.run_key = recent.key and one.kind is null limit 1000) as c
-group by 1, 2 order by sum(c.seconds * c.tries) desc limit 100
+-- Steps of the newest runs, by what they cost: time, tries, errors. Those that took most, and those tried again most.
+with spent as (
+    select recent.task, regexp_replace(c.key, '#[0-9]+$', '') as step, count(*) as calls,
+           percentile_cont(array[0.5, 0.95]) within group (order by c.seconds) as took, max(c.seconds) as longest,
+           sum(c.tries - 1) as more_tries, count(*) filter (where c.outcome = 'error') as errors,
+           row_number() over (order by sum(c.seconds * c.tries) desc) as by_time,
+           row_number() over (order by sum(c.tries - 1) desc) as by_tries
+    from (select key, task from durable.run order by key desc limit %(most)s) as recent
+    cross join lateral (select one.key, one.seconds, one.tries, one.outcome from durable.checkpoint one
+                        where one.run_key = recent.key and one.kind is null limit 1000) as c
+    group by 1, 2
+)
+select task, step, calls, took, longest, more_tries, errors from spent
+where by_time <= 100 or (by_tries <= 20 and more_tries > 0) order by by_time
 
 -- name: workers
 -- Worker processes, how long ago each one's heart last beat, what each executes, and who leads.
