@@ -79,6 +79,9 @@ def glance(run: Any) -> str:
         return ""
     if run.state is RunState.RUNNING and not run.orphaned and not run.cancel_requested:
         return progress(run)
+    if run.state is RunState.WAITING and run.reason == "retry" and run.due is not None and run.due > run.now:
+        again = f"retry {run.retries} " if run.retries else "next try "
+        return f"{again}{relative(run.due, run.now)}" + (f" after {run.error}" if run.error else "")
     if run.state is RunState.FAILED and run.error and run.ending is None:
         again = f"exhausted, it lost its worker {run.recoveries} times: " if run.reason == "exhausted" else ""
         return f"{again}{run.error}"

@@ -518,8 +518,9 @@ async function bulk(name) {
 
 // --- list: columns and saved views ------------------------------------------------------------------------------
 
+const USUALLY_HIDDEN = ["worker", "queue", "version"];
 function dressColumns() {
-  const hidden = new Set(remembered("hidden-columns", ["queue", "version"]));
+  const hidden = new Set(remembered("hidden-columns", USUALLY_HIDDEN));
   let style = document.getElementById("dur-columns");
   if (!style) { style = make("style", { id: "dur-columns" }); document.head.append(style); }
   style.textContent = [...hidden].map((column) => `.dur-table [data-col="${CSS.escape(column)}"]{display:none}`).join("");
@@ -528,7 +529,7 @@ function dressColumns() {
   for (const head of $$("[data-runs] th[data-col]")) {
     const box = make("input", { type: "checkbox", checked: !hidden.has(head.dataset.col) });
     box.onchange = () => {
-      const now = new Set(remembered("hidden-columns", ["queue", "version"]));
+      const now = new Set(remembered("hidden-columns", USUALLY_HIDDEN));
       if (box.checked) now.delete(head.dataset.col); else now.add(head.dataset.col);
       remember("hidden-columns", [...now]);
       dressColumns();
