@@ -51,7 +51,7 @@ class Settings:
         keeper: whether workers run the keeper services themselves.
         version: the code's version, recorded with every run; `package:NAME` is that of an installed package.
         version_policy: `any` worker executes any run, or only those of the `same` version.
-        redact: dotted path of a function that is given everything before the Flower pages show it.
+        redact: dotted path of a function that is given everything before pages and command line show it.
         databases: URLs of further databases by name, for transaction steps.
         signal_secret: what tokens for signals are signed with; of several keys the last signs, all verify.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,11 +12,14 @@ from celery_durable.cli.filtering import progress
 from celery_durable.cli.moments import moment
 from celery_durable.cli.output import app_of, as_json_option, choose, print_json, reporting
 from celery_durable.operations import Runs
+from celery_durable.operations.redaction import redaction_of
 from celery_durable.rehearsal import BREAKS, CONTINUES, ENDS, FAILS, Verdict, rehearse_all
 from celery_durable.run import FINAL_STATES, RunState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from celery_durable.operations.redaction import Redaction
 
 _EPILOG = """\b
 Examples:
@@ -60,7 +64,7 @@ def check(
     ("would continue there"). The code between steps is executed. Exit status 1 if a run would break.
     """
     app = app_of(ctx)
-    operations = Runs(app)
+    operations, redaction = Runs(app), redaction_of(app)
     if ids:
         chosen: Sequence[str] = [choose(operations, prefix) for prefix in ids]
     else:
@@ -68,7 +72,7 @@ def check(
     verdicts: list[Verdict] = []
     with progress("Replaying", total=len(chosen), hidden=as_json) as shown:
         for verdict in rehearse_all(app, chosen):
-            verdicts.append(verdict)
+            verdicts.append(_redacted(verdict, redaction))
             shown(len(verdicts))
     if as_json:
         print_json({"ok": all(one.ok for one in verdicts), "runs": [vars(one) for one in verdicts]})
@@ -76,6 +80,11 @@ def check(
         _say(verdicts)
     if not all(one.ok for one in verdicts):
         raise click.exceptions.Exit(1)
+
+
+def _redacted(verdict: Verdict, redaction: Redaction) -> Verdict:
+    """Return a verdict as it may be shown: a problem may quote arguments."""
+    return replace(verdict, problem=redaction.text("error", verdict.task or "", verdict.problem))
 
 
 def _matching(operations: Runs, limit: int | None, wanted: dict[str, Any]) -> list[str]:

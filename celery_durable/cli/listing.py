@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,10 +15,13 @@ from rich.text import Text
 from celery_durable.cli.moments import moment
 from celery_durable.cli.output import app_of, as_json_option, console_of, print_json, reporting, short
 from celery_durable.operations import Runs
+from celery_durable.operations.redaction import redaction_of, summarised
 from celery_durable.operations.wording import relative, summary
 from celery_durable.run import RunState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
     from celery_durable.operations import Count, Page
@@ -70,31 +74,37 @@ def runs(
     ctx: click.Context, /, *, state: tuple[str, ...], counts: bool, watch: bool, as_json: bool, **wanted: Any
 ) -> None:
     """List runs, the newest first."""
-    operations = Runs(app_of(ctx))
+    app = app_of(ctx)
+    operations, redaction = Runs(app), redaction_of(app)
+
+    def found() -> Page:
+        page = operations.list(**wanted)
+        return replace(page, runs=tuple(summarised(run, redaction) for run in page.runs))
+
     wanted["state"] = state or None
     if watch and (as_json or counts or not sys.stdout.isatty()):
         raise click.UsageError("--watch needs a terminal, and neither --json nor --counts")
     if counts:
         _counts(ctx, operations.counts(), as_json=as_json)
     elif as_json:
-        page = operations.list(**wanted)
+        page = found()
         print_json({"runs": page.runs, "next": page.next})
     elif watch:
-        _watch(console_of(ctx), operations, wanted)
+        _watch(console_of(ctx), found)
     else:
         console = console_of(ctx)
-        page = operations.list(**wanted)
+        page = found()
         console.print(_table(page, console) if page.runs else "No run matches.")
         if page.next is not None:
             console.print(f"More: add --before {page.next}", style="dim")
 
 
-def _watch(console: Console, operations: Runs, wanted: dict[str, Any]) -> None:
+def _watch(console: Console, found: Callable[[], Page]) -> None:
     interrupted = threading.Event()
     with Live(console=console, auto_refresh=False, screen=True) as live:
         try:
             while not interrupted.wait(_EVERY if live.renderable else 0):
-                live.update(_table(operations.list(**wanted), console), refresh=True)
+                live.update(_table(found(), console), refresh=True)
         except KeyboardInterrupt:
             return
 

@@ -15,6 +15,7 @@ from celery_durable.cli.output import (
 )
 from celery_durable.cli.timeline import story
 from celery_durable.operations import Runs
+from celery_durable.operations.redaction import redacted, redaction_of
 
 _EPILOG = """\b
 Examples:
@@ -31,10 +32,11 @@ Examples:
 def show(ctx: click.Context, *, run_id: str, as_json: bool) -> None:
     """Show a run: what it waits for, its attempts, steps, children, signals and events, and its error.
 
-    Payloads are measured, not shown.
+    Payloads are measured, not shown; what is shown has passed through the function that durable_redact names.
     """
-    operations = Runs(app_of(ctx))
-    run = operations.get(choose(operations, run_id))
+    app = app_of(ctx)
+    operations = Runs(app)
+    run = redacted(operations.get(choose(operations, run_id)), redaction_of(app), payloads=True)
     if as_json:
         document = run_document(run)
         parts = {name: document.pop(name) for name in ("attempts", "steps", "children", "signals", "events")}

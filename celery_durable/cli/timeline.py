@@ -8,6 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from celery_durable.cli.listing import STYLES
+from celery_durable.operations.calls import KIND, calls_of
+from celery_durable.operations.compensations import rollback_of
+from celery_durable.operations.reasons import why_so_many_tries
 from celery_durable.operations.wording import clock, relative, span, summary
 from celery_durable.run import RunState
 
@@ -18,9 +21,11 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from celery_durable.operations import EventView, RunView, StepView
+    from celery_durable.operations.calls import CallView
+    from celery_durable.operations.compensations import RollbackView
+    from celery_durable.operations.reasons import Failures
 
 _NARROW = 80
-_FAILURE = 400  # HTTP statuses from here on say that it did not work
 _BAR = 24
 _OUTCOMES = {
     "ok": "green",
@@ -49,13 +54,20 @@ def story(run: RunView, *, width: int, unicode: bool = True) -> Iterator[Rendera
     if run.steps:
         yield Text("\nSteps", "bold")
         yield _steps(run, narrow=width < _NARROW, block="█" if unicode else "#")
+    for failures in why_so_many_tries(run.steps):
+        yield _failures(failures)
+    rollback = rollback_of(run)
+    if rollback is not None:
+        yield Text("\nCompensations", "bold")
+        yield Text(rollback.sentence)
+        yield _compensations(run, rollback)
     if run.children:
         yield Text(f"\nChildren ({run.children[0].siblings:,})", "bold")
         yield _children(run)
     if run.signals:
         yield Text("\nSignals", "bold")
         yield _signals(run)
-    calls = [event for event in run.events if event.kind == "call"]
+    calls = calls_of(run)
     if calls:
         yield Text("\nExternal calls", "bold")
         yield _calls(run, calls)
@@ -71,6 +83,8 @@ def _facts(run: RunView) -> Iterator[str]:
     yield f"Celery says {run.celery_state}"
     yield f"queue {run.queue}"
     yield f"created {clock(run.created_at, run.now)} ({relative(run.created_at, run.now)})"
+    if run.deadline is not None:
+        yield f"deadline {clock(run.deadline, run.now)} ({relative(run.deadline, run.now)})"
     for name in ("retries", "recoveries", "generation", "priority", "version", "parent", "root", "group"):
         value = getattr(run, name)
         if value and value != run.id:
@@ -80,10 +94,7 @@ def _facts(run: RunView) -> Iterator[str]:
     if run.forks:
         yield f"forked as {', '.join(run.forks)}"
     if run.slot:
-        limits = [f"{run.slot_limit} at a time"] if run.slot_limit else []
-        if run.slot_rate and run.slot_period:
-            limits.append(f"{run.slot_rate} in {span(run.slot_period.total_seconds())}")
-        yield f"concurrency key {run.slot!r}, {', '.join(limits)}"
+        yield f"concurrency key {run.slot!r}, {', '.join(_limits(run))}"
     for key in run.keys:
         until = "" if key.expires_at is None else f" until {clock(key.expires_at, run.now)}"
         yield f"{key.kind} key {key.key!r}{until}"
@@ -91,6 +102,13 @@ def _facts(run: RunView) -> Iterator[str]:
         yield f"result {run.result_bytes:,} bytes"
     if run.tags:
         yield f"tags {run.tags}"
+
+
+def _limits(run: RunView) -> Iterator[str]:
+    if run.slot_limit:
+        yield f"{run.slot_limit} at a time"
+    if run.slot_rate and run.slot_period:
+        yield f"{run.slot_rate} in {span(run.slot_period.total_seconds())}"
 
 
 def _grid(*names: str, right: tuple[str, ...] = ()) -> Table:
@@ -182,23 +200,43 @@ def _signals(run: RunView) -> Table:
 def _events(run: RunView) -> Table:
     table = _grid("AT", "EVENT", "BY", "DETAIL")
     for event in run.events:
-        if event.kind != "call":
+        if event.kind != KIND:
             table.add_row(clock(event.at, run.now), event.kind, event.actor or "keeper", Text(_detail(event)))
     return table
 
 
-def _calls(run: RunView, calls: list[EventView]) -> Table:
-    table = _grid("AT", "STEP", "CALL", "ANSWER", "TOOK", right=("TOOK",))
-    for event in calls:
-        call = event.detail
-        failed = call.get("status") is None
-        answer = str(call.get("error") or "none" if failed else call["status"])
+def _failures(failures: Failures) -> Text:
+    reasons = ", ".join(f"{count} times {reason}" for count, reason in failures.reasons[:3])
+    more = len(failures.reasons) - 3
+    rest = f" and {more} other reasons" if more > 0 else ""
+    return Text(f"{failures.step} failed {failures.count} times: {reasons}{rest}", "yellow")
+
+
+def _compensations(run: RunView, rollback: RollbackView) -> Table:
+    table = _grid("COMPENSATION", "OUTCOME", "TRIES", "AT", "ERROR", right=("TRIES",))
+    words = {"left": "not made" if rollback.over else "to come", "trying": "tried again"}
+    styles = {"made": "green", "failed": "red", "trying": "yellow", "left": "dim"}
+    for one in rollback.compensations:
         table.add_row(
-            clock(event.at, run.now),
-            Text(str(call.get("step", ""))),
-            Text(f"{call.get('method', '')} {call.get('url', '')}".strip()),
-            Text(answer, "red" if failed or call["status"] >= _FAILURE else "green"),
-            "" if call.get("seconds") is None else span(call["seconds"]),
+            Text(one.name),
+            Text(words.get(one.outcome, one.outcome), styles[one.outcome]),
+            str(one.tries or ""),
+            "" if one.at is None else clock(one.at, run.now),
+            Text(one.error or ""),
+        )
+    return table
+
+
+def _calls(run: RunView, calls: list[CallView]) -> Table:
+    table = _grid("AT", "STEP", "CALL", "ANSWER", "TOOK", right=("TOOK",))
+    for call in calls:
+        answer = str(call.error or "none" if call.status is None else call.status)
+        table.add_row(
+            clock(call.at, run.now),
+            Text(call.step),
+            Text(f"{call.method} {call.url}".strip()),
+            Text(answer, "red" if call.failed else "green"),
+            "" if call.seconds is None else span(call.seconds),
         )
     return table
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from celery_durable.flower.documents import redacted
+from celery_durable.operations.compensations import rollback_of
 from celery_durable.operations.diagnosis import Diagnosis, Facts, diagnose
+from celery_durable.operations.redaction import redacted
 from celery_durable.run import RunState
 from celery_durable.store.questions import Filter, list_runs, whole_run
 from celery_durable.store.views import Page
@@ -91,7 +94,9 @@ async def story_of(site: Site, run_id: str) -> Story | None:
     run = await watching.ask(whole_run(watching.queries("inspection"), run_id))
     if run is None:
         return None
-    run = redacted(run, site.redaction, payloads=site.payloads)  # first: nothing below sees more
+    # First: nothing below sees more.
+    hide = partial(redacted, run, site.redaction, payloads=site.payloads)
+    run = await asyncio.get_running_loop().run_in_executor(site.threads, hide)
     lease = site.place.settings.lease
     relatives = [one for one in (run.parent, run.root) if one and one != run.id]
     around, children, known = await watching.several(
@@ -136,6 +141,7 @@ def _facts(site: Site, run: RunView, around: Row, children: Sequence[Row], lease
         slot=run.slot,
         slot_limit=run.slot_limit,
         slot_taken=around["slot_taken"],
+        rollback=rollback_of(run),
     )
 
 

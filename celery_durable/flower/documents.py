@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, is_dataclass
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from celery_durable.store.views import RunSummary, RunView
+from celery_durable.operations.calls import calls_of
+from celery_durable.operations.compensations import rollback_of
+from celery_durable.operations.reasons import why_so_many_attempts, why_so_many_tries
+from celery_durable.store.views import RunSummary
 
 if TYPE_CHECKING:
     from celery_durable.flower.asking import Story
-    from celery_durable.flower.redaction import Redaction
-
-
-Summary = TypeVar("Summary", bound=RunSummary)
+    from celery_durable.operations.compensations import RollbackView
+    from celery_durable.operations.reasons import Reasons
 
 
 def document(value: object) -> object:
@@ -48,8 +49,17 @@ def story_document(story: Story) -> dict[str, Any]:
             "advice": why.advice,
             "stuck": why.stuck,
         },
+        "tried_again": {
+            "attempts": _reasons(why_so_many_attempts(run.attempts)),
+            "steps": [
+                {"step": one.step, "failures": one.count, "reasons": _reasons(one.reasons)}
+                for one in why_so_many_tries(run.steps)
+            ],
+        },
         "attempts": run.attempts,
         "steps": run.steps,
+        "calls": calls_of(run),
+        "rollback": _rollback(rollback_of(run)),
         "events": run.events,
         "signals": run.signals,
         "parent": story.parent,
@@ -59,53 +69,9 @@ def story_document(story: Story) -> dict[str, Any]:
     }
 
 
-def redacted(run: RunView, redaction: Redaction, *, payloads: bool) -> RunView:
-    """Return a run as it may be shown: no arguments where payloads are hidden, texts and events redacted."""
-    attempts = tuple(
-        replace(
-            one,
-            error=redaction.text("error", run.task, one.error),
-            traceback=redaction.text("traceback", run.task, one.traceback),
-        )
-        for one in run.attempts
-    )
-    steps = tuple(
-        replace(
-            one,
-            arguments=str(redaction("arguments", one.key, one.arguments)) if payloads else "",
-            error=redaction.text("error", one.key, one.error),
-        )
-        for one in run.steps
-    )
-    events = tuple(
-        replace(one, detail=_event(one.kind, one.detail, redaction, payloads)) for one in run.events
-    )
-    return replace(
-        summarised(run, redaction),
-        traceback=redaction.text("traceback", run.task, run.traceback),
-        attempts=attempts,
-        steps=steps,
-        events=events,
-    )
+def _rollback(found: RollbackView | None) -> dict[str, Any] | None:
+    return None if found is None else {"sentence": found.sentence, **asdict(found)}
 
 
-def summarised(run: Summary, redaction: Redaction) -> Summary:
-    """Return a run of a list as it may be shown."""
-    if not redaction.active:
-        return run
-    error = redaction.text("error", run.task, run.error)
-    return replace(run, error=error, progress=redaction("progress", run.task, run.progress))
-
-
-# Details of events that are payloads: what was sent, asked and answered.
-_PAYLOADS = frozenset(
-    {"payload", "body", "request", "response", "value", "result", "args", "kwargs", "overrides"}
-)
-
-
-def _event(kind: str, detail: dict[str, Any], redaction: Redaction, payloads: bool) -> dict[str, Any]:  # noqa: FBT001
-    shown = {
-        name: value if payloads or name not in _PAYLOADS else "[hidden]" for name, value in detail.items()
-    }
-    answer = redaction("event", kind, shown)
-    return answer if isinstance(answer, dict) else {"detail": answer}
+def _reasons(reasons: Reasons) -> list[dict[str, Any]]:
+    return [{"count": count, "reason": reason} for count, reason in reasons]

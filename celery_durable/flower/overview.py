@@ -76,6 +76,12 @@ class Overview:
     counts: dict[str, int] = field(default_factory=dict)
 
     @property
+    def retried(self) -> list[Row]:
+        """The steps that were tried again most, first."""
+        again = [step for step in self.steps if step["more_tries"]]
+        return sorted(again, key=lambda step: -step["more_tries"])
+
+    @property
     def total(self) -> int:
         """How many runs ended within the window."""
         return sum(slot.ended for slot in self.slots)

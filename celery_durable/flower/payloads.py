@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from celery_durable.backend import decompressed
 
 if TYPE_CHECKING:
-    from celery_durable.flower.redaction import Redaction
+    from celery_durable.operations.redaction import Redaction
 
 INLINE = 256 * 1024  # bytes of a payload that a page shows whole
 GLIMPSE = 64 * 1024  # bytes it shows of a larger one
+_LONGEST = 2 * 1024 * 1024  # characters, indents included
 _HEX = 4 * 1024
 JSON = frozenset({"json", "application/json"})
 _TEXT = frozenset({"yaml", "application/x-yaml", "text/plain"})
@@ -58,10 +59,18 @@ def readable(
         return Payload(text, form, size, whole=False, note="Only the beginning is shown: download the rest")
     value = decoded(data, codec)
     if value is not None:
-        return Payload(pretty(redaction(kind, name, value.value)), "json", size)
+        return _cut(Payload(pretty(redaction(kind, name, value.value)), "json", size))
     text, form = _as_text(data)
     shown = str(redaction(kind, name, text))
-    return Payload(shown, form, size, whole=form != "hex" or size <= _HEX)
+    return _cut(Payload(shown, form, size, whole=form != "hex" or size <= _HEX))
+
+
+def _cut(payload: Payload) -> Payload:
+    """Return what a page can show of a payload that was small while it was compressed, or had no indents."""
+    if len(payload.text) <= _LONGEST:
+        return payload
+    note = "Only the beginning is shown: download the rest"
+    return Payload(payload.text[:GLIMPSE], "text", payload.bytes, whole=False, note=note)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from celery_durable import config
 from celery_durable.backend import DurableBackend, durable_settings
 from celery_durable.flower.live import Live
-from celery_durable.flower.redaction import Redaction
 from celery_durable.flower.settings import has_authentication, option, shows_payloads
 from celery_durable.operations import Runs
+from celery_durable.operations.redaction import Redaction
 from celery_durable.store.url import strip_prefix
 from celery_durable.store.watching import Watching
 
@@ -54,8 +54,9 @@ class Site:
         )
         self.redaction = Redaction(option(application, "redact") or place.settings.redact)
         self.live = Live(self.watching, place.settings.lease, option(application, "poll"))
-        # operations wait for Postgres and the broker; never on the event loop
+        # Never on the event loop; and what waits for Postgres and the broker never in front of a page.
         self.threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="durable")
+        self.operating = ThreadPoolExecutor(max_workers=4, thread_name_prefix="durable-operations")
 
     @property
     def app(self) -> Celery:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from celery_durable.run import RunState
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _FOLD = 0.04
 _FOLDS = 0.5  # and all of them together to this one
 _SHORTEST_FOLD = 1.0  # seconds
+_MOST_TRIES = 3_000  # of all steps together that are drawn
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Bar:
     """A stretch of time, in percent of the whole: as it was, and with idle time folded.
 
     Attributes:
-        kind: what it is, for its colour: an outcome, `queue`, `wait`, `backoff`, `tries`, `executing`.
+        kind: what it is, for its colour: an outcome, `queue`, `wait`, `backoff`, `executing`, `try` (one that
+            failed), `tries` (several whose times are not known).
         at, wide: where it begins and how wide it is.
         fold_at, fold_wide: the same with idle time folded.
         seconds: how long it took.
@@ -42,12 +44,11 @@ class Bar:
 
 @dataclass(frozen=True)
 class Row:
-    """One step, or one child `run`, with its bars."""
+    """One step, or one child `run`, with its bars; the last one is what it ended with."""
 
     name: str
     outcome: str
     bars: tuple[Bar, ...]
-    ticks: tuple[tuple[float, float], ...] = ()
     run: str = ""
 
 
@@ -182,6 +183,15 @@ def lay_out(run: RunView, children: Sequence[Child] = (), *, alive: bool = True)
     )
 
 
+def thinned(run: RunView) -> RunView:
+    """Return a run with as many earlier tries of its steps as a page can show: the last ones of each."""
+    tried = [step for step in run.steps if step.earlier]
+    each = max(3, _MOST_TRIES // max(len(tried), 1))
+    if all(len(step.earlier) <= each for step in tried):
+        return run
+    return replace(run, steps=tuple(replace(step, earlier=step.earlier[-each:]) for step in run.steps))
+
+
 def _attempts_and_between(run: RunView, since: Since, end: float, *, alive: bool) -> list[_Stretch]:
     found: list[_Stretch] = []
     edge, before = 0.0, ("wait" if _began_with_a_timer(run) else "queue")
@@ -208,7 +218,6 @@ def _began_with_a_timer(run: RunView) -> bool:
 
 
 def _step_rows(run: RunView, since: Since, scale: Scale) -> Iterable[tuple[str, Row]]:
-    starts = {attempt.number: since(attempt.started_at) for attempt in run.attempts}
     unfinished = _unfinished(run, since)
     edge = 0.0
     for step in run.steps:
@@ -216,22 +225,27 @@ def _step_rows(run: RunView, since: Since, scale: Scale) -> Iterable[tuple[str, 
             yield step.key, _wait_row(step, run, since, scale)
             continue
         stored = since(step.stored_at)
-        start = stored - step.seconds
         bars = []
         # What an attempt did after its last checkpoint was the step that a later attempt stored next.
         while unfinished and unfinished[0][0] < step.attempt and step.outcome != "discarded":
             _, stretch = unfinished.pop(0)
             bars.append(scale.bar(stretch.start, stretch.end, stretch.kind, stretch.words))
-        ticks: tuple[tuple[float, float], ...] = ()
-        again = step.tries - step.spent - 1
-        first = max(edge, starts.get(step.attempt, 0.0))
-        if again > 0 and first < start:
-            # Only the last try's time is stored: the others were between the step before and this one.
-            bars.append(scale.bar(first, start, "tries", f"{again} earlier tries"))
-            ticks = tuple(_ticks(bars[-1], again))
-        bars.append(scale.bar(start, stored, step.outcome, step.key))
+        bars += _earlier_tries(step, since, scale, edge)
+        bars.append(scale.bar(stored - step.seconds, stored, step.outcome, step.key))
         edge = max(edge, stored)
-        yield step.key, Row(step.key, step.outcome, tuple(bars), ticks)
+        yield step.key, Row(step.key, step.outcome, tuple(bars))
+
+
+def _earlier_tries(step: StepView, since: Since, scale: Scale, edge: float) -> Iterable[Bar]:
+    """Yield the tries before the last one; those that are not kept are one bar from `edge` on."""
+    first = step.tries - len(step.earlier)
+    begins = [since(one.at) - one.seconds for one in step.earlier]
+    behind = min([*begins, since(step.stored_at) - step.seconds])
+    if first > 1 and edge < behind:
+        words = "one earlier try" if first == 2 else f"{first - 1} earlier tries"  # noqa: PLR2004
+        yield scale.bar(edge, behind, "tries", words)
+    for number, (one, begin) in enumerate(zip(step.earlier, begins, strict=True), first):
+        yield scale.bar(begin, since(one.at), "try", f"try {number} failed: {one.error}")
 
 
 def _wait_row(step: StepView, run: RunView, since: Since, scale: Scale) -> Row:
@@ -248,14 +262,21 @@ def _wait_row(step: StepView, run: RunView, since: Since, scale: Scale) -> Row:
 def _unfinished(run: RunView, since: Since) -> list[tuple[int, _Stretch]]:
     """Return what each attempt did after its last checkpoint, for those that ended before the run did."""
     latest: dict[int, float] = {}
+    failed = {one.attempt for step in run.steps for one in step.earlier}
     for step in run.steps:
         if step.kind is not None:
             continue
-        latest[step.attempt] = max(latest.get(step.attempt, 0.0), since(step.stored_at))
+        for number, moment in (
+            (step.attempt, step.stored_at),
+            *((one.attempt, one.at) for one in step.earlier),
+        ):
+            latest[number] = max(latest.get(number, 0.0), since(moment))
     found = []
     for attempt in run.attempts:
         if attempt.ended_at is None or attempt.outcome not in _CUT:
             continue
+        if attempt.outcome == "retry" and attempt.number in failed:
+            continue  # it is told by the try that failed
         start = max(since(attempt.started_at), latest.get(attempt.number, 0.0))
         words = f"{_CUT[attempt.outcome]} in attempt {attempt.number}"
         kind = "tries" if attempt.outcome == "retry" else "cut"
@@ -264,13 +285,6 @@ def _unfinished(run: RunView, since: Since) -> list[tuple[int, _Stretch]]:
 
 
 _CUT = {"lost": "cut off when it lost its worker", "released": "cut off by a shutdown", "retry": "failed"}
-
-
-def _ticks(bar: Bar, count: int) -> Iterable[tuple[float, float]]:
-    shown = min(count, 50)
-    for number in range(shown):
-        share = number / shown
-        yield round(bar.at + bar.wide * share, 4), round(bar.fold_at + bar.fold_wide * share, 4)
 
 
 def _executing(run: RunView, since: Since, scale: Scale, end: float, *, alive: bool) -> Bar | None:

@@ -65,6 +65,29 @@ def short(run_id: str) -> str:
     return run_id[:_CLOSE] if len(run_id) == 36 else run_id  # noqa: PLR2004  (a UUID)
 
 
+def progress(run: Any) -> str:
+    """Return how far a run says that it has come: `3 of 10`, or what it has said."""
+    told = run.progress
+    if isinstance(told, dict) and isinstance(told.get("done"), (int, float)) and told.get("of"):
+        return f"{told['done']} of {told['of']}"
+    return "" if told is None else str(told)
+
+
+def glance(run: Any) -> str:
+    """Return what a list says of a run that its other columns do not: the error first."""
+    if run.state is RunState.SUCCEEDED:
+        return ""
+    if run.state is RunState.RUNNING and not run.orphaned and not run.cancel_requested:
+        return progress(run)
+    if run.state is RunState.WAITING and run.reason == "retry" and run.due is not None and run.due > run.now:
+        again = f"retry {run.retries} " if run.retries else "next try "
+        return f"{again}{relative(run.due, run.now)}" + (f" after {run.error}" if run.error else "")
+    if run.state is RunState.FAILED and run.error and run.ending is None:
+        again = f"exhausted, it lost its worker {run.recoveries} times: " if run.reason == "exhausted" else ""
+        return f"{again}{run.error}"
+    return summary(run)
+
+
 def detail(event: Any) -> list[tuple[str, str]]:
     """Return what an event says, as names and texts."""
     shown = []
@@ -74,6 +97,16 @@ def detail(event: Any) -> list[tuple[str, str]]:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         shown.append((name, text.encode("utf-8", "backslashreplace").decode()))
     return shown
+
+
+def earlier(step: Any) -> str:
+    """Return the earlier tries of a step as JSON: number, time, seconds, attempt and error of each."""
+    first = step.tries - len(step.earlier)
+    tries = [
+        [number, one.at.isoformat(), round(one.seconds, 4), one.attempt, one.error]
+        for number, one in enumerate(step.earlier, first)
+    ]
+    return json.dumps(tries, ensure_ascii=False)
 
 
 NAMESPACE = {
@@ -86,4 +119,7 @@ NAMESPACE = {
     "relative": relative,
     "summary": summary,
     "detail": detail,
+    "progress": progress,
+    "glance": glance,
+    "earlier": earlier,
 }

@@ -16,6 +16,7 @@ from celery_durable.store.views import (
     RunView,
     Stats,
     StepView,
+    TryView,
 )
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "Runs",
     "Stats",
     "StepView",
+    "TryView",
 ]

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from celery_durable.operations.wording import relative, span, summary
+from celery_durable.operations.wording import relative, span, summary, until
 from celery_durable.run import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import tzinfo
 
-    from celery_durable.store.views import AttemptView, RunSummary, StepView
+    from celery_durable.operations.compensations import RollbackView
+    from celery_durable.store.views import RunSummary, StepView
 
 Tone = Literal["good", "busy", "calm", "warning", "bad"]
 
 # A healthy keeper gets to what is due within this many seconds.
 _PATIENCE = 10.0
+_OFTEN = 3  # failures of a step that are worth the headline
 _START_A_WORKER = "Start a worker: celery -A <app> worker"
 _START_A_KEEPER = "Start a worker (without durable_keeper = False), or: celery -A <app> durable keeper"
 
@@ -43,6 +44,7 @@ class Facts:
         slot: the key of the runs among which only so many are executed at a time.
         slot_limit: how many; None when only their starts are limited.
         slot_taken: how many are executed now.
+        rollback: how the run takes back what it has done, if it does.
     """
 
     run: RunSummary
@@ -60,6 +62,7 @@ class Facts:
     slot: str | None = None
     slot_limit: int | None = None
     slot_taken: int = 0
+    rollback: RollbackView | None = None
 
     @property
     def alive(self) -> bool:
@@ -126,7 +129,16 @@ def _executing(facts: Facts, zone: tzinfo | None) -> Diagnosis:
             f"Its worker {run.hostname} has been silent for {span(silent)}",
             (f"another worker gets the run in {left} unless it speaks again",),
         )
+    trying = _trying(facts)
+    if trying is not None and trying.tries >= _OFTEN:
+        sentence = f"Step {trying.key} has failed {trying.tries} times and is tried again"
+        return Diagnosis("warning", sentence, (words, f"the last error is {trying.error}"))
     return Diagnosis("busy", _sentence(words), tuple(_progress(facts)))
+
+
+def _trying(facts: Facts) -> StepView | None:
+    """Return the step that is tried again, if there is one."""
+    return next((step for step in reversed(facts.steps) if step.outcome == "trying"), None)
 
 
 def _orphaned(facts: Facts, what: str) -> Diagnosis:
@@ -139,9 +151,8 @@ def _orphaned(facts: Facts, what: str) -> Diagnosis:
 
 def _progress(facts: Facts) -> list[str]:
     run = facts.run
-    trying = [step for step in facts.steps if step.outcome == "trying"]
-    if trying:
-        step = trying[-1]
+    step = _trying(facts)
+    if step is not None:
         return [f"step {step.key} failed {_times(step.tries)} and is tried again: {step.error}"]
     done = [step for step in facts.steps if step.outcome == "ok"]
     if done:
@@ -195,6 +206,14 @@ def _waiting(facts: Facts, zone: tzinfo | None) -> Diagnosis:
                 "bad", f"It was due {span(late)} ago, and nobody leads to wake it", (words,), _START_A_KEEPER
             )
         return Diagnosis("warning", f"It was due {span(late)} ago and has not been woken yet", (words,))
+    trying = _trying(facts)
+    if run.reason == "retry" and trying is not None:
+        sentence = (
+            f"Step {trying.key} failed {_times(trying.tries)}, waits for its next try{until(run, zone)}"
+        )
+        alive = () if facts.workers else ("no worker is alive to go on with it then",)
+        advice = None if facts.workers else _START_A_WORKER
+        return Diagnosis("warning", sentence, (f"the last error is {trying.error}", *alive), advice)
     if run.reason == "version" and not facts.of_its_version:
         return Diagnosis(
             "bad",
@@ -227,6 +246,8 @@ def _final(facts: Facts, zone: tzinfo | None) -> Diagnosis:
         return Diagnosis("good", f"Succeeded {words}")
     if run.state is RunState.CANCELLED:
         return Diagnosis("calm", f"Cancelled {words}")
+    if run.reason == "rollback" and facts.rollback is not None and run.finished_at is not None:
+        return _not_taken_back(facts, facts.rollback, relative(run.finished_at, run.now))
     failed = [step for step in facts.steps if step.outcome == "error"]
     because = (f"step {failed[-1].key} failed after {_times(failed[-1].tries, 'tries')}",) if failed else ()
     if run.ending is not None and run.reason != "rollback":
@@ -238,24 +259,20 @@ def _final(facts: Facts, zone: tzinfo | None) -> Diagnosis:
     return Diagnosis("bad", f"Failed {words}", because, advice)
 
 
-def why_so_many_attempts(attempts: Sequence[AttemptView]) -> list[tuple[int, str]]:
-    """Return why a run was attempted again: how often for each reason, the most frequent first."""
-    ended = [attempt for attempt in attempts if attempt.outcome not in _WELL]
-    return [(count, reason) for reason, count in Counter(map(_reason, ended)).most_common()]
-
-
-_WELL = (None, "succeeded", "cancelled", "suspended")  # nothing went wrong: no reason to be tried again
-_ENDINGS = {
-    "lost": "it lost its worker",
-    "released": "its worker was shut down",
-    "replaced": "it was replaced",
-}
-
-
-def _reason(attempt: AttemptView) -> str:
-    if attempt.outcome in _ENDINGS:
-        return _ENDINGS[attempt.outcome]
-    return attempt.error or str(attempt.outcome)
+def _not_taken_back(facts: Facts, rollback: RollbackView, ended: str) -> Diagnosis:
+    """Return why a run whose compensation has failed is where it is."""
+    keys = {one.key for one in rollback.compensations}
+    first = [step for step in facts.steps if step.outcome == "error" and step.key not in keys]
+    began = (f"it began with step {first[-1].key}: {first[-1].error}",) if first else ()
+    failed = next((one for one in rollback.compensations if one.outcome == "failed"), None)
+    what = "not all of it was taken back" if failed is None else f"{failed.name} could not take it back"
+    why = f": {failed.error}" if failed is not None and failed.error else ""
+    return Diagnosis(
+        "bad",
+        f"Failed {ended}, and {what}{why}",
+        (*began, rollback.sentence),
+        "Mend what keeps the compensation from being made, then resume the run",
+    )
 
 
 def _sentence(words: str) -> str:

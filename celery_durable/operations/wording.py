@@ -80,23 +80,28 @@ _WAITS_FOR = {
 }
 
 
+def until(run: RunSummary, zone: tzinfo | None = None) -> str:
+    """Return until when a run waits, in words to follow what it waits for."""
+    if run.due is None:
+        return ""
+    if run.due <= run.now:
+        return f"; due {relative(run.due, run.now)}, the keeper wakes it"
+    return f" until {clock(run.due, run.now, zone)} ({relative(run.due, run.now)})"
+
+
 def _waiting(run: RunSummary, zone: tzinfo | None, max_retries: int | None) -> str:
-    until = ""
-    if run.due is not None:
-        until = f" until {clock(run.due, run.now, zone)} ({relative(run.due, run.now)})"
-        if run.due <= run.now:
-            until = f"; due {relative(run.due, run.now)}, the keeper wakes it"
+    waits = until(run, zone)
     if run.reason == "retry":
         after = f" after {run.error}" if run.error else ""
         of = "" if max_retries is None else f" of {max_retries}"
-        return f"waits for a retry{until}, retry {run.retries}{of}{after}"
+        return f"waits for a retry{waits}, retry {run.retries}{of}{after}"
     if run.reason == "version":
-        return f"waits for a worker of version {run.version}; the next try {until.lstrip('; ')}"
+        return f"waits for a worker of version {run.version}; the next try {waits.lstrip('; ')}"
     if run.reason == "timer" and run.attempt == 0:
-        return f"is not due yet: waits{until}"
+        return f"is not due yet: waits{waits}"
     if run.reason == "signal":
-        return f"waits for the signal {run.awaits!r}{until}" if run.awaits else f"waits for a signal{until}"
-    return _WAITS_FOR.get(run.reason or "", f"waits ({run.reason})") + until
+        return f"waits for the signal {run.awaits!r}{waits}" if run.awaits else f"waits for a signal{waits}"
+    return _WAITS_FOR.get(run.reason or "", f"waits ({run.reason})") + waits
 
 
 def _running(run: RunSummary) -> str:

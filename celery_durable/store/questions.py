@@ -24,6 +24,7 @@ from celery_durable.store.views import (
     RunView,
     SignalView,
     StepView,
+    TryView,
 )
 
 if TYPE_CHECKING:
@@ -175,6 +176,11 @@ def _literally(text: str) -> str:
     return re.sub(r"([\\%_])", r"\\\1", text)
 
 
+def _step(row: dict[str, Any]) -> StepView:
+    earlier = tuple(TryView.of(stored) for stored in row["earlier"] or ())
+    return StepView(**{**row, "earlier": earlier})
+
+
 def whole_run(sql: Mapping[str, str], run_id: str) -> Question[RunView | None]:
     """Ask for a run's whole story in one round trip; None when there is no such run."""
     names = ("run", "attempts", "steps", "events", "signals", "children", "forks", "keys")
@@ -186,7 +192,7 @@ def whole_run(sql: Mapping[str, str], run_id: str) -> Question[RunView | None]:
     return RunView(
         **run[0],
         attempts=tuple(AttemptView(**row) for row in attempts),
-        steps=tuple(StepView(**row) for row in steps),
+        steps=tuple(_step(row) for row in steps),
         events=tuple(EventView(**{**row, "detail": row["detail"] or {}}) for row in events),
         signals=tuple(SignalView(**row) for row in signals),
         children=tuple(ChildView(**row) for row in children),

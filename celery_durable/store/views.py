@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from celery_durable.run import RunState, celery_state
 
 if TYPE_CHECKING:
-    from datetime import datetime, timedelta
+    from collections.abc import Sequence
+    from datetime import timedelta
     from uuid import UUID
 
 
@@ -87,10 +89,26 @@ class AttemptView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TryView:
+    """One failed try of a step that was tried again: when it ended, after how many seconds and with what."""
+
+    at: datetime
+    seconds: float
+    attempt: int
+    error: str | None
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> TryView:
+        """Return a try from its stored form."""
+        return cls(**{**stored, "at": datetime.fromtimestamp(stored["at"], timezone.utc)})
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepView:
     """One stored step: `attempt` is the one that stored it, `seconds` how long its last try took.
 
-    A wait has a `kind`: `sleep`, `signal` or `children`; and a `due` time if it ends by itself.
+    A wait has a `kind`: `sleep`, `signal` or `children`; and a `due` time if it ends by itself. `earlier` are
+    the failed tries before the last one, oldest first: the latest fifty of them.
     """
 
     key: str
@@ -107,6 +125,7 @@ class StepView:
     output_bytes: int | None
     kind: str | None = None
     due: datetime | None = None
+    earlier: tuple[TryView, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +180,8 @@ class RunView(RunSummary):
         keys: keys that a call would be given this run for.
         slot: the key of the runs it shares with: of these `slot_limit` are executed at a time, and
             `slot_rate` start in each `slot_period`.
+        deadline: when it is cancelled if it is not over by then.
+        rollbacks: the steps of its compensations, as they were registered; None while they are not known.
     """
 
     traceback: str | None
@@ -172,6 +193,8 @@ class RunView(RunSummary):
     slot_limit: int | None = None
     slot_rate: int | None = None
     slot_period: timedelta | None = None
+    deadline: datetime | None = None
+    rollbacks: Sequence[str] | None = None
     forks: tuple[str, ...] = ()
     keys: tuple[KeyView, ...] = ()
     attempts: tuple[AttemptView, ...] = ()

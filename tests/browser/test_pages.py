@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from harness.flower import flower
+from harness.authority import authority
+from harness.flower import BASIC, OAUTH, flower
+from harness.nginx import nginx
 from inspecting import Worker, execute
 from playwright.sync_api import expect
 
@@ -179,6 +182,43 @@ def test_a_run_is_forked_from_the_step_that_failed_with_other_arguments(
     expect(page.get_by_role("dialog").get_by_text("right")).to_be_visible()
 
 
+def test_the_failed_tries_of_a_step_and_its_calls_are_where_they_were_and_told_in_its_drawer(
+    world: World, basic: FlowerServer, open_page: Callable[..., Page]
+) -> None:
+    store, worker = store_of(world), hand(world)
+    claim = worker.start(task="tried.task")
+    worker.step(claim, "reserve", 1)
+    for tries in range(1, 48):
+        error = "HTTPError: 503" if tries == 20 else f"ConnectionError: no answer within {tries} s"
+        worker.step(claim, "charge", 2, "trying", tries=tries, error=error)
+    call = {"call": "1", "step": "charge", "method": "POST", "url": f"https://bank/{HOSTILE}", "status": 503}
+    call |= {"request": {"bytes": 9, "content_type": "application/json", "body": HOSTILE}}
+    execute(
+        store,
+        "insert into durable.event (run_key, kind, detail) values (%s, 'call', %s::jsonb)",
+        claim.key,
+        json.dumps(call),
+    )
+    page = open_page(basic, f"/durable/run/{claim.id}")
+    why = page.get_by_label("Why is it not moving?")
+    expect(why).to_contain_text("Step charge has failed 47 times and is tried again")
+    expect(why).to_contain_text(re.compile("46. ConnectionError: no answer within … s"))
+    row = page.locator('tr[data-step="charge"]')
+    expect(row.locator(".dur-try")).to_have_count(46)
+    places = row.locator(".dur-try").evaluate_all("bars => bars.map(bar => bar.getBoundingClientRect().x)")
+    assert places == sorted(places)
+    assert serious(page) == []
+
+    why.get_by_role("link", name="Its failures").click()
+    drawer = page.get_by_role("dialog")
+    expect(drawer.get_by_role("cell", name="HTTPError: 503")).to_be_visible()
+    expect(drawer.get_by_role("heading", name="Failed tries before this one (46)")).to_be_visible()
+    drawer.get_by_text("https://bank/").click()
+    expect(drawer.locator("pre", has_text=HOSTILE)).to_be_visible()
+    assert serious(page) == []
+    assert page.title() != "owned"
+
+
 def test_many_runs_are_resumed_by_a_filter_after_they_were_counted(
     world: World, basic: FlowerServer, open_page: Callable[..., Page]
 ) -> None:
@@ -264,6 +304,51 @@ def test_hidden_tabs_give_their_connection_back_so_that_any_number_of_them_works
         first = context.new_page()
         first.goto(f"{basic.url}/durable")
     expect(first.get_by_role("status")).to_have_text("Live")
+
+
+def test_behind_nginx_and_under_a_prefix_a_run_is_watched_and_resumed(
+    world: World, open_page: Callable[..., Page]
+) -> None:
+    worker = hand(world)
+    claim = worker.start(task="proxied.task")
+    with (
+        flower(world, BASIC, "--url_prefix=flower", "--durable_poll=0.2") as server,
+        nginx(server.port, prefix="flower") as url,
+    ):
+        server.url = url
+        page = open_page(server, f"/durable/run/{claim.id}")
+        expect(page.get_by_role("status")).to_have_text("Live")
+        worker.fail(claim)
+        page.get_by_role("button", name="Resume").click(timeout=4_000)  # a poll would come after five seconds
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_label("Why").fill("the bank is back")
+        dialog.get_by_role("button", name="Resume").click()
+        expect(page.get_by_text("the bank is back")).to_be_visible()
+        page.context.close()  # before its server
+
+
+def test_a_login_through_oauth_leads_to_a_page_that_acts_and_its_end_is_said(
+    world: World, open_page: Callable[..., Page]
+) -> None:
+    worker = hand(world)
+    run_id = worker.fail(worker.start(task="guarded.task"))
+    with authority() as login:
+        options = (*OAUTH, "--auth_provider=flowering.oauth.Login", "--durable_poll=0.2")
+        with flower(world, *options, variables={"FLOWERING_OAUTH_SERVER": login.url}) as server:
+            page = open_page(server, "/durable", auth=False)
+            page.goto(f"{server.url}/durable/run/{run_id}")
+            page.get_by_role("button", name="Resume").click()
+            dialog = page.get_by_role("dialog")
+            dialog.get_by_label("Why").fill("the bank is back")
+            dialog.get_by_role("button", name="Resume").click()
+            expect(page.get_by_role("cell", name="ada@example.com")).to_be_visible()
+            page.get_by_role("button", name="Cancel").click()
+            page.context.clear_cookies()
+            dialog.get_by_label("Why").fill("after all")
+            dialog.get_by_role("button", name="Cancel").click()
+            expect(dialog.get_by_role("alert")).to_have_text(re.compile("You are not logged in"))
+            page.problems.clear()  # type: ignore[attr-defined]  # (a browser logs a 403)
+            page.context.close()  # before its server
 
 
 def test_without_authentication_buttons_are_disabled_and_say_why(

@@ -338,6 +338,16 @@ def test_a_compensation_that_fails_for_good_is_for_the_operator_who_resumes_the_
 
     assert done == [*FORWARD, "undo hotel", *BACK]
     assert world.state(run) == ("failed", None)
+    assert world.runs.get(run).error == "ValueError: pay fails"  # and no other one's
+
+
+def test_what_went_wrong_is_told_with_a_run_that_was_taken_back(world: World) -> None:
+    fails.update({"pay": 1})
+    run = world.start(travel)
+
+    (listed,) = world.runs.list().runs
+    assert (world.state(run), listed.error) == (("failed", None), "ValueError: pay fails")
+    assert "in travel" in (world.runs.get(run).attempts[0].traceback or "")
     assert repr(world.outcome(run).result) == "ValueError('pay fails')"
 
 

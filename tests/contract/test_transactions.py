@@ -133,6 +133,9 @@ def test_a_body_that_raises_leaves_nothing_but_its_failed_tries(story: Story) ->
 
     assert story.ledger() == [("try", 1)]
     assert story.steps() == {"booking_that_fails": ("ok", 3)}
+    run = story.store.inspection.get(story.id)
+    assert run is not None
+    assert [one.error for one in run.steps[0].earlier] == ["ValueError: failure 1", "ValueError: failure 2"]
 
     other = Story(story.store)
     begun.clear()

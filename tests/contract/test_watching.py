@@ -134,6 +134,31 @@ def test_stuck_runs_are_those_whose_worker_is_gone_or_silent_and_those_overdue(
     assert healthy.key not in loop.stuck()
 
 
+def test_a_run_is_stuck_while_no_live_worker_has_the_version_that_alone_may_execute_it(
+    store: Store, loop: Loop
+) -> None:
+    worker, old = Worker(store), Worker(store, "worker@old")
+    execute(store, "update durable.worker set code = '2' where id = %s", worker.id)
+    execute(store, "update durable.worker set code = '1' where id = %s", old.id)
+    stranded, other = worker.enqueue(version="1"), worker.enqueue(version="2")
+    for run_id in (stranded, other):
+        execute(
+            store,
+            "update durable.run set state = 'waiting', reason = 'version', published_at = null,"
+            " due = now() + interval '1 minute' where id = %s",
+            run_id,
+        )
+    (key,) = execute(store, "select key from durable.run where id = %s", stranded)
+
+    assert loop.stuck() == set()
+    execute(store, "update durable.worker set beat_at = now() - interval '1 minute' where id = %s", old.id)
+    assert loop.stuck() == {key["key"]}
+    old.vanish()
+    assert loop.stuck() == {key["key"]}
+    execute(store, "update durable.run set due = now() - interval '2 minutes' where id = %s", stranded)
+    assert [row["key"] for row in loop.rows("stuck", lease=LEASE, grace=GRACE, most=100)] == [key["key"]]
+
+
 def test_tallies_count_no_further_than_asked(store: Store, loop: Loop) -> None:
     worker = Worker(store)
     for _ in range(5):
@@ -145,6 +170,19 @@ def test_tallies_count_no_further_than_asked(store: Store, loop: Loop) -> None:
         ("pending", None, 3),
         ("waiting", "retry", 1),
     ]
+
+
+def test_the_steps_tried_again_most_are_told_however_little_time_they_took(store: Store, loop: Loop) -> None:
+    worker = Worker(store)
+    claim = worker.start(task="many.steps")
+    for number in range(110):
+        worker.step(claim, f"slow_{number}", number + 1, seconds=10.0 + number)
+    worker.step(claim, "nervous", 200, tries=40, seconds=0.001)
+
+    rows = loop.rows("hot_steps", most=100)
+
+    assert len(rows) == 101
+    assert (rows[0]["step"], rows[-1]["step"], rows[-1]["more_tries"]) == ("slow_109", "nervous", 39)
 
 
 def test_tasks_are_named_once_however_many_runs_they_have(store: Store, loop: Loop) -> None:

@@ -14,3 +14,8 @@ def without_secrets(kind: str, name: str, value: Any) -> Any:
     if isinstance(value, list):
         return [without_secrets(kind, name, part) for part in value]
     return value.replace("s3cret", "***") if isinstance(value, str) else value
+
+
+def nothing_at_all(kind: str, name: str, value: Any) -> Any:
+    """Let nothing through."""
+    return "gone"

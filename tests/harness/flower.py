@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from harness import brokers, postgres
+from harness.authority import CLIENT, CLIENT_SECRET
 from harness.setup import Setup
 from harness.waiting import eventually
 from harness.workers import environment
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 
 BASIC = "--basic_auth=ada:secret"
 ADA = ("ada", "secret")
+OAUTH = (
+    "--auth=ada@example.com",
+    f"--oauth2_key={CLIENT}",
+    f"--oauth2_secret={CLIENT_SECRET}",
+    "--oauth2_redirect_uri={url}/login",
+    "--cookie_secret=the same for every Flower",
+)
 
 
 class FlowerServer:
@@ -30,7 +38,7 @@ class FlowerServer:
 
     Arguments:
         setup: the app.
-        options: further arguments of the command.
+        options: further arguments of the command; `{url}` in one is where Flower is reached.
         variables: environment variables.
         app: the module that holds the app; None starts Flower without one.
     """
@@ -47,7 +55,8 @@ class FlowerServer:
         prefix = next((one.partition("=")[2] for one in options if one.startswith("--url_prefix")), "")
         self.url = f"http://127.0.0.1:{self.port}" + (f"/{prefix.strip('/')}" if prefix else "")
         command = [sys.executable, "-m", "celery", *(["-A", app] if app else ["-b", setup.broker]), "flower"]
-        command += [f"--port={self.port}", "--address=127.0.0.1", "--inspect_timeout=500", *options]
+        command += [f"--port={self.port}", "--address=127.0.0.1", "--inspect_timeout=500"]
+        command += [one.replace("{url}", self.url) for one in options]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command,

@@ -150,6 +150,41 @@ def test_lists_are_filtered_and_paged_by_their_url(basic: FlowerServer) -> None:
         assert client.get("/api/durable/counts").json()["counts"]["retrying"] == 1
 
 
+def test_a_run_that_no_live_worker_may_execute_is_listed_as_stuck_and_says_why(
+    basic: FlowerServer, store: Store
+) -> None:
+    worker = Worker(store)
+    run_id = worker.enqueue(version="2026.1", task="stranded.task")
+    execute(
+        store,
+        "update durable.run set state = 'waiting', reason = 'version', published_at = null,"
+        " due = now() + interval '1 minute' where id = %s",
+        run_id,
+    )
+    with basic.client(ADA) as client:
+        listed = client.get("/api/durable/runs?state=stuck&task=stranded.task").json()["runs"]
+        assert [run["id"] for run in listed] == [run_id]
+        why = client.get(f"/api/durable/run/{run_id}").json()["why"]
+        assert (why["stuck"], why["sentence"]) == (True, "No live worker has the code of its version 2026.1")
+    execute(store, "delete from durable.run where id = %s", run_id)
+
+
+def test_the_head_says_until_when_a_run_may_go_on_and_until_when_it_may_begin(
+    basic: FlowerServer, store: Store
+) -> None:
+    worker = Worker(store)
+    claim = worker.start(deadline=timedelta(hours=1), expires=timedelta(hours=2))
+    unclaimed = worker.enqueue(expires=timedelta(hours=2))
+    with basic.client(ADA) as client:
+        claimed = client.get(f"/durable/run/{claim.id}").text
+        assert "<dt>Deadline</dt>" in claimed
+        assert "<dt>Expires</dt>" not in claimed  # it has begun
+        page = client.get(f"/durable/run/{unclaimed}").text
+        assert "<dt>Expires</dt>" in page
+        assert "<dt>Deadline</dt>" not in page
+        assert client.get(f"/api/durable/run/{claim.id}").json()["run"]["deadline"]
+
+
 def test_a_run_is_told_in_json_with_why_it_does_not_move(basic: FlowerServer) -> None:
     with basic.client(ADA) as client:
         told = client.get("/api/durable/run/waiting").json()

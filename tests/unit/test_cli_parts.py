@@ -16,7 +16,7 @@ from celery_durable.cli.moments import moment
 from celery_durable.cli.output import plain, short
 from celery_durable.cli.timeline import story
 from celery_durable.run import RunState
-from celery_durable.store.views import AttemptView, EventView, RunView, StepView
+from celery_durable.store.views import AttemptView, EventView, RunView, StepView, TryView
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=timezone.utc)
 
@@ -150,6 +150,29 @@ def test_a_story_shows_calls_apart_from_what_was_done_to_the_run() -> None:
     assert "pay POST https://bank/charge 503 200 ms" in " ".join(apart.split())
     assert "ReadTimeout" in apart
     assert "bank" not in events
+
+
+def test_a_story_says_why_a_step_was_tried_so_often_and_what_was_taken_back() -> None:
+    failed = tuple(
+        TryView(at=NOW, seconds=0.1, attempt=1, error=f"ConnectionError: try {n}") for n in range(1, 8)
+    )
+    fetch, probe = a_run().steps
+    steps = (fetch, replace(probe, tries=8, earlier=failed), replace(fetch, key="rollback:cancel#2"))
+    run = replace(a_run(), steps=steps, ending="failed", rollbacks=["rollback:cancel", "rollback:cancel#2"])
+
+    console = Console(file=io.StringIO(), width=120, highlight=False)
+    for part in story(run, width=120):
+        console.print(part)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+
+    assert "probe failed 8 times: 7 times ConnectionError: try …, 1 times no" in text
+    compensations = text.partition("\nCompensations\n")[2]
+    assert compensations.splitlines()[0] == "1 of 2 compensations is made"
+    assert [line.split()[:2] for line in compensations.splitlines()[2:4]] == [
+        ["cancel#2", "made"],
+        ["cancel", "not"],
+    ]
 
 
 def test_a_story_fits_a_narrow_terminal_and_one_without_unicode() -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from celery_durable.operations.diagnosis import Facts, diagnose, why_so_many_attempts
+from celery_durable.operations.compensations import CompensationView, RollbackView
+from celery_durable.operations.diagnosis import Facts, diagnose
 from celery_durable.run import RunState
-from celery_durable.store.views import AttemptView, RunSummary, StepView
+from celery_durable.store.views import RunSummary, StepView
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=timezone.utc)
 UTC = timezone.utc
@@ -256,16 +257,49 @@ def test_a_run_is_explained_by_its_facts(  # noqa: PLR0917  (a row of the table)
 AROUND = {"steps", "children", "unfinished", "slot", "slot_limit", "slot_taken"}
 
 
+def test_a_step_that_fails_again_and_again_is_the_headline_also_while_it_waits() -> None:
+    trying = step("charge", "trying", tries=47, error="TimeoutError: no answer")
+    found = diagnose(Facts(run=run("running", **HELD), steps=[trying], **HEALTHY), UTC)
+    assert found.sentence == "Step charge has failed 47 times and is tried again"
+    assert found.because[-1] == "the last error is TimeoutError: no answer"
+    assert (found.tone, found.stuck) == ("warning", False)
+
+    waiting = run("waiting", reason="retry", due=at(60))
+    found = diagnose(Facts(run=waiting, steps=[trying], **HEALTHY), UTC)
+    assert found.sentence.startswith("Step charge failed 47 times, waits for its next try until 12:01:00")
+    found = diagnose(Facts(run=waiting, steps=[trying], **{**HEALTHY, "workers": 0}), UTC)
+    assert "no worker is alive" in found.because[-1]
+
+
+def test_a_compensation_that_failed_is_the_headline_and_not_the_command_that_mends_it() -> None:
+    failed = CompensationView(key="rollback:refund", name="refund", outcome="failed", error="Timeout: bank")
+    left = CompensationView(key="rollback:cancel", name="cancel", outcome="left")
+    rollback = RollbackView(ends_as="failed", over=True, known=True, compensations=(failed, left))
+    ended = run(
+        "failed", reason="rollback", ending="failed", finished_at=at(-60), error="A compensation failed"
+    )
+    steps = [
+        step("pay", "error", error="CardRefused"),
+        step("rollback:refund", "error", error="Timeout: bank"),
+    ]
+    found = diagnose(Facts(run=ended, rollback=rollback, steps=steps, **HEALTHY), UTC)
+
+    assert found.sentence == "Failed 1 min ago, and refund could not take it back: Timeout: bank"
+    assert found.because[0] == "it began with step pay: CardRefused"
+    assert found.because[1].startswith("0 of 2 compensations are made; refund failed for good")
+    assert found.stuck
+
+
 def test_what_it_rests_on_is_said_beside_it() -> None:
     def because(state: str, **facts: Any) -> str:
         own = {name: facts.pop(name) for name in list(facts) if name not in AROUND}
         return "; ".join(diagnose(Facts(run=run(state, **own), **{**HEALTHY, **facts}), UTC).because)
 
     done = step("probe", "ok", stored_at=at(-4))
-    trying = step("charge", "trying", tries=3, error="TimeoutError: no answer")
+    trying = step("charge", "trying", tries=2, error="TimeoutError: no answer")
     assert because("running", **HELD) == "no step has finished yet"
     assert because("running", **HELD, steps=[done]) == "the last finished step is probe, 4.0 s ago"
-    assert "step charge failed 3 times" in because("running", **HELD, steps=[done, trying])
+    assert "step charge failed 2 times" in because("running", **HELD, steps=[done, trying])
     assert because("waiting", reason="children", children=(3, 10)) == "3 of 10 children have ended"
     unfinished = ["page 0d0f68a2 (running)"]
     assert because("waiting", reason="children", children=(3, 10), unfinished=unfinished).endswith(
@@ -284,23 +318,3 @@ def test_every_state_and_reason_has_a_sentence() -> None:
         for reason in (None, "retry", "timer", "signal", "children", "slot", "replaced", "moonlight"):
             facts = Facts(run=run(state.value, finished_at=NOW, reason=reason, **HELD), **HEALTHY)
             assert diagnose(facts, UTC).sentence
-
-
-def test_many_attempts_are_explained_by_how_often_each_thing_went_wrong() -> None:
-    def attempt(number: int, outcome: str | None, error: str | None = None) -> AttemptView:
-        return AttemptView(
-            number=number,
-            hostname="celery@a",
-            pid=1,
-            started_at=NOW,
-            ended_at=NOW if outcome else None,
-            seconds=1.0,
-            outcome=outcome,
-            error=error,
-            traceback=None,
-        )
-
-    refused = [attempt(n, "retry", "ConnectionError: refused") for n in range(1, 45)]
-    attempts = [*refused, attempt(45, "lost", "gone"), attempt(46, "lost", "gone"), attempt(47, None)]
-
-    assert why_so_many_attempts(attempts) == [(44, "ConnectionError: refused"), (2, "it lost its worker")]

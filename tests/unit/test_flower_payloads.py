@@ -6,8 +6,10 @@ import json
 import pickle
 from typing import Any
 
-from celery_durable.flower.payloads import called_with, pretty, readable
-from celery_durable.flower.redaction import HIDDEN, Redaction
+from celery.backends.base import compress_payload
+
+from celery_durable.flower.payloads import GLIMPSE, INLINE, called_with, pretty, readable
+from celery_durable.operations.redaction import HIDDEN, Redaction
 
 OPEN = Redaction(None)
 
@@ -78,6 +80,16 @@ def test_a_redaction_function_decides_what_is_shown() -> None:
         "a": 1,
     }
     assert shown(b'{"token":"s3', size=50_000_000, redaction=redaction).text == ""
+
+
+def test_a_payload_that_was_small_because_it_was_compressed_is_shown_in_part() -> None:
+    stored = compress_payload(json.dumps(["x" * 1000] * 50_000).encode(), "gzip")
+    assert len(stored) < INLINE
+
+    found = shown(stored)
+
+    assert (len(found.text), found.whole, found.bytes) == (GLIMPSE, False, len(stored))
+    assert shown(b"[" + b"[" * 100_000).form == "text"  # deeper than anybody parses
 
 
 def test_a_redaction_function_that_fails_or_is_not_there_hides_everything() -> None:

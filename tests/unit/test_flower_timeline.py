@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_durable.flower.timeline import Scale, lay_out
+from celery_durable.flower.timeline import Scale, lay_out, thinned
 from celery_durable.run import RunState
-from celery_durable.store.views import AttemptView, RunView, StepView
+from celery_durable.store.views import AttemptView, RunView, StepView, TryView
 
 START = datetime(2026, 5, 4, 12, 0, tzinfo=timezone.utc)
 
@@ -46,8 +46,20 @@ def attempt(number: int, start: float, end: float | None, outcome: str | None) -
 
 def step(key: str, stored: float, seconds: float, **facts: Any) -> StepView:
     defaults: dict[str, Any] = dict.fromkeys(field.name for field in fields(StepView))
-    fixed = {"seq": 1, "arguments": "()", "attempt": 1, "tries": 1, "spent": 0, "outcome": "ok"}
+    fixed = {
+        "seq": 1,
+        "arguments": "()",
+        "attempt": 1,
+        "tries": 1,
+        "spent": 0,
+        "outcome": "ok",
+        "earlier": (),
+    }
     return StepView(**{**defaults, **fixed, "key": key, "stored_at": at(stored), "seconds": seconds, **facts})
+
+
+def failed(ended: float, seconds: float, error: str = "ValueError: no") -> TryView:
+    return TryView(at=at(ended), seconds=seconds, attempt=1, error=error)
 
 
 def test_queue_time_attempts_and_the_wait_for_a_retry_follow_each_other() -> None:
@@ -82,16 +94,37 @@ def test_idle_hours_are_folded_and_busy_time_keeps_its_shape() -> None:
     assert [round(fold.seconds) for fold in found.folds] == [36_000]
 
 
-def test_earlier_tries_of_a_step_lie_between_the_step_before_and_its_last_try() -> None:
-    steps = (step("one", 2, 1), step("two", 9, 1, tries=4))
-    found = lay_out(
-        run("succeeded", 10, finished_at=at(10), attempts=(attempt(1, 0, 10, "succeeded"),), steps=steps)
-    )
-    tries, last = found.rows["two"].bars
+def test_failed_tries_of_a_step_are_where_they_were_and_those_that_are_not_kept_before_them() -> None:
+    kept = (failed(5, 1, "ValueError: no"), failed(7, 0.5, "ValueError: never"))
+    steps = (step("one", 2, 1), step("two", 9, 1, tries=5, earlier=kept))
+    attempts = (attempt(1, 0, 10, "succeeded"),)
+    found = lay_out(run("succeeded", 10, finished_at=at(10), attempts=attempts, steps=steps))
 
-    assert (tries.kind, tries.at, tries.wide) == ("tries", 20, 60)
-    assert (last.kind, last.at, last.wide) == ("ok", 80, 10)
-    assert [tick for tick, _ in found.rows["two"].ticks] == [20, 40, 60]
+    assert [(bar.kind, bar.at, bar.wide, bar.words) for bar in found.rows["two"].bars] == [
+        ("tries", 20, 20, "2 earlier tries"),
+        ("try", 40, 10, "try 3 failed: ValueError: no"),
+        ("try", 65, 5, "try 4 failed: ValueError: never"),
+        ("ok", 80, 10, "two"),
+    ]
+
+
+def test_a_retry_of_the_run_is_told_once_by_the_try_that_failed_in_it() -> None:
+    attempts = (attempt(1, 0, 2, "retry"), attempt(2, 5, 8, "succeeded"))
+    steps = (step("one", 7, 1, tries=2, spent=1, attempt=2, earlier=(failed(1.5, 1),)),)
+    found = lay_out(run("succeeded", 10, finished_at=at(8), attempts=attempts, steps=steps))
+
+    assert [bar.kind for bar in found.rows["one"].bars] == ["try", "ok"]
+
+
+def test_a_page_draws_the_last_tries_of_each_of_very_many_steps() -> None:
+    tries = tuple(failed(n, 0.5) for n in range(50))
+    steps = tuple(step(f"step#{n}", 60, 1, tries=51, earlier=tries) for n in range(1000))
+
+    shown = thinned(run("succeeded", 70, finished_at=at(70), steps=steps))
+
+    assert {len(one.earlier) for one in shown.steps} == {3}
+    assert shown.steps[0].earlier[-1] == tries[-1]
+    assert thinned(run("succeeded", 70, finished_at=at(70), steps=steps[:20])).steps == steps[:20]
 
 
 def test_what_an_attempt_did_when_it_lost_its_worker_is_part_of_the_step_that_came_next() -> None:

@@ -74,7 +74,7 @@ class RunChange(Change):
         """Do it; answer with what became of the run."""
         change = self.operation(name)
         reason = self.reason(self.body())
-        (outcome,) = await self.in_thread(change, [run_id], reason=reason, actor=self.user)
+        (outcome,) = await self.operate(change, [run_id], reason=reason, actor=self.user)
         if outcome.error is not None:
             self.answer({"error": _error(outcome)}, 404 if outcome.before is None else 409)
             return
@@ -97,7 +97,7 @@ class Fork(Change):
             for name, kind in (("from_step", str), ("args", list), ("kwargs", dict), ("overrides", dict))
         }
         fork = partial(self.site.runs.fork, run_id, dry_run=dry_run, reason=reason, actor=self.user, **given)
-        self.answer(asdict(await self.in_thread(fork)))
+        self.answer(asdict(await self.operate(fork)))
 
 
 class Signal(Change):
@@ -112,7 +112,7 @@ class Signal(Change):
             raise HTTPError(400, "Name the signal")
         payload = sent.get("payload")
         send = partial(self.site.runs.signal, run_id, name, payload, idempotency_key=key, actor=self.user)
-        self.answer({"delivered": await self.in_thread(send)})
+        self.answer({"delivered": await self.operate(send)})
 
 
 class TokenSignal(Answer):
@@ -131,7 +131,7 @@ class TokenSignal(Answer):
         """Deliver the body, which is JSON or nothing, as the payload."""
         payload = _json(self.request.body) if self.request.body else None
         send = partial(send_signal_with_token, token, payload, app=self.site.acting)
-        self.answer({"delivered": await self.in_thread(send)})
+        self.answer({"delivered": await self.operate(send)})
 
 
 class Bulk(Change):
@@ -155,7 +155,7 @@ class Bulk(Change):
         outcomes: list[Outcome] = []
         for start in range(0, len(ids), _AT_ONCE):
             batch = ids[start : start + _AT_ONCE]
-            outcomes += await self.in_thread(change, batch, reason=reason, actor=self.user)
+            outcomes += await self.operate(change, batch, reason=reason, actor=self.user)
         changed = sum(outcome.changed for outcome in outcomes)
         self.answer({"changed": changed, "more": more, "runs": [_document(outcome) for outcome in outcomes]})
 

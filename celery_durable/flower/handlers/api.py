@@ -9,12 +9,13 @@ from flower.utils import strtobool
 from tornado.web import HTTPError, authenticated
 
 from celery_durable.flower.asking import COUNTED, counts, runs_page, story_of
-from celery_durable.flower.documents import story_document, summarised
+from celery_durable.flower.documents import story_document
 from celery_durable.flower.filters import PAGE, Wanted
 from celery_durable.flower.handlers.base import Answer
 from celery_durable.flower.handlers.runs import unknown
 from celery_durable.flower.overview import overview_of
 from celery_durable.flower.settings import has_authentication
+from celery_durable.operations.redaction import summarised
 
 _MOST = 1_000
 
@@ -30,6 +31,13 @@ class Api(Answer):
             raise HTTPError(
                 401, "Flower has no authentication: start it with --basic_auth or --auth to use its API"
             )
+
+    def problem(self, error: BaseException | None) -> tuple[int, str, str]:
+        """Tell whoever has no session, or none any more, what to do about the 403 that Tornado sends then."""
+        status, name, words = super().problem(error)
+        if status == 403 and self.application.options.auth and not self.get_secure_cookie("user"):  # noqa: PLR2004
+            words = "You are not logged in, or no longer: log in and reload the page"
+        return status, name, words
 
 
 class RunsAnswer(Api):

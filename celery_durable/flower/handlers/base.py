@@ -142,6 +142,11 @@ class Handler(BaseHandler):  # type: ignore[misc]  # Flower ships no types
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.site.threads, partial(work, *arguments, **named))
 
+    async def operate(self, work: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Do what waits for Postgres and the broker without holding up Flower, or the pages."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.site.operating, partial(work, *arguments, **named))
+
     async def fragment(self, name: str, **values: Any) -> str:
         """Render a part of a page in a thread."""
         template = fragments().load(name)
@@ -216,11 +221,15 @@ class Answer(Handler):
         self.set_header("Content-Type", "application/json; charset=UTF-8")
         self.finish(json.dumps(value, default=document))
 
+    def problem(self, error: BaseException | None) -> tuple[int, str, str]:
+        """Return status, name and words of what went wrong."""
+        return problem_of(error)
+
     def write_error(self, status_code: int, **kwargs: Any) -> None:  # noqa: ARG002  (Tornado's signature)
         """Send an error as JSON, with the challenge that makes a browser send its credentials."""
         if not hasattr(self, "_current_user"):
             self.current_user = None
-        status, name, words = problem_of((kwargs.get("exc_info") or (None, None, None))[1])
+        status, name, words = self.problem((kwargs.get("exc_info") or (None, None, None))[1])
         if status == 401 and self.application.options.basic_auth:  # noqa: PLR2004
             self.set_header("WWW-Authenticate", 'Basic realm="flower"')
         self.answer({"error": {"type": name, "message": words}}, status)

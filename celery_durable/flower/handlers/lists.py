@@ -8,10 +8,10 @@ from tornado.web import authenticated
 
 from celery_durable.exceptions import SchemaMissingError
 from celery_durable.flower.asking import COUNTED, counts, runs_page, stuck_keys
-from celery_durable.flower.documents import summarised
 from celery_durable.flower.filters import PAGE, VIEWS, Wanted
 from celery_durable.flower.handlers.base import Page
 from celery_durable.flower.words import moment
+from celery_durable.operations.redaction import summarised
 
 _ROWS = 500
 

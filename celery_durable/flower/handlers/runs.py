@@ -12,8 +12,10 @@ from celery_durable.exceptions import RunNotFoundError
 from celery_durable.flower.asking import Story, story_of
 from celery_durable.flower.handlers.base import Answer, Page
 from celery_durable.flower.payloads import INLINE, called_with, for_download, readable
-from celery_durable.flower.timeline import lay_out
-from celery_durable.operations.diagnosis import why_so_many_attempts
+from celery_durable.flower.timeline import lay_out, thinned
+from celery_durable.operations.calls import calls_of
+from celery_durable.operations.compensations import rollback_of
+from celery_durable.operations.reasons import why_so_many_attempts, why_so_many_tries
 from celery_durable.run import RunState
 
 if TYPE_CHECKING:
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 STEPS = 2_000  # that a page shows at once
 _CHUNK = 4 * 1024 * 1024
 _LARGEST_STATE = 200
-_SECTIONS = ("head", "timeline", "attempts", "lineage", "events")
+_SECTIONS = ("head", "timeline", "rollback", "calls", "attempts", "lineage", "events")
+CALLS = 500  # external calls that a page shows: the latest ones
 _ALL = 2**31 - 1
 
 
@@ -45,7 +48,7 @@ class RunPage(Page):
         story = await story_of(self.site, run_id)
         if story is None:
             raise unknown(run_id)
-        shown = self._shown(story)
+        shown = await self.in_thread(self._shown, story)
         if self.argument("part") == "live":
             await self._live(shown)
             return
@@ -56,14 +59,20 @@ class RunPage(Page):
         self.show(f"{story.run.task} {story.run.id[:8]}", body, script="durable.js")
 
     def _shown(self, story: Story) -> dict[str, Any]:
-        run = story.run
+        run = thinned(story.run)
         offset = self.number("offset", 0, most=_ALL) or 0
+        calls = calls_of(run)
         return {
             "run": run,
             "why": story.diagnosis,
             "story": story,
             "attempts_why": why_so_many_attempts(run.attempts),
-            "time": lay_out(story.run, story.children, alive=story.facts.alive),
+            "tries_why": why_so_many_tries(story.run.steps),
+            "time": lay_out(run, story.children, alive=story.facts.alive),
+            "sections": _SECTIONS,
+            "calls": calls[-CALLS:],
+            "all_calls": len(calls),
+            "rollback": rollback_of(run),
             "steps": run.steps[offset : offset + STEPS],
             "offset": offset,
             "page": STEPS,
@@ -194,15 +203,11 @@ class RawPayload(_Payloads):
             return
         if row["data"] is None:
             raise HTTPError(404, "There is no value")
-        if redaction.active or part == "arguments":
-            data, codec = codec_of(row, part, bytes(row["data"]))
-            if redaction.active:
-                data = await self.in_thread(
-                    for_download, data, codec=codec, kind=part, name=name, redaction=redaction
-                )
-                self._begin(run_id, part, name, "txt", len(data))
-                self.finish(data)
-                return
+        if redaction.active:
+            data = await self.in_thread(self._redacted, row, part, name)
+            self._begin(run_id, part, name, "txt", len(data))
+            self.finish(data)
+            return
         _, codec = (b"", None) if part == "arguments" else codec_of(row, part, b"")
         self._begin(
             run_id, part, name, "json" if codec in ("json", "application/json") else "bin", row["bytes"]
@@ -216,6 +221,10 @@ class RawPayload(_Payloads):
                 break
             row, _, _ = await self.read(run_id, sent + 1, _CHUNK)
         self.finish()
+
+    def _redacted(self, row: Row, part: str, name: str) -> bytes:
+        data, codec = codec_of(row, part, bytes(row["data"]))
+        return for_download(data, codec=codec, kind=part, name=name, redaction=self.site.redaction)
 
     def _begin(self, run_id: str, part: str, name: str, ending: str, size: int) -> None:
         plain = re.sub(r"[^\w.#-]+", "_", f"{run_id[:36]}-{name if name != part else part}", flags=re.ASCII)

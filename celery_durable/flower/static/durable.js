@@ -55,6 +55,11 @@ function span(seconds) {
   return `${whole} s`;
 }
 const clock = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+const hour = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
+function short(iso) { // the day only if it is not today
+  const at = new Date(iso);
+  return (at.toDateString() === new Date(Date.now() + ahead).toDateString() ? hour : clock).format(at);
+}
 
 function tick() {
   const now = Date.now() + ahead;
@@ -340,13 +345,35 @@ function openDrawer(title, ...content) {
   if (!drawer.open) drawer.showModal();
 }
 
+function earlierTries(tries, all) {
+  const rows = tries.toReversed().map(([number, at, seconds, attempt, error]) => make("tr", {},
+    make("td", { className: "dur-num", textContent: number }),
+    make("td", { className: "text-nowrap", textContent: short(at), title: clock.format(new Date(at)) }),
+    make("td", { className: "dur-num", textContent: span(seconds) }),
+    make("td", { className: "dur-num", textContent: attempt }),
+    make("td", { className: "dur-wide", textContent: error ?? "" })));
+  const heads = ["Try", "Failed at", "Took", "Attempt", "Error"].map((textContent) => make("th", { scope: "col", textContent }));
+  const missing = tries.length ? tries[0][0] - 1 : 0;
+  const title = make("h3", { textContent: `Failed tries before this one (${all - 1})` });
+  const table = make("table", { className: "dur-table" }, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows));
+  const note = make("p", { className: "dur-muted", textContent: missing ? `The ${missing} before these are only counted.` : "" });
+  return make("section", {}, title, make("div", { className: "dur-scroll", tabIndex: 0 }, table), note);
+}
+
 function openStep(row) {
   const step = row.dataset;
   const facts = make("p", { className: "dur-facts" });
   for (const words of [step.outcome, `${step.tries} ${step.tries === "1" ? "try" : "tries"}`, `attempt ${step.attempt}`, `took ${step.took}`, `stored ${clock.format(new Date(step.stored))}`]) facts.append(make("span", { textContent: words }));
   const content = [facts];
   if (step.error) content.push(make("section", {}, make("h3", { textContent: "Error" }), make("pre", { className: "dur-code", textContent: step.error, tabIndex: 0 })));
+  if (step.earlier) content.push(earlierTries(JSON.parse(step.earlier), Number(step.tries)));
   const query = (part) => new URLSearchParams({ part, step: step.step });
+  const calls = $$("[data-call-of]").filter((one) => one.dataset.callOf === step.step).map((one) => one.cloneNode(true));
+  if (calls.length) {
+    const head = $("[data-calls] thead").cloneNode(true);
+    const table = make("table", { className: "dur-table dur-calls" }, head, make("tbody", {}, ...calls));
+    content.push(make("section", {}, make("h3", { textContent: "External calls" }), make("div", { className: "dur-scroll", tabIndex: 0 }, table)));
+  }
   if (root.dataset.payloads === "1") {
     if (step.bytes !== "") content.push(viewer("Output", query("output")));
     content.push(viewer("Called with", query("input")));
@@ -491,8 +518,9 @@ async function bulk(name) {
 
 // --- list: columns and saved views ------------------------------------------------------------------------------
 
+const USUALLY_HIDDEN = ["worker", "queue", "version"];
 function dressColumns() {
-  const hidden = new Set(remembered("hidden-columns", ["queue", "version"]));
+  const hidden = new Set(remembered("hidden-columns", USUALLY_HIDDEN));
   let style = document.getElementById("dur-columns");
   if (!style) { style = make("style", { id: "dur-columns" }); document.head.append(style); }
   style.textContent = [...hidden].map((column) => `.dur-table [data-col="${CSS.escape(column)}"]{display:none}`).join("");
@@ -501,7 +529,7 @@ function dressColumns() {
   for (const head of $$("[data-runs] th[data-col]")) {
     const box = make("input", { type: "checkbox", checked: !hidden.has(head.dataset.col) });
     box.onchange = () => {
-      const now = new Set(remembered("hidden-columns", ["queue", "version"]));
+      const now = new Set(remembered("hidden-columns", USUALLY_HIDDEN));
       if (box.checked) now.delete(head.dataset.col); else now.add(head.dataset.col);
       remember("hidden-columns", [...now]);
       dressColumns();
@@ -536,6 +564,11 @@ root.addEventListener("click", (event) => {
   const on = (selector) => event.target.closest(selector);
   let hit;
   if ((hit = on("[data-step-open]"))) openStep(hit.closest("tr"));
+  else if ((hit = on("[data-goto]"))) {
+    event.preventDefault();
+    const row = $$("tr.dur-step").find((one) => one.dataset.step === hit.dataset.goto);
+    if (row) openStep(row);
+  }
   else if ((hit = on("[data-open]"))) {
     const { open: part, number } = hit.dataset;
     const query = new URLSearchParams(number === undefined ? { part } : { part, number });

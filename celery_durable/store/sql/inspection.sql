@@ -80,12 +80,16 @@ select r.key, r.id, r.task, r.queue, r.priority, r.state, r.reason, r.due, r.pub
        r.attempt, r.generation, r.retries, r.recoveries, r.cancel_requested,
        r.parent, r.root, r."group", r.version, r.tags, r.progress,
        r.created_at, r.started_at, r.claimed_at, r.finished_at, r.expires_at,
-       a.hostname, coalesce(r.pid, a.pid) as pid, a.error,
+       a.hostname, coalesce(r.pid, a.pid) as pid,
+       -- of one that another attempt has taken back, the last line of what went wrong
+       coalesce(a.error, case when r.state = 'failed'
+                              then regexp_replace(rtrim(r.traceback, E'\n'), '^.*\n', '') end) as error,
        r.state in ('running', 'cancelling') and r.worker is not null
        and not exists (select from durable.worker w where w.id = r.worker) as orphaned,
        r.awaits, r.ending, durable.clock() as now,
        coalesce(r.traceback, a.traceback) as traceback, r.result_type, octet_length(r.result) as result_bytes,
-       octet_length(r.body) as body_bytes, r.forked_from, r.slot, r.slot_limit, r.slot_rate, r.slot_period
+       octet_length(r.body) as body_bytes, r.forked_from, r.slot, r.slot_limit, r.slot_rate, r.slot_period, r.rollbacks,
+       r.deadline
 from durable.run r
 left join durable.attempt a on a.run_key = r.key and a.number = r.attempt
 where r.id = %(id)s
@@ -105,7 +109,7 @@ select c.key, c.seq, c.outcome, c.arguments, c.attempt, c.tries, c.spent, c.erro
        case when c.outcome = 'waiting'
             then extract(epoch from least(c.due, r.finished_at, durable.clock()) - c.stored_at)::float8
             else c.seconds end as seconds,
-       c.stored_at, c.codec, octet_length(c.output) as output_bytes, c.kind, c.due
+       c.stored_at, c.codec, octet_length(c.output) as output_bytes, c.kind, c.due, c.earlier
 from durable.run r join durable.checkpoint c on c.run_key = r.key
 where r.id = %(id)s
 order by c.seq, c.stored_at

@@ -163,6 +163,8 @@ set seq = excluded.seq, outcome = excluded.outcome, output = excluded.output, co
     attempt = excluded.attempt, tries = excluded.tries, spent = excluded.spent, error = excluded.error,
     clock = case when c.fence = excluded.fence and c.tries = excluded.tries and c.outcome = excluded.outcome
                  then c.clock else c.clock || excluded.clock end,
+    earlier = case when c.fence = excluded.fence and c.tries = excluded.tries and c.outcome = excluded.outcome
+                   then c.earlier else durable.with_try(c) end,
     seconds = excluded.seconds, stored_at = excluded.stored_at
 where c.outcome in ('trying', 'started', 'discarded')
    or (c.fence = excluded.fence and c.tries = excluded.tries and c.outcome = excluded.outcome)
@@ -187,6 +189,8 @@ with fence as (
         attempt = excluded.attempt, tries = excluded.tries, spent = excluded.spent, error = excluded.error,
         clock = case when c.fence = excluded.fence and c.tries = excluded.tries and c.outcome = excluded.outcome
                      then c.clock else c.clock || excluded.clock end,
+        earlier = case when c.fence = excluded.fence and c.tries = excluded.tries and c.outcome = excluded.outcome
+                       then c.earlier else durable.with_try(c) end,
         seconds = excluded.seconds, stored_at = excluded.stored_at
     where c.outcome in ('trying', 'started', 'discarded')
        or (c.fence = excluded.fence and c.tries = excluded.tries and c.outcome = excluded.outcome)
@@ -231,17 +235,23 @@ select key from finished
 -- name: roll_back
 -- A run that ends badly and has compensations: how it ends is stored, then it takes them back. Repeated, or by an
 -- attempt that found them at its replay, it changes nothing but the list of them.
-update durable.run
-set state = 'cancelling', recoveries = case when ending is null then 0 else recoveries end,
-    recoveries_before = case when ending is null then recoveries else recoveries_before end,
-    result = case when ending is null then %(result)s else result end,
-    result_type = case when ending is null then %(result_type)s else result_type end,
-    traceback = case when ending is null then %(traceback)s else traceback end,
-    meta = case when ending is null then %(meta)s else meta end,
-    ending_reason = case when ending is null then %(reason)s else ending_reason end,
-    ending = coalesce(ending, %(state)s), rollbacks = %(rollbacks)s, compensates = true
-where key = %(run)s and fence = %(fence)s and state in ('running', 'cancelling')
-returning key
+with begun as (
+    update durable.run
+    set state = 'cancelling', recoveries = case when ending is null then 0 else recoveries end,
+        recoveries_before = case when ending is null then recoveries else recoveries_before end,
+        result = case when ending is null then %(result)s else result end,
+        result_type = case when ending is null then %(result_type)s else result_type end,
+        traceback = case when ending is null then %(traceback)s else traceback end,
+        meta = case when ending is null then %(meta)s else meta end,
+        ending_reason = case when ending is null then %(reason)s else ending_reason end,
+        ending = coalesce(ending, %(state)s), rollbacks = %(rollbacks)s, compensates = true
+    where key = %(run)s and fence = %(fence)s and state in ('running', 'cancelling')
+    returning key, attempt
+), told as (  -- what went wrong is the end of this attempt, however its compensations go
+    update durable.attempt a set error = %(error)s, traceback = %(traceback)s
+    from begun b where a.run_key = b.key and a.number = b.attempt and %(error)s::text is not null
+)
+select key from begun
 
 -- name: rolled_back
 -- The end of a run that has taken back what it could. A compensation that fails for good keeps the rest for a
@@ -261,7 +271,7 @@ with finished as (
     returning key, attempt, state, reason
 ), ended as (
     update durable.attempt a
-    set ended_at = durable.clock(), outcome = f.state, error = %(problem)s
+    set ended_at = durable.clock(), outcome = f.state, error = coalesce(%(problem)s, a.error)
     from finished f where a.run_key = f.key and a.number = f.attempt
 )
 select state, reason from finished

@@ -31,7 +31,8 @@ with fence as (
     set seq = excluded.seq, outcome = excluded.outcome, output = excluded.output, codec = excluded.codec,
         digest = excluded.digest, arguments = excluded.arguments, fence = excluded.fence,
         attempt = excluded.attempt, tries = excluded.tries, spent = excluded.spent, error = excluded.error,
-        clock = c.clock || excluded.clock, seconds = excluded.seconds, stored_at = excluded.stored_at
+        clock = c.clock || excluded.clock, earlier = durable.with_try(c),
+        seconds = excluded.seconds, stored_at = excluded.stored_at
     where c.outcome in ('trying', 'discarded')
     returning key
 )

@@ -9,7 +9,8 @@ cross join lateral (select r.reason from durable.run r where r.state = wanted.st
 group by wanted.state, counted.reason
 
 -- name: stuck
--- Runs that something should have moved on: their worker is gone or silent for a lease, or they are overdue.
+-- Runs that something should have moved on: their worker is gone or silent for a lease, they are overdue, or no live
+-- worker has the version that they may be executed by.
 select key from (
     (select r.key from durable.run r
      where r.state in ('running', 'cancelling') and r.worker is not null
@@ -29,7 +30,13 @@ select key from (
     union all
     (select r.key from durable.run r
      where r.state = 'pending' and r.published_at is not null and r.due < durable.clock() - %(grace)s::interval
-     order by r.due limit %(most)s)) as found
+     order by r.due limit %(most)s)
+    union
+    (select r.key from durable.run r
+     where r.state = 'waiting' and r.reason = 'version'
+       and not exists (select from durable.worker w
+                       where w.code = r.version and w.beat_at > durable.clock() - %(lease)s::interval)
+     limit %(most)s)) as found
 order by key desc
 
 -- name: tasks
@@ -138,14 +145,20 @@ from (select r.finished_at, r.state, r.attempt, r.recoveries, r.started_at, r.cr
 group by 1, 2 order by 1, 2
 
 -- name: hot_steps
--- Steps of the newest runs, by what they cost: time, tries, errors.
-select recent.task, regexp_replace(c.key, '#[0-9]+$', '') as step, count(*) as calls,
-       percentile_cont(array[0.5, 0.95]) within group (order by c.seconds) as took, max(c.seconds) as longest,
-       sum(c.tries - 1) as more_tries, count(*) filter (where c.outcome = 'error') as errors
-from (select key, task from durable.run order by key desc limit %(most)s) as recent
-cross join lateral (select one.key, one.seconds, one.tries, one.outcome from durable.checkpoint one
-                    where one.run_key = recent.key and one.kind is null limit 1000) as c
-group by 1, 2 order by sum(c.seconds * c.tries) desc limit 100
+-- Steps of the newest runs, by what they cost: time, tries, errors. Those that took most, and those tried again most.
+with spent as (
+    select recent.task, regexp_replace(c.key, '#[0-9]+$', '') as step, count(*) as calls,
+           percentile_cont(array[0.5, 0.95]) within group (order by c.seconds) as took, max(c.seconds) as longest,
+           sum(c.tries - 1) as more_tries, count(*) filter (where c.outcome = 'error') as errors,
+           row_number() over (order by sum(c.seconds * c.tries) desc) as by_time,
+           row_number() over (order by sum(c.tries - 1) desc) as by_tries
+    from (select key, task from durable.run order by key desc limit %(most)s) as recent
+    cross join lateral (select one.key, one.seconds, one.tries, one.outcome from durable.checkpoint one
+                        where one.run_key = recent.key and one.kind is null limit 1000) as c
+    group by 1, 2
+)
+select task, step, calls, took, longest, more_tries, errors from spent
+where by_time <= 100 or (by_tries <= 20 and more_tries > 0) order by by_time
 
 -- name: workers
 -- Worker processes, how long ago each one's heart last beat, what each executes, and who leads.
