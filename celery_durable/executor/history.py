@@ -96,6 +96,16 @@ class History:
         self._unmet.discard(key)
         return known
 
+    def to_take_up(self, key: str, digest: bytes) -> str | None:
+        """Return the id of a wait for children to be taken up again, if the body asks for the same ones.
+
+        Code that was mended may ask for others.
+        """
+        known = self._steps.get(key)
+        if known is None or (known.outcome, known.codec) != (outcomes.DISCARDED, outcomes.AGAIN):
+            return None
+        return (known.output or b"").decode() if known.digest == digest else None
+
     def outcome(self, step: Step[Any, Any], known: Checkpoint, arguments: tuple[bytes, str]) -> Any:
         """Return the value of a finished step, or raise its error."""
         self.compare(known, arguments)

@@ -180,7 +180,9 @@ class Journal:
         waits, claim = self.runs.waits, self.claim
         wait = replace(wait, compensates=self.compensates)
         try:
-            if leave:
+            if wait.again:
+                waited = waits.take_up(claim.key, claim.fence, wait)
+            elif leave:
                 waited = waits.leave(claim.key, claim.fence, wait, children)
             else:
                 waited = waits.begin(claim.key, claim.fence, wait)

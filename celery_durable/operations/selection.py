@@ -43,6 +43,20 @@ def in_bulk(
     return outcomes
 
 
+def children_of(inspection: InspectionStore, ids: Sequence[str]) -> dict[str, int]:
+    """Return how many children each of these runs would start again, of those with any."""
+    counts: dict[str, int] = {}
+    for start in range(0, len(ids), AT_ONCE):
+        counts |= inspection.children_to_resume(ids[start : start + AT_ONCE])
+    return counts
+
+
+def with_children(inspection: InspectionStore, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
+    """Say of runs that would be resumed how many children would be with each."""
+    counts = children_of(inspection, [one.id for one in outcomes])
+    return [replace(one, children=counts.get(one.id, 0)) for one in outcomes]
+
+
 def _batches(
     inspection: InspectionStore, wanted: Filter, possible: frozenset[RunState]
 ) -> Iterator[list[Outcome]]:

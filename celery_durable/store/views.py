@@ -308,6 +308,8 @@ class Change:
         state: the state it left.
         changed: whether this operation changed anything.
         message: the stored message to publish, after a resume.
+        children: how many children a resumed run starts again with it.
+        stopping: whether it cannot be resumed yet, because its children are still being cancelled.
     """
 
     id: str
@@ -317,3 +319,5 @@ class Change:
     generation: int | None = None
     message: bytes | None = field(default=None, repr=False)
     body: bytes | None = field(default=None, repr=False)
+    children: int = 0
+    stopping: bool = False

@@ -193,27 +193,35 @@ left join woken on woken.key = t.key
 left join durable.event mine on mine.run_key = t.key and mine.detail ->> 'operation' = %(operation)s::text
 order by t.key
 
+-- name: hold
+-- In front of `resume`: what it judges them by is read when nobody else changes them any more.
+select key from durable.run where id = any(%(ids)s) order by key for no key update
+
 -- name: resume
 -- Final runs that did not succeed begin a new generation: their checkpoints stay, their counters start again,
--- and the claim may not refuse them for having expired. They count as published: the caller does it next.
+-- and the claim may not refuse them for having expired. They count as published: the caller does it next. Children
+-- of a cancelled one that the keeper has not come to yet go on; those that have been told to stop do so first.
 with target as materialized (
-    select r.key, r.id, r.state, r.generation, r.message, r.body, r.ending, r.reason, r.cascading
+    select r.key, r.id, r.state, r.generation, r.message, r.body, r.ending, r.reason,
+           r.state = 'cancelled' and exists (
+               select from durable.waits_to_resume(r.key) w join durable.run c on c.wait = w.wait
+               where c.finished_at is null and (c.cancel_requested or c.ending is not null)) as stopping
     from durable.run r
     where r.id = any(%(ids)s)
-    order by r.key for no key update
+    order by r.key
 ), resumed as (
     update durable.run r
     set state = 'pending', reason = null, due = durable.clock() + %(check)s::interval, published_at = durable.clock(),
         checks = 0, fence = gen_random_uuid(), generation = r.generation + 1, worker = null, pid = null,
         compensates = null,  -- not known: code that has changed left them as they were
-        cascading = false,  -- else the children of the new generation would go with the old ones
+        cascading = false,  -- else the children of the new generation would go with the old one
         retries = 0, recoveries = 0, version = coalesce(%(version)s, r.version), cancel_requested = false,
         expires_at = null, deadline = null, finished_at = null,
         custom_state = null, result = case when r.ending = 'failed' then r.result end,
         result_type = case when r.ending = 'failed' then r.result_type end,
         traceback = case when r.ending = 'failed' then r.traceback end,
         meta = case when r.ending = 'failed' then r.meta end
-    from target t where r.key = t.key and t.state in ('failed', 'cancelled')
+    from target t where r.key = t.key and t.state in ('failed', 'cancelled') and not t.stopping
       -- one that was taken back has nothing to go on from; one whose compensation failed goes on with the rest
       and (t.ending is null or t.reason = 'rollback')
     returning r.key, r.generation
@@ -221,38 +229,56 @@ with target as materialized (
 select t.key, t.id, coalesce(mine.detail ->> 'from', t.state) as before,
        case when resumed.key is null then t.state else 'pending' end as state,
        coalesce(resumed.generation, t.generation) as generation,
-       resumed.key is not null as now, mine.detail is not null or resumed.key is not null as changed, t.cascading,
+       resumed.key is not null as now, mine.detail is not null or resumed.key is not null as changed,
+       t.stopping and t.ending is null as stopping, coalesce((mine.detail ->> 'children')::integer, 0) as children,
        t.message, t.body
 from target t
 left join resumed on resumed.key = t.key
 left join durable.event mine on mine.run_key = t.key and mine.detail ->> 'operation' = %(operation)s::text
 order by t.key
 
--- name: forsaken
--- Unfinished children that runs just resumed had when they were cancelled, where the keeper has not seen to them yet.
-select c.id
-from durable.checkpoint k join durable.run c on c.wait = convert_from(k.output, 'UTF8')::uuid
-where k.run_key = any(%(keys)s) and k.kind = 'children' and k.outcome = 'waiting'
-  and c.finished_at is null and not c.detached and not c.cancel_requested and c.ending is null
+-- name: children_to_resume
+-- How many children that did not succeed each of these runs starts again when it is resumed and waits for them.
+select r.id, count(*) as children
+from durable.run r
+cross join lateral durable.waits_to_resume(r.key) w
+join durable.run c on c.wait = w.wait and c.state in ('failed', 'cancelled')
+where r.id = any(%(ids)s) and r.state in ('failed', 'cancelled') and (r.ending is null or r.reason = 'rollback')
+group by r.id
 
 -- name: resume_discard
--- The second statement of a resume: errors after the last successful step are put aside, as a retry does. Its
--- snapshot is younger than the locks of the first, or the last error of an attempt that just ended is missed.
+-- The third statement of a resume: errors after the last successful step or wait are put aside, as a retry does, and
+-- so are waits for children that are to be taken up again; each keeps which wait it is. Its snapshot is younger than
+-- the locks of the first, or the last error of an attempt that just ended is missed.
 with resumed as materialized (
-    select run_key, before, generation
-    from unnest(%(keys)s::bigint[], %(before)s::text[], %(generations)s::integer[]) as r (run_key, before, generation)
-), discarded as (
-    update durable.checkpoint c set outcome = 'discarded', spent = c.tries
-    from resumed r
-    where c.run_key = r.run_key and c.outcome = 'error'
+    select run_key, before, generation, children
+    from unnest(%(keys)s::bigint[], %(before)s::text[], %(generations)s::integer[], %(children)s::integer[])
+         as r (run_key, before, generation, children)
+), again as materialized (
+    select r.run_key, w.key, w.wait from resumed r cross join lateral durable.waits_to_resume(r.run_key) w
+), aside as materialized (
+    select c.run_key, c.key from resumed r join durable.checkpoint c on c.run_key = r.run_key
+    where c.outcome = 'error'
       and c.seq >= coalesce((select max(ok.seq) from durable.checkpoint ok
-                            where ok.run_key = r.run_key and ok.outcome = 'ok'), 0)
+                            where ok.run_key = r.run_key and ok.outcome in ('ok', 'waiting')
+                              and not exists (select from again
+                                              where again.run_key = ok.run_key and again.key = ok.key
+                                                and ok.outcome = 'ok')), 0)
+    union
+    select run_key, key from again
+), discarded as (
+    update durable.checkpoint c
+    set outcome = 'discarded', spent = c.tries, wait = again.wait,
+        output = case when again.key is null then c.output else convert_to(again.wait::text, 'UTF8') end,
+        codec = case when again.key is null then c.codec else 'again' end
+    from aside left join again on again.run_key = aside.run_key and again.key = aside.key
+    where c.run_key = aside.run_key and c.key = aside.key
     returning c.run_key, c.key
 )
 insert into durable.event (run_key, kind, actor, detail)
 select r.run_key, 'resumed', %(actor)s,
        jsonb_build_object('operation', %(operation)s::text, 'from', r.before, 'reason', %(reason)s::text,
-                          'generation', r.generation,
+                          'generation', r.generation, 'children', r.children,
                           'discarded', coalesce((select jsonb_agg(d.key order by d.key) from discarded d
                                                  where d.run_key = r.run_key), '[]'))
 from resumed r

@@ -158,12 +158,14 @@ where deadline <= durable.clock() and finished_at is null and not cancel_request
 order by deadline limit %(limit)s
 
 -- name: forsaken
--- Unfinished children of cancelled runs, which go with them: found by the wait that those were in. One that takes
--- back what it has done first is cancelled already.
-select c.id from durable.run p
-join durable.checkpoint k on k.run_key = p.key and k.kind = 'children' and k.outcome = 'waiting'
-join durable.run c on c.wait = convert_from(k.output, 'UTF8')::uuid
+-- Unfinished children of cancelled runs, which go with them: found by the wait that those were in, or were to take
+-- up again. One that takes back what it has done first is cancelled already.
+select c.id, p.id as parent from durable.run p
+join durable.checkpoint k on k.run_key = p.key and k.kind = 'children' and k.outcome in ('waiting', 'discarded')
+join durable.run c on c.wait = coalesce(
+    k.wait, case k.outcome when 'waiting' then convert_from(k.output, 'UTF8')::uuid end)
 where p.cascading and c.finished_at is null and not c.detached and not c.cancel_requested and c.ending is null
+  and (%(ids)s::text[] is null or c.id = any(%(ids)s))
 limit %(limit)s
 
 -- name: cascaded
@@ -173,8 +175,9 @@ where key in (
     select p.key from durable.run p
     where p.cascading and not exists (
         select from durable.checkpoint k
-        join durable.run c on c.wait = convert_from(k.output, 'UTF8')::uuid
-        where k.run_key = p.key and k.kind = 'children' and k.outcome = 'waiting'
+        join durable.run c on c.wait = coalesce(
+            k.wait, case k.outcome when 'waiting' then convert_from(k.output, 'UTF8')::uuid end)
+        where k.run_key = p.key and k.kind = 'children' and k.outcome in ('waiting', 'discarded')
           and c.finished_at is null and not c.detached and not c.cancel_requested and c.ending is null)
     order by p.key for no key update skip locked)
 returning id
