@@ -11,6 +11,7 @@ from celery_durable.cli.filtering import bulk_options, progress
 from celery_durable.cli.output import app_of, as_json_option, choose, print_json, reporting
 from celery_durable.exceptions import RunNotFoundError
 from celery_durable.operations import Outcome, Runs
+from celery_durable.run import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -180,6 +181,8 @@ def _children(outcome: Outcome) -> str:
 def _cancelled(outcome: Outcome) -> str:
     if outcome.state is not None and outcome.state.final:
         return f"{outcome.before} → {outcome.state}"
+    if outcome.state is RunState.CANCELLING:
+        return f"{outcome.before} → cancelling" if outcome.changed else "takes back already what it has done"
     return "stops at its next step" if outcome.changed else "has been asked to stop before"
 
 

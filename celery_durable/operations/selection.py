@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from celery_durable.store.inspection import InspectionStore
 
 RESUMABLE = frozenset({RunState.FAILED, RunState.CANCELLED})
-RETRYABLE = frozenset({RunState.WAITING})
+RETRYABLE = frozenset({RunState.WAITING, RunState.CANCELLING})
 CANCELLABLE = frozenset(RunState) - FINAL_STATES
 
 

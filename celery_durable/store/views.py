@@ -24,6 +24,8 @@ class RunSummary:
         awaits: the signal that a waiting run waits for.
         orphaned: whether the run is executing for a worker that is gone.
         now: the database's time of this view.
+        state: what it is doing: `cancelling` as long as it takes back what it has done.
+        stored_state: what its row says: while it does so and waits for a worker, `pending` or `waiting`.
     """
 
     key: int
@@ -59,9 +61,13 @@ class RunSummary:
     now: datetime
     awaits: str | None = None
     ending: str | None = None
+    stored_state: RunState | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "state", RunState(self.state))
+        stored = RunState(self.stored_state or self.state)
+        rolls_back = self.ending is not None and self.finished_at is None
+        object.__setattr__(self, "stored_state", stored)
+        object.__setattr__(self, "state", RunState.CANCELLING if rolls_back else stored)
 
     @property
     def celery_state(self) -> str:

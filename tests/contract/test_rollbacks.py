@@ -21,9 +21,12 @@ from kombu.message import Message
 import celery_durable as durable
 from celery_durable import envelope, hooks
 from celery_durable.exceptions import RunStateError, StepUsageError
-from celery_durable.operations import Runs
+from celery_durable.operations import Filter, Runs
+from celery_durable.operations.wording import summary
 from celery_durable.request import DurableRequest
 from celery_durable.revoking import write_down
+from celery_durable.run import RunState
+from celery_durable.store.watching import Watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -229,6 +232,72 @@ def test_the_run_is_cancelling_while_it_takes_back(world: World) -> None:
     assert world.state(run) == ("failed", None)
 
 
+async def _tallied(world: World) -> dict[tuple[str, str | None], int]:
+    watching = Watching(world.store.url, schema=world.store.settings.schema)
+    try:
+        rows = await watching.rows("tally", states=[state.value for state in RunState], most=100)
+    finally:
+        await watching.close()
+    return {(row["state"], row["reason"]): row["runs"] for row in rows}
+
+
+def shown(world: World, run: str) -> set[str]:
+    """Return what everybody who looks at a run calls its state."""
+    runs = Runs(world.app)
+    return {
+        runs.get(run).state.value,
+        *(one.state.value for one in runs.list().runs),
+        *(count.state for count in world.store.inspection.counts()),
+        *(count.state for count in world.store.inspection.stats(timedelta(hours=1)).states),
+        *(state for state, _ in asyncio.run(_tallied(world))),
+        world.store.inspection.resolve(run)[0].state,
+        *(word for word in ("pending", "waiting", "cancelling") if runs.list(state=word).runs),
+    }
+
+
+def test_a_run_that_is_cancelled_is_cancelling_for_everybody_until_its_compensations_are_over(
+    world: World,
+) -> None:
+    """It waits for a worker, fails once and waits for its retry, is claimed: nobody sees that it does."""
+    seen: list[Any] = []
+
+    def looks() -> None:
+        seen.append(shown(world, run))
+
+    fails["undo a"] = 1
+
+    def body() -> None:
+        book("a")
+        durable.on_rollback(undo_patiently, "a")
+        durable.on_rollback(looks)
+        durable.sleep(hours=1)
+
+    run = world.start(body)
+    assert shown(world, run) == {"waiting"}
+
+    outcome = Runs(world.app).cancel(run)
+
+    assert (outcome.before, outcome.state) == ("waiting", "cancelling")
+    assert shown(world, run) == {"cancelling"}
+    assert world.state(run) == ("pending", None), "a claim takes nothing else"
+    assert world.outcome(run).state == "STARTED"
+    assert "rolls back, then it is cancelled; waits for" in summary(Runs(world.app).get(run))
+    assert Runs(world.app).cancel(run).changed is False
+
+    world.deliver(run)
+    assert seen == [{"cancelling"}]
+    assert world.state(run) == ("waiting", "retry")
+    assert shown(world, run) == {"cancelling"}
+    assert world.outcome(run).state == "STARTED"
+    assert "waits for a retry" in summary(Runs(world.app).get(run))
+    assert Runs(world.app).list(state="waiting", reason="retry").runs == ()
+
+    Runs(world.app).retry_now_many(Filter(task=Runs(world.app).get(run).task))
+    assert shown(world, run) == {"cancelling"}
+    world.deliver(run)
+    assert shown(world, run) == {"cancelled"}
+
+
 @pytest.mark.parametrize("place", [*FORWARD, *BACK])
 def test_wherever_the_process_dies_each_step_and_each_compensation_is_done_once(
     world: World, place: str
@@ -396,7 +465,7 @@ def test_a_waiting_run_that_is_cancelled_takes_back_what_it_has_done(world: Worl
     assert world.state(run) == ("waiting", "sleep")
 
     outcome = world.runs.cancel(run)
-    assert (outcome.changed, str(outcome.state)) == (True, "pending")
+    assert (outcome.changed, str(outcome.state)) == (True, "cancelling")
     row = world.row(run)
     assert (row["ending"], row["due"] is not None) == ("cancelled", True)
     world.deliver(run)

@@ -19,6 +19,8 @@ from (
         select r.key from durable.run r
         where r.key < %(before)s
           and r.state = wanted.state --? states
+          and (r.ending is null or r.finished_at is not null or r.state = 'cancelling') --? as_shown
+          and r.ending is not null and r.finished_at is null and r.state in ('pending', 'waiting') --? rolling_back
           and r.task = %(task)s --? task
           and r.reason = %(reason)s --? reason
           and (r.state = 'failed' or (r.state = 'waiting' and r.reason = 'retry')) --? has_error
@@ -66,13 +68,22 @@ select moment.at, search.low, search.high from search, moment order by search.hi
 
 -- name: resolve
 -- Runs whose id begins with a prefix, an exact match first.
-select id, task, state, created_at from durable.run
+select id, task, durable.shown_state(state, ending, finished_at) as state, created_at from durable.run
 where id >= %(prefix)s and id < %(end)s
 order by id limit %(limit)s
 
 -- name: counts
--- How many runs there are in each state, and for which reason.
-select state, reason, count(*) as runs from durable.run group by state, reason order by state, reason nulls first
+-- How many runs there are in each state, and for which reason; those that roll back are counted from an index of
+-- their own, and are not what their rows say.
+select state, reason, sum(runs)::bigint as runs from (
+    select state::text, reason, count(*) as runs from durable.run group by state, reason
+    union all
+    select moved.state, case when moved.sign < 0 then r.reason end, sum(moved.sign)
+    from durable.run r
+    cross join lateral (values (r.state::text, -1), ('cancelling', 1)) as moved (state, sign)
+    where r.ending is not null and r.finished_at is null and r.state in ('pending', 'waiting')
+    group by 1, 2) as counted
+group by state, reason having sum(runs) > 0 order by state, reason nulls first
 
 -- name: run
 -- One run, without its payloads.
@@ -122,7 +133,8 @@ order by s.key
 
 -- name: children
 -- Runs that a run has started: those that are not over or did not succeed first, and how many there are in all.
-select c.id, c.task, c.state::text as state, c.reason, count(*) over () as siblings
+select c.id, c.task, durable.shown_state(c.state, c.ending, c.finished_at) as state, c.reason,
+       count(*) over () as siblings
 from durable.run r
 join durable.run c on c.root = coalesce(r.root, r.id) and c.root <> c.id and c.parent = r.id
 where r.id = %(id)s
@@ -131,9 +143,11 @@ order by (c.state = 'succeeded'), c.key limit 20
 -- name: cancel
 -- Runs that nobody executes end at once, under a new fence; executing ones are asked to stop. Rows are locked by
 -- key alone and judged afterwards: a state in the first `where` would miss a run that is just being claimed.
--- The event's operation id tells this very write, repeated after a lost answer, from somebody else's.
+-- One that takes back what it has done is on its way already. The event's operation id tells this very write,
+-- repeated after a lost answer, from somebody else's.
 with target as materialized (
-    select r.key, r.id, r.state, r.cancel_requested
+    select r.key, r.id, durable.shown_state(r.state, r.ending, r.finished_at) as state,
+           r.cancel_requested or (r.ending is not null and r.finished_at is null) as cancel_requested
     from durable.run r
     where r.id = any(%(ids)s)
     order by r.key for no key update
@@ -144,7 +158,7 @@ with target as materialized (
         worker = null, pid = null,
         fence = gen_random_uuid(), custom_state = null, unreported = true, cascading = r.awaits is not null
     from target t where r.key = t.key and t.state in ('pending', 'waiting')
-    returning r.key, r.state
+    returning r.key, durable.shown_state(r.state, r.ending, r.finished_at) as state
 ), asked as (
     update durable.run r set cancel_requested = true, cascading = r.awaits is not null
     from target t where r.key = t.key and t.state in ('running', 'cancelling') and not t.cancel_requested
