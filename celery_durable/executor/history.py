@@ -59,6 +59,13 @@ class History:
         """What is stored of steps and waits that the body has not come by yet, in their order."""
         return tuple(key for key in self._steps if key in self._unmet or key in self._tried)
 
+    @property
+    def standing(self) -> tuple[str, ...]:
+        """The steps that are done, in their order."""
+        return tuple(
+            step.key for step in self._steps.values() if step.outcome == outcomes.OK and not step.kind
+        )
+
     def patched(self, change: str) -> bool | None:
         """Return which branch the run took at a change; None when it comes there for the first time."""
         if PATCH + change in self._steps:

@@ -26,6 +26,7 @@ from celery_durable.operations.wording import summary
 from celery_durable.request import DurableRequest
 from celery_durable.revoking import write_down
 from celery_durable.run import RunState
+from celery_durable.store.health import HealthStore
 from celery_durable.store.watching import Watching
 
 if TYPE_CHECKING:
@@ -700,6 +701,7 @@ def test_what_a_resumed_run_has_done_before_is_taken_back_when_it_is_cancelled_b
 
     run = world.start(changing)
     assert world.state(run) == ("failed", "NondeterminismError")
+    assert "what stands: 'book'." in str(world.outcome(run).result)
     assert done == ["flight"]
     world.runs.resume(run)
     world.runs.cancel(run)
@@ -793,6 +795,14 @@ def test_a_body_that_left_its_history_takes_nothing_back(world: World) -> None:
 
     assert world.state(run) == ("failed", "NondeterminismError")
     assert "undo" not in " ".join(done)
+    error = world.outcome(run).result
+    assert "Nothing is taken back; what stands: 'book', 'book#2'. Mend the code and resume" in str(error)
+    bodies.append(travel)
+    world.runs.resume(run)
+    world.runs.cancel(run)
+    world.deliver(run)
+    assert world.state(run) == ("cancelled", "cancelled")
+    assert done[-2:] == ["undo hotel", "undo flight"]
 
 
 def test_registering_in_a_step_is_refused_and_outside_of_a_run_does_nothing(world: World) -> None:
@@ -824,3 +834,29 @@ def test_registering_costs_no_statement(world: World) -> None:
 
     world.start(body)
     assert counts == [0]
+
+
+def test_the_doctor_tells_runs_to_be_resumed_from_those_that_were_taken_back(world: World) -> None:
+    fails["undo flight"], fails["pay"] = 1, 2
+    stuck = world.start(travel)
+    back = world.start(travel)
+    execute(world.store, "update durable.run set reason = 'exhausted' where id = %s", back)
+    lost = world.start(work_until_killed)
+    execute(
+        world.store,
+        "update durable.run set state = 'failed', reason = 'exhausted', finished_at = now(), due = null,"
+        " compensates = false where id = %s",
+        lost,
+    )
+
+    examined = HealthStore(world.store.connections, schema=world.store.settings.schema).examine()
+    ailing = {one.kind: list(one.ids or ()) for one in examined.ailing if one.runs}
+
+    assert ailing == {"rollback": [stuck], "taken back": [back], "exhausted": [lost]}
+    assert world.runs.resume(stuck).changed
+    with pytest.raises(RunStateError, match="taken back"):
+        world.runs.resume(back)
+
+
+def work_until_killed() -> None:
+    durable.sleep(hours=1)
