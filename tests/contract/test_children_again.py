@@ -389,6 +389,21 @@ def test_a_wait_from_before_the_migration_is_known_by_its_children(world: World)
     assert world.result(run_id) == [2, 4]
 
 
+def test_a_wait_that_an_older_worker_took_up_with_children_of_its_own_is_known_by_these(world: World) -> None:
+    """It does not know the column, and leaves there what was in it."""
+    broken.add(1)
+    run_id = begun(world, lambda: durable.call(calls(world, 1)[0]))
+    execute(world.store, "update durable.checkpoint set wait = gen_random_uuid() where wait is not null")
+
+    broken.clear()
+
+    assert Runs(world.app).resume(run_id).children == 1
+    drain(world)
+
+    assert world.result(run_id) == 2
+    assert children(world) == [("succeeded", 1)]
+
+
 def test_a_lost_answer_starts_no_child_twice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The transaction has committed, and is repeated."""
     broken.add(1)

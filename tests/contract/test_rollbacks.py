@@ -24,6 +24,7 @@ from celery_durable.exceptions import RunStateError, StepUsageError
 from celery_durable.operations import Filter, Runs
 from celery_durable.operations.wording import summary
 from celery_durable.request import DurableRequest
+from celery_durable.plain import register
 from celery_durable.revoking import write_down
 from celery_durable.run import RunState
 from celery_durable.store.health import HealthStore
@@ -860,3 +861,42 @@ def test_the_doctor_tells_runs_to_be_resumed_from_those_that_were_taken_back(wor
 
 def work_until_killed() -> None:
     durable.sleep(hours=1)
+
+
+@pytest.mark.parametrize("by", ["step", "child"])
+def test_a_compensation_that_an_error_has_led_to_is_found_again_when_the_rest_is_resumed(
+    world: World, by: str
+) -> None:
+    """Put aside, the error would not come back, and the body would register one compensation less."""
+    register(world.app)
+    fails["undo late"] = 1
+
+    def no_way() -> None:
+        raise durable.Fatal("no way on")
+
+    child = world.task(no_way)
+    failing = {"step": durable.step(no_way), "child": lambda: durable.call(child.s())}[by]
+
+    def body() -> None:
+        book("early")
+        durable.on_rollback(undo, "early")
+        try:
+            failing()
+        except durable.Fatal:
+            durable.on_rollback(undo, "late")
+            raise
+
+    run = world.start(body)
+    if by == "child":
+        parent, world.body = world.body, child
+        (row,) = execute(world.store, "select id from durable.run where wait is not null")
+        world.deliver(row["id"])
+        world.body = parent
+        world.deliver(run)
+    assert world.state(run) == ("failed", "rollback")
+
+    assert world.runs.resume(run).children == 0
+    world.deliver(run)
+
+    assert world.state(run) == ("failed", "Fatal")
+    assert done == ["early", "undo late", "undo late", "undo early"]

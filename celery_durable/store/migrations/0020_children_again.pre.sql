@@ -7,12 +7,12 @@ create function durable.waits_to_resume(of_run bigint) returns table (key text, 
     language sql stable as $$
     -- The waits for children that a resume of the run takes up again: those that its end has cut short, and those
     -- with a child that did not succeed (or with results too large) behind which the body has got no further. Where
-    -- it has, it has caught the error. Older rows do not name their wait: then a child does.
+    -- it has, it has caught the error. Rows that an older worker has written name their wait in another way, or a
+    -- child does.
     with waited as materialized (
         select c.key, c.seq, c.outcome = 'waiting' as cut_short,
-               coalesce(c.wait,
-                        case c.outcome when 'waiting' then convert_from(c.output, 'UTF8')::uuid
-                        else (select r.wait from durable.run r where r.id = told.child) end) as wait
+               coalesce(case c.outcome when 'waiting' then convert_from(c.output, 'UTF8')::uuid
+                        else (select r.wait from durable.run r where r.id = told.child) end, c.wait) as wait
         from durable.checkpoint c
         left join lateral (
             select min(o ->> 0) as child, bool_or(o ->> 1 <> 'succeeded') as badly

@@ -257,27 +257,31 @@ select r.id, count(*) as children
 from durable.run r
 cross join lateral durable.waits_to_resume(r.key) w
 join durable.run c on c.wait = w.wait and c.state in ('failed', 'cancelled')
-where r.id = any(%(ids)s) and r.state in ('failed', 'cancelled') and (r.ending is null or r.reason = 'rollback')
+where r.id = any(%(ids)s) and r.state in ('failed', 'cancelled') and r.ending is null
 group by r.id
 
 -- name: resume_discard
 -- The third statement of a resume: errors after the last successful step or wait are put aside, as a retry does, and
--- so are waits for children that are to be taken up again; each keeps which wait it is. Its snapshot is younger than
+-- so are waits for children that are to be taken up again; each keeps which wait it is. Of a run that takes back what
+-- it has done only the errors of compensations are: what led to these has to come back. Its snapshot is younger than
 -- the locks of the first, or the last error of an attempt that just ended is missed.
 with resumed as materialized (
-    select run_key, before, generation, children
+    select r.run_key, r.before, r.generation, r.children, run.ending is not null as rolls_back, run.rollbacks
     from unnest(%(keys)s::bigint[], %(before)s::text[], %(generations)s::integer[], %(children)s::integer[])
          as r (run_key, before, generation, children)
+    join durable.run run on run.key = r.run_key
 ), again as materialized (
     select r.run_key, w.key, w.wait from resumed r cross join lateral durable.waits_to_resume(r.run_key) w
+    where not r.rolls_back
 ), aside as materialized (
     select c.run_key, c.key from resumed r join durable.checkpoint c on c.run_key = r.run_key
     where c.outcome = 'error'
-      and c.seq >= coalesce((select max(ok.seq) from durable.checkpoint ok
+      and case when r.rolls_back then c.key = any(r.rollbacks) else
+          c.seq >= coalesce((select max(ok.seq) from durable.checkpoint ok
                             where ok.run_key = r.run_key and ok.outcome in ('ok', 'waiting')
                               and not exists (select from again
                                               where again.run_key = ok.run_key and again.key = ok.key
-                                                and ok.outcome = 'ok')), 0)
+                                                and ok.outcome = 'ok')), 0) end
     union
     select run_key, key from again
 ), discarded as (
