@@ -23,8 +23,8 @@ from celery_durable import envelope, hooks
 from celery_durable.exceptions import RunStateError, StepUsageError
 from celery_durable.operations import Filter, Runs
 from celery_durable.operations.wording import summary
-from celery_durable.request import DurableRequest
 from celery_durable.plain import register
+from celery_durable.request import DurableRequest
 from celery_durable.revoking import write_down
 from celery_durable.run import RunState
 from celery_durable.store.health import HealthStore
