@@ -129,8 +129,10 @@ def _names(chance: random.Random, most: int) -> list[str]:
 
 
 def _flow(chance: random.Random) -> Any:
-    names = _names(chance, 8)
-    return "flow", (names, chance.uniform(0.0, 0.03)), [f"{name} done" for name in names], ()
+    # Long steps are those in which a worker is frozen, and comes back when others have done them.
+    long = chance.random() < 0.3
+    names, seconds = _names(chance, 3 if long else 8), 1.0 if long else chance.uniform(0.0, 0.03)
+    return "flow", (names, seconds), [f"{name} done" for name in names], ()
 
 
 def _flaky(chance: random.Random) -> Any:
