@@ -11,7 +11,7 @@ from celery.exceptions import Ignore, Reject, Retry
 
 from celery_durable import envelope, hooks, links, outgoing, texts
 from celery_durable.backend import durable_backend, has_dependents, tell_revoked
-from celery_durable.compensating import Rollback
+from celery_durable.compensating import Rollback, says_what_stands
 from celery_durable.exceptions import (
     DurableError,
     ExhaustedError,
@@ -152,6 +152,8 @@ class Settlement:
             return self.dropped(lost)
 
     def _fail(self, error: Exception) -> None:
+        if isinstance(error, NondeterminismError):
+            says_what_stands(error, self.execution)
         try:
             finish = self._failure(error)
         except Exception as second:  # whatever is wrong with it: a run that cannot say why still fails

@@ -14,6 +14,7 @@ from benchmarks.cases import (
     runs,
     scale,
     throughput,
+    timers,
     waiting,
 )
 
@@ -34,6 +35,7 @@ CASES: dict[str, Callable[[Setting], Iterable[Row]]] = {
     "brokers": brokers.run,
     "canvas": canvas.run,
     "scale": scale.run,
+    "timers": timers.run,
     "waiting": waiting.run,
     "imports": imports.run,
 }

@@ -72,6 +72,8 @@ PARAMETERS: dict[str, Any] = {
     "fork": 8,
     "fork_detail": "{}",
     "generations": [0, 1],
+    "children": [0, 2],
+    "at_once": 500,
     "grace": MINUTE,
     "group": None,
     "header": b"[]",
