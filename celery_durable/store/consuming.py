@@ -157,9 +157,18 @@ class ConsumerSession:
         if returned is not None:
             self._rouse({row["queue"] for row in returned.fetchall()})
         return [
-            [_delivery(consumer, row) for row in sorted(cursor.fetchall(), key=_turn_of)]
-            for cursor in cursors
+            self._taken(consumer, order, cursor.fetchall())
+            for order, cursor in zip(orders, cursors, strict=True)
         ]
+
+    def _taken(self, consumer: int, order: Order, rows: list[dict[str, Any]]) -> list[Delivery]:
+        """Return what was claimed; where somebody was faster, see what is behind it."""
+        won = found = [row for row in rows if row["number"] is not None]
+        while len(won) < len(rows):
+            rows = self._order(consumer, Order(order.places, order.limit - len(found))).fetchall()
+            won = [row for row in rows if row["number"] is not None]
+            found += won
+        return [_delivery(consumer, row) for row in sorted(found, key=_turn_of)]
 
     def _going_back(self, consumer: int, back: Sequence[Return]) -> dict[str, Any]:
         return {
@@ -249,5 +258,5 @@ def _turn_of(row: dict[str, Any]) -> tuple[int, int]:
 
 def _delivery(consumer: int, row: dict[str, Any]) -> Delivery:
     return Delivery(
-        Claimed(consumer, row["id"], row["claims"]), row["queue"], row["priority"], bytes(row["payload"])
+        Claimed(consumer, row["id"], row["number"]), row["queue"], row["priority"], bytes(row["payload"])
     )

@@ -96,7 +96,7 @@ class Reader:
 
 
 def held(store: Store) -> int:
-    sql = b"select count(holder) as held from durable.message"
+    sql = b"select count(*) as held from durable.claim"
     rows = store.connections.once(lambda connection: connection.execute(sql).fetchall())
     return int(rows[0]["held"])
 

@@ -20,7 +20,11 @@ from (select distinct queue from sent) as sent
 
 -- name: put_away
 -- The message of an attempt that is over. What the broker's consumer still acknowledges is gone then.
-delete from durable.message
-where id = %(id)s and holder = %(consumer)s and claims = %(number)s
-  and not exists (
-      select from durable.run where key = %(run)s and fence = %(fence)s and state in ('running', 'cancelling'))
+with done as (
+    delete from durable.claim
+    where message = %(id)s and consumer = %(consumer)s and number = %(number)s
+      and not exists (
+          select from durable.run where key = %(run)s and fence = %(fence)s and state in ('running', 'cancelling'))
+    returning message
+)
+delete from durable.message m using done where m.id = done.message
