@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from celery_durable.store.connections import Connection, Connections
 
 
+IN_QUEUE = "queue:"
+"""What a notification begins with that names the queue to look into."""
+
+
 class Claimed(NamedTuple):
     """A claim of a message: nobody else's, and no later one of the same consumer."""
 
@@ -112,12 +116,18 @@ class ConsumerSession:
         if self._listens:
             self._connection.execute(f"listen durable_consumer_{consumer:d}".encode())
 
-    def beat(self, consumer: int, names: Sequence[str], *, wakeable: bool) -> bool:
-        """Renew the lease; return False when this consumer was declared dead."""
+    def beat(self, consumer: int, names: Sequence[str], *, wanted: Sequence[str]) -> bool:
+        """Renew the lease; return False when this consumer was declared dead.
+
+        Arguments:
+            consumer: which.
+            names: the queues that it consumes.
+            wanted: those of which it waits to be told.
+        """
         parameters = {
             "consumer": consumer,
             "names": list(names),
-            "wakeable": wakeable and self._listens,
+            "wanted": list(wanted) if self._listens else [],
             "listens": self._listens,
         }
         return self._connection.execute(self._sql["beat"], parameters).rowcount == 1

@@ -253,7 +253,7 @@ def test_a_consumer_that_was_declared_dead_claims_and_acknowledges_nothing(
     frozen.settle(held.claim)
     frozen.give_back(held.claim)
 
-    assert not frozen.session.beat(frozen.id, ["work"], wakeable=True)
+    assert not frozen.session.beat(frozen.id, ["work"], wanted=["work"])
     put(messages, "z")
     assert frozen.claim() == []
     assert taken.claim.number == 2
@@ -267,7 +267,7 @@ def test_a_consumer_that_shows_itself_at_the_last_moment_is_not_buried(
     late, other = consumers(), consumers()
     late.claim()
     _, seen = other.session.consumers()
-    assert late.session.beat(late.id, ["work"], wakeable=False)
+    assert late.session.beat(late.id, ["work"], wanted=())
 
     assert other.session.bury({late.id: seen[late.id][0]}) == []
     assert other.session.recover() == {}
@@ -360,7 +360,7 @@ def test_a_queue_that_expires_goes_with_its_messages_and_bindings_unless_somebod
     messages.bind(Binding("replies", "direct", "reply", "reply"))
     assert messages.route("replies", "reply", NewMessage("", b"x"))
     consumer = consumers()
-    consumer.session.beat(consumer.id, ["reply"], wakeable=False)
+    consumer.session.beat(consumer.id, ["reply"], wanted=())
     with later(store, 30):
         late = consumers()
         assert late.session.tidy(60 * SECOND) == (0, [])
@@ -395,13 +395,30 @@ def test_only_a_consumer_that_sleeps_is_told_and_only_one_of_several(
 ) -> None:
     sleeping, other, busy = consumers(), consumers(), consumers()
     for consumer in (sleeping, other):
-        consumer.session.beat(consumer.id, ["work"], wakeable=True)
+        consumer.session.beat(consumer.id, ["work"], wanted=["work"])
 
     put(messages, "x")
 
     told = [heard(consumer, 0.2) for consumer in (sleeping, other, busy)]
-    assert sorted(told) == [[], [], [""]]
+    assert sorted(told) == [[], [], ["queue:work"]]
     assert told[2] == []
+
+
+def test_as_many_sleepers_are_told_as_there_are_messages_and_none_that_has_no_room(
+    messages: MessageStore, consumers: Any
+) -> None:
+    asleep = [consumers() for _ in range(3)]
+    full, older = consumers(), consumers()
+    for consumer in asleep:
+        consumer.session.beat(consumer.id, ["work"], wanted=["work"])
+    full.session.beat(full.id, ["work", "control"], wanted=["control"])
+    older.session.beat(older.id, [], wanted=())
+
+    messages.send_many([NewMessage("work", b"x"), NewMessage("work", b"y")])
+
+    told = [heard(consumer, 0.2) for consumer in (*asleep, full, older)]
+    assert sorted(told[:3]) == [[], ["queue:work"], ["queue:work"]]
+    assert told[3:] == [[], []]
 
 
 def test_what_comes_back_is_told_to_everybody(messages: MessageStore, consumers: Any) -> None:
@@ -434,7 +451,7 @@ def _work(store: Store) -> None:
     for _ in range(50):
         put(messages, *map(str, range(10)))
         consumer.settle(*(delivery.claim for delivery in consumer.claim()))
-        consumer.session.beat(consumer.id, ["work"], wakeable=False)
+        consumer.session.beat(consumer.id, ["work"], wanted=())
     consumer.session.close()
     store.close()  # sessions that end report what they did
 

@@ -61,7 +61,7 @@ class Office:
             "select m.queue, c.consumer, count(*) as n from durable.message m"
             " left join durable.claim c on c.message = m.id group by 1, 2"
         )
-        consumers = self.rows("select id, pid, beat, wakeable, queues from durable.consumer")
+        consumers = self.rows("select id, pid, beat, wanted, queues from durable.consumer")
         logs = "\n".join(worker.output[-1500:] for worker in self.workers if worker.alive)
         return f"{queues}\n{consumers}\n{self.ledger.count('end')} handled\n{logs}"
 
@@ -188,7 +188,7 @@ def test_without_prefetch_a_worker_claims_a_message_only_when_it_has_a_child_for
     with closed(place, "first"):
         place.send("first", "second", "third")
         place.ledger.wait_for("start", "first")
-        place.rows("select pg_sleep(1)")  # two looks around
+        place.rows("select pg_sleep(2)")  # two looks around
         assert place.rows("select count(*) as n from durable.claim") == [{"n": 1}]
     for name in ("second", "third"):
         place.ledger.wait_for("end", name)

@@ -2,10 +2,13 @@
 
 -- name: plan_by_index
 -- A queue's table is empty in one moment and large in the next, so that its statistics are always wrong: whatever
--- they say, every statement of a consumer is a few short index scans. A plan that is refused and taken all the same
--- seems to cost so much that Postgres would compile it first, which takes a third of a second.
-select set_config(setting, 'off', false) as off
-from unnest('{enable_seqscan,enable_bitmapscan,enable_hashjoin,enable_mergejoin,enable_sort,jit}'::text[]) s (setting)
+-- they say, every statement of a consumer is a few short index scans, whatever its parameters: one plan will do. One
+-- that is refused and taken all the same seems to cost so much that Postgres would compile it first, which takes a
+-- third of a second.
+select set_config(setting, value, false) as value
+from (select setting, 'off' as value
+      from unnest('{enable_seqscan,enable_bitmapscan,enable_hashjoin,enable_mergejoin,enable_sort,jit}'::text[]) s (setting)
+      union all select 'plan_cache_mode', 'force_generic_plan') as s
 
 -- name: register
 -- A new consumer; its id is used once, so that the claims of one that was declared dead are nobody's.
@@ -16,7 +19,8 @@ returning id
 -- name: beat
 -- Renew the lease; no row means that this consumer was declared dead.
 update durable.consumer
-set beat = beat + 1, beat_at = durable.clock(), wakeable = %(wakeable)s, queues = %(names)s::text[],
+set beat = beat + 1, beat_at = durable.clock(), wakeable = cardinality(%(wanted)s::text[]) > 0,
+    queues = %(names)s::text[], wanted = %(wanted)s::text[],
     backend = case when %(listens)s then pg_backend_pid() end
 where id = %(consumer)s
 returning id

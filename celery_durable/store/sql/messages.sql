@@ -75,12 +75,13 @@ with sent as (
     returning queue
 )
 select sent.queue, (
-    select c.id from durable.consumer c where c.wakeable and c.queues @> array[sent.queue] order by random() limit 1
+    select c.id from durable.consumer c
+    where c.wakeable and coalesce(c.wanted, c.queues) @> array[sent.queue] order by random() limit 1
 ) as sleeper
 from sent
 
 -- name: send_many
--- Many messages, each to a queue, in the order given.
+-- Many messages, each to a queue, in the order given. As many consumers are woken as there is something for.
 with sent as (
     insert into durable.message (queue, priority, payload, expires_at)
     select q.name, m.priority, m.payload, durable.clock() + least(m.expires, q.ttl)
@@ -90,10 +91,12 @@ with sent as (
     order by m.number
     returning queue
 )
-select sent.queue, (
-    select c.id from durable.consumer c where c.wakeable and c.queues @> array[sent.queue] order by random() limit 1
-) as sleeper
-from (select distinct queue from sent) as sent
+select sent.queue, sleeper.id as sleeper
+from (select queue, count(*) as messages from sent group by queue) as sent
+left join lateral (
+    select c.id from durable.consumer c
+    where c.wakeable and coalesce(c.wanted, c.queues) @> array[sent.queue] order by random() limit sent.messages
+) as sleeper on true
 
 -- name: route
 -- One message to every queue that is bound to an exchange and matches, the same way.
@@ -109,13 +112,16 @@ with sent as (
     returning queue
 )
 select sent.queue, (
-    select c.id from durable.consumer c where c.wakeable and c.queues @> array[sent.queue] order by random() limit 1
+    select c.id from durable.consumer c
+    where c.wakeable and coalesce(c.wanted, c.queues) @> array[sent.queue] order by random() limit 1
 ) as sleeper
 from sent
 
 -- name: wake
--- Tell sleeping consumers. A transaction of its own, which writes nothing and waits for no disk.
-select pg_notify('durable_consumer_' || id, '') as woken from unnest(%(sleepers)s::bigint[]) as c (id)
+-- Tell sleeping consumers where to look. A transaction of its own, which writes nothing and waits for no disk.
+select pg_notify('durable_consumer_' || w.id, case when octet_length(w.queue) < 7000 then 'queue:' || w.queue else '' end)
+       as woken
+from unnest(%(sleepers)s::bigint[], %(queues)s::text[]) as w (id, queue)
 
 -- name: queues
 -- Every queue, for people: what waits, what is being worked on, who consumes.
@@ -140,6 +146,7 @@ with back as (
     returning m.id
 )
 select count(*) as messages,
-       (select c.id from durable.consumer c where c.wakeable and c.queues @> array[%(queue)s]
+       (select c.id from durable.consumer c
+        where c.wakeable and coalesce(c.wanted, c.queues) @> array[%(queue)s]
         order by random() limit 1) as sleeper
 from back

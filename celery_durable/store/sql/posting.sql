@@ -13,10 +13,12 @@ with sent as (
     order by p.number
     returning queue
 )
-select sent.queue, (
-    select c.id from durable.consumer c where c.wakeable and c.queues @> array[sent.queue] order by random() limit 1
-) as sleeper
-from (select distinct queue from sent) as sent
+select sent.queue, sleeper.id as sleeper
+from (select queue, count(*) as messages from sent group by queue) as sent
+left join lateral (
+    select c.id from durable.consumer c
+    where c.wakeable and coalesce(c.wanted, c.queues) @> array[sent.queue] order by random() limit sent.messages
+) as sleeper on true
 
 -- name: put_away
 -- The message of an attempt that is over. What the broker's consumer still acknowledges is gone then.
