@@ -30,3 +30,14 @@ with done as (
     returning message
 )
 delete from durable.message m using done where m.id = done.message
+
+-- name: put_away_unclaimed
+-- The message of a run that is over, or waits, before an attempt of it has begun: it came too late, or too early.
+with done as (
+    delete from durable.claim
+    where message = %(id)s and consumer = %(consumer)s and number = %(number)s
+      and exists (
+          select from durable.run where id = %(run_id)s and state not in ('pending', 'running', 'cancelling'))
+    returning message
+)
+delete from durable.message m using done where m.id = done.message
