@@ -205,7 +205,7 @@ def run(target: Path, plan: Sequence[tuple[str, str, str, list[str]]]) -> Counte
     return total
 
 
-def main() -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Run what was asked for; return 1 when a test failed that is not listed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -215,7 +215,7 @@ def main() -> int:
     parser.add_argument("--broker", choices=BROKERS, default="redis", help="default: redis")
     parser.add_argument("--short", action="store_true", help="the part that every change has to pass")
     parser.add_argument("--keep", type=Path, help="a directory for the suite and its logs")
-    arguments, options = parser.parse_known_args()
+    arguments, options = parser.parse_known_args(given)
     options = [option for option in options if option != "--"]
     with tempfile.TemporaryDirectory(prefix="celery-suite-") as scratch:
         target = arguments.keep or Path(scratch)
