@@ -1,8 +1,8 @@
 """Queues in Postgres as queues: messages a second through one consumer, with more and more of them waiting.
 
 A turn publishes a batch and takes as many messages out; the backlog in front of it stays. Ours goes the whole
-way through kombu; Procrastinate through its job manager, one job at a time as its worker does; functions of PGMQ
-are called directly, in batches. Then the same with a transaction held open, which keeps all that is deleted.
+way through kombu; Procrastinate through its job manager, one job at a time as its worker does; PGMQ by its
+functions, in batches. Then the same with a transaction held open, which keeps all that is deleted.
 """
 
 from __future__ import annotations
