@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import selectors
 import socket
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -158,7 +159,9 @@ class ConsumerSession:
         Returns each order's messages.
         """
         returned = None
-        with self._connection.pipeline():
+        # A pipeline costs as much as a short statement: one alone, as on an idle worker, goes without.
+        several = bool(done) + bool(back) + len(orders) > 1
+        with self._connection.pipeline() if several else nullcontext():
             if done:
                 self._execute("settle", {"consumer": consumer, **_columns(done)})
             if back:
