@@ -22,6 +22,7 @@ from celery_durable.exceptions import (
 )
 from celery_durable.run import RunState
 from celery_durable.seam import Continued, Suspended
+from celery_durable.store import in_hand
 from celery_durable.store.writes import Finish, Finished, Release, Stored
 
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ class Settlement:
             self._ignored()
         elif isinstance(error, Reject) and getattr(error, "requeue", False):
             compensates = bool(self.execution.compensations)
-            self._release(Release(outcome="released", delay=timedelta(0), compensates=compensates))
+            with in_hand.holding(None):  # the message goes back to its queue, not away
+                self._release(Release(outcome="released", delay=timedelta(0), compensates=compensates))
         else:
             self._fail(error)
 

@@ -234,7 +234,7 @@ def run(target: Path, plan: Sequence[Job], at_once: int) -> Counter[str]:
         return sum(pool.map(counted, every), start=Counter())
 
 
-def main() -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Run what was asked for; return 1 when a test failed that is not listed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -245,7 +245,7 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="the part that every change has to pass")
     parser.add_argument("--jobs", type=int, default=1, help="files at a time; default: 1")
     parser.add_argument("--keep", type=Path, help="a directory for the suite and its logs")
-    arguments, options = parser.parse_known_args()
+    arguments, options = parser.parse_known_args(given)
     options = [option for option in options if option != "--"]
     with tempfile.TemporaryDirectory(prefix="celery-suite-") as scratch:
         target = arguments.keep or Path(scratch)

@@ -195,7 +195,7 @@ BROKER: dict[str, Any] = {
     "sleepers": [7, 8],
     "ttl": MINUTE,
     "urgencies": [9, 0],
-    "wakeable": True,
+    "wanted": ["celery"],
 }
 OF_A_NOUN = {"messages": BROKER, "consumers": BROKER, "posting": BROKER}
 IN_PARTICULAR: dict[tuple[str, str], dict[str, Any]] = {
