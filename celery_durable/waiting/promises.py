@@ -27,8 +27,9 @@ class Promises:
 
     Celery registers every result that is waited for or put into a group, and takes it out again when it is
     resolved, or from `__del__`: the garbage collector may call that in any thread, at any moment, also inside
-    these methods. So there is no lock; each change is a single operation on a dictionary, and who looks at all of
-    them looks at a copy, made by `dict.copy()`: a list of pairs is made of objects, and may be interrupted.
+    these methods. So there is no lock; each change is a single operation on a dictionary, and who looks at
+    all of them looks at a copy, made by `dict.copy()`: a list of pairs is made of objects, so that it may be
+    interrupted.
 
     A result is held weakly unless it has a callback of its own (`then`), which would be lost with it.
     """
