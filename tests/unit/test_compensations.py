@@ -18,7 +18,8 @@ NOW = datetime(2026, 5, 4, 12, 0, tzinfo=timezone.utc)
 
 def run(state: RunState = RunState.FAILED, **facts: Any) -> RunView:
     values: dict[str, Any] = dict.fromkeys(field.name for field in fields(RunView))
-    values |= {"steps": (), "events": (), "state": state, "ending": "failed", "rollbacks": [], **facts}
+    values |= {"steps": (), "events": (), "state": state, "ending": "failed", "rollbacks": []}
+    values |= {"finished_at": NOW if state.final else None, **facts}
     return RunView(**values)
 
 
