@@ -9,7 +9,7 @@ from typing import Any
 from celery import bootsteps, signals
 from celery.worker import state
 
-from celery_durable import hooks, plain, revoking
+from celery_durable import hooks, partly_read, plain, revoking
 from celery_durable.keeper import Keeper
 
 _TESTING = "celery.contrib.testing.worker"
@@ -49,7 +49,9 @@ class DurableStep(bootsteps.StartStopStep):
         return self
 
     def start(self, worker: Any) -> None:
-        """Nothing: it is running already."""
+        """See to the event loop; the keeper is running already."""
+        if (hub := getattr(worker, "hub", None)) is not None:
+            partly_read.read_to_the_end(hub)
 
     def close(self, worker: Any) -> None:  # noqa: ARG002
         """Ask the runs to leave at their next step boundary: the worker stops."""

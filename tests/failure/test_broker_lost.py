@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 from celery import group
 from harness.waiting import eventually
@@ -72,6 +74,34 @@ def test_redis_killed_and_started_empty_with_runs_queued_at_work_and_waiting_los
     private_redis.start()
 
     all_done_once(redis_world, results)
+
+
+def test_a_worker_that_has_read_half_of_a_result_when_its_broker_is_lost_reads_the_rest(
+    redis_world: World, private_redis: PrivateRedis
+) -> None:
+    worker = redis_world.worker(concurrency=1)
+    redis_world.gates.close("shout")
+    redis_world.send("shout", 4_000_000)
+    redis_world.ledger.wait_for("start", "shout")
+    (child,) = (child for child in worker.children() if child.ppid() == worker.pid)
+
+    main = psutil.Process(worker.pid)
+    main.suspend()
+    redis_world.gates.open("shout")
+    eventually(
+        lambda: writes_into_a_pipe(child.pid), what="the child to tell what the main process does not hear"
+    )
+    private_redis.kill()
+    main.resume()
+    worker.wait_for_log("Connection to broker lost")
+    private_redis.start()
+
+    assert redis_world.send("not_durable", "its child is free").get(timeout=20) == "its child is free"
+
+
+def writes_into_a_pipe(pid: int) -> bool:
+    """Whether a process waits for room in a pipe."""
+    return "pipe_write" in Path(f"/proc/{pid}/wchan").read_text()
 
 
 def test_a_rabbitmq_queue_purged_with_runs_queued_at_work_and_waiting_loses_none(

@@ -344,6 +344,14 @@ def echo(text: str) -> str:
     return text
 
 
+def shout(size: int) -> None:
+    """Fail with an error that is larger than the pipe to the main process (no durable task)."""
+    here = _here[-1]
+    here.ledger.write("start", "shout")
+    here.gates.pass_through("shout")
+    raise ValueError("!" * size)
+
+
 def join(parts: list[Any]) -> list[Any]:
     """Be the body of a chord."""
     _body("join")
@@ -407,5 +415,6 @@ def register(app: Celery, ledger: Ledger, gates: Gates) -> None:
     app.task(join, name="join", **soon)
     app.task(join, name="fragile", base=Fragile, **soon)
     app.task(echo, name="not_durable", base=Task)
+    app.task(shout, name="shout", base=Task)
     app.task(on_error, name="on_error", base=Task)
     app.task(on_success, name="on_success")
