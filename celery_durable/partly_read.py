@@ -1,10 +1,10 @@
 """Results that a worker has read in part when its broker is lost: they are read to their end first.
 
-A pool child's message that does not fit into the pipe at once is read piece by piece, by a generator that waits
-in the event loop. When the connection to the broker breaks, Celery (5.7) resets the loop, and the generator is
-gone: the rest of the message is then taken for the beginning of another, the pipe is given up, and the child is
-believed to be busy for as long as the worker lives. A run that leaves its worker, a retry and a failure have
-such messages: they carry a traceback.
+A pool child's message that does not fit into the pipe at once is read piece by piece, by a generator that
+waits in the event loop. When the connection to the broker breaks, Celery (5.7) resets the loop, and the
+generator is gone: the rest of the message is then taken for the beginning of another, the pipe is given up,
+and the child is believed to be busy for as long as the worker lives. A run that leaves its worker, a retry
+and a failure have such messages: they carry a traceback.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from inspect import isgenerator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Iterator
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def _finishing(hub: Any, reset: Callable[[], None]) -> Callable[[], None]:
     return finish_and_reset
 
 
-def _finish(fd: int, reading: Generator[None, None, None]) -> None:
+def _finish(fd: int, reading: Iterator[object]) -> None:
     deadline = time.monotonic() + _PATIENCE
     try:
         while True:
