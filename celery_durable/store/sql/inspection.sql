@@ -103,9 +103,13 @@ where a.run_key = (select key from durable.run where id = %(id)s)
 order by a.number
 
 -- name: steps
--- Every step of a run that was stored, in the order in which they were first called.
+-- Every step of a run that was stored, in the order in which they were first called. The earlier tries of those that
+-- were tried most come along, five thousand in all: a run has any number of steps.
 select c.key, c.seq, c.outcome, c.arguments, c.attempt, c.tries, c.spent, c.error, c.seconds, c.stored_at, c.codec,
-       octet_length(c.output) as output_bytes, c.kind, c.due, c.earlier
+       octet_length(c.output) as output_bytes, c.kind, c.due,
+       case when c.earlier is not null
+                 and sum(case when c.earlier is null then 0 else least(c.tries - 1, 50) end)
+                     over (order by c.tries desc, c.seq, c.key) <= 5000 then c.earlier end as earlier
 from durable.checkpoint c
 where c.run_key = (select key from durable.run where id = %(id)s)
 order by c.seq, c.stored_at
