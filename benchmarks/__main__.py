@@ -43,6 +43,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--redis", metavar="URL", help="default: $DURABLE_TEST_REDIS, or redis://127.0.0.1:6379/15"
     )
+    parser.add_argument(
+        "--hold",
+        metavar="SECONDS",
+        type=float,
+        help="how long a transaction is held open: 60, or 10 if quick",
+    )
     parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the tables to a file, too")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures to a file, too")
     return parser.parse_args()
@@ -84,6 +90,7 @@ def main() -> None:
                 quick=chosen.quick,
                 directory=directory,
                 say=console.print,
+                hold=chosen.hold or (10.0 if chosen.quick else 60.0),
             )
             results[name] = _run(name, setting, console)
         if chosen.markdown:

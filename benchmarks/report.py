@@ -27,6 +27,8 @@ _PACKAGES = (
     "redis",
     "dbos",
     "absurd-sdk",
+    "procrastinate",
+    "pgmq",
 )
 _POSTGRES_SETTINGS = ("fsync", "synchronous_commit", "wal_sync_method", "shared_buffers", "full_page_writes")
 

@@ -35,6 +35,7 @@ class Setting:
         quick: whether to take fewer samples.
         directory: for logs.
         say: prints progress.
+        hold: seconds for which a transaction is held open where that is measured.
     """
 
     postgres: str
@@ -42,6 +43,7 @@ class Setting:
     quick: bool
     directory: Path
     say: Callable[[str], None]
+    hold: float = 60.0
     open_things: ExitStack = field(default_factory=ExitStack)
 
     def rounds(self, full: int, quick: int) -> int:

@@ -20,6 +20,9 @@ SLEEP = "sleep"
 SIGNAL = "signal"
 CHILDREN = "children"
 
+AGAIN = "again"
+"""The codec of a wait for children that a resumed run is to take up again: it keeps the wait's id."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:

@@ -13,6 +13,7 @@ from celery_durable.exceptions import ConfigurationError, StepUsageError
 from celery_durable.executor.children import Ask
 from celery_durable.serialization import digest
 from celery_durable.steps import Step, StepCall
+from celery_durable.store.writes import SENT_AT_ONCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 PLAIN = "celery_durable.plain"
 """The durable task that executes a plain one, or a canvas, as a child."""
-
-_SENT_AT_ONCE = 500  # children whose messages the parent's worker sends; the keeper sends those behind them
 
 
 def call(signature: Any, *, detached: bool = False) -> Any:
@@ -148,7 +147,7 @@ def _tasks(
 
 def _new_runs(signatures: Sequence[Any], ids: Sequence[str]) -> list[NewRun]:
     runs = [_new_run(one, child_id) for one, child_id in zip(signatures, ids, strict=True)]
-    return runs[:_SENT_AT_ONCE] + [replace(run, publish=False) for run in runs[_SENT_AT_ONCE:]]
+    return runs[:SENT_AT_ONCE] + [replace(run, publish=False) for run in runs[SENT_AT_ONCE:]]
 
 
 def _new_run(signature: Any, child_id: str) -> NewRun:

@@ -16,6 +16,8 @@ from celery_durable.exceptions import (
     RollbackError,
     StoreUnavailableError,
 )
+from celery_durable.executor.history import PATCH
+from celery_durable.executor.rollbacks import PREFIX
 from celery_durable.run import RunState
 from celery_durable.seam import Suspended
 from celery_durable.store.writes import Finish
@@ -23,9 +25,29 @@ from celery_durable.store.writes import Finish
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
+    from celery_durable.executor import Execution
     from celery_durable.settling import Settlement
 
 logger = logging.getLogger(__name__)
+
+
+_NAMED = 10
+
+
+def says_what_stands(error: NondeterminismError, execution: Execution) -> None:
+    """Let the error of a body that left its history name what is done and was not taken back."""
+    standing = [key for key in execution.standing if not key.startswith((PREFIX, PATCH))]
+    if not standing:
+        return
+    undone = {key for key in execution.standing if key.startswith(PREFIX)}
+    named = ", ".join(repr(key) for key in standing[:_NAMED])
+    more = f" and {len(standing) - _NAMED:,} more" if len(standing) > _NAMED else ""
+    taken = f"Taken back were {len(undone)} of them" if undone else "Nothing is taken back"
+    message = (
+        f"{error}\n{taken}; what stands: {named}{more}. Mend the code and resume the run; "
+        f"cancel it then to have it taken back"
+    )
+    error.args = (message,)
 
 
 class Rollback:
@@ -52,6 +74,7 @@ class Rollback:
         except (SystemExit, KeyboardInterrupt, GeneratorExit, LeaseLostError, StoreUnavailableError):
             raise
         except NondeterminismError as error:
+            says_what_stands(error, execution)
             problem = error
         except BaseException as error:  # noqa: BLE001  (how it ends is stored already)
             logger.debug("The replay ended with %s", texts.line(error))

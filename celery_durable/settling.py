@@ -11,7 +11,7 @@ from celery.exceptions import Ignore, Reject, Retry
 
 from celery_durable import envelope, hooks, links, outgoing, texts
 from celery_durable.backend import durable_backend, has_dependents, tell_revoked
-from celery_durable.compensating import Rollback
+from celery_durable.compensating import Rollback, says_what_stands
 from celery_durable.exceptions import (
     DurableError,
     ExhaustedError,
@@ -22,6 +22,7 @@ from celery_durable.exceptions import (
 )
 from celery_durable.run import RunState
 from celery_durable.seam import Continued, Suspended
+from celery_durable.store import in_hand
 from celery_durable.store.writes import Finish, Finished, Release, Stored
 
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ class Settlement:
             self._ignored()
         elif isinstance(error, Reject) and getattr(error, "requeue", False):
             compensates = bool(self.execution.compensations)
-            self._release(Release(outcome="released", delay=timedelta(0), compensates=compensates))
+            with in_hand.holding(None):  # the message goes back to its queue, not away
+                self._release(Release(outcome="released", delay=timedelta(0), compensates=compensates))
         else:
             self._fail(error)
 
@@ -152,6 +154,8 @@ class Settlement:
             return self.dropped(lost)
 
     def _fail(self, error: Exception) -> None:
+        if isinstance(error, NondeterminismError):
+            says_what_stands(error, self.execution)
         try:
             finish = self._failure(error)
         except Exception as second:  # whatever is wrong with it: a run that cannot say why still fails

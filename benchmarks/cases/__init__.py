@@ -11,9 +11,11 @@ from benchmarks.cases import (
     imports,
     latency,
     plain,
+    queues,
     runs,
     scale,
     throughput,
+    timers,
     waiting,
 )
 
@@ -32,8 +34,10 @@ CASES: dict[str, Callable[[Setting], Iterable[Row]]] = {
     "plain": plain.run,
     "chords": chords.run,
     "brokers": brokers.run,
+    "queues": queues.run,
     "canvas": canvas.run,
     "scale": scale.run,
+    "timers": timers.run,
     "waiting": waiting.run,
     "imports": imports.run,
 }

@@ -1,6 +1,7 @@
 """The same plain Celery tasks on every broker that is there: one task's way, tasks and publishes per second.
 
 Each broker has a prefork worker with two children and Redis as the result backend; samples are taken in turn.
+One more has no Redis at all: its results are in the Postgres that is its broker.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import psycopg
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from benchmarks.measuring import Spread, interleaved, ratio, timed
-from benchmarks.report import Row
+from benchmarks.report import Row, Target
 from benchmarks.setting import Skipped
 from benchmarks.workers import Worker
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from benchmarks.setting import Setting
 
 _BASE = "redis"
+_OURS, _ALONE = "durable+postgresql", "Postgres alone"
+_ONE_TASK = Target(at_most=10.0, of="figure")
 _CHILDREN = 2
 _START = 30.0
 
@@ -49,9 +52,9 @@ def run(setting: Setting) -> Iterable[Row]:
         for name, url, options in _brokers(setting):
             worker = BrokerWorker(
                 setting.directory,
-                f"broker-{name}",
+                f"broker-{name.replace(' ', '-')}",
                 broker=url,
-                backend=setting.redis,
+                backend=url if name == _ALONE else setting.redis,
                 concurrency=_CHILDREN,
                 plain=True,
                 counter=setting.redis,
@@ -72,6 +75,7 @@ def _rows(setting: Setting, workers: dict[str, Worker]) -> Iterator[Row]:
         warm_up=3,
     )
     yield from _compared("one task, idle worker", ways, "ms", 1000.0)
+    yield from _one_in_a_hundred(setting, workers)
     both: dict[str, list[tuple[float, float]]] = {name: [] for name in workers}
     interleaved(
         {name: partial(_many_tasks, worker, number, both[name]) for name, worker in workers.items()},
@@ -83,13 +87,22 @@ def _rows(setting: Setting, workers: dict[str, Worker]) -> Iterator[Row]:
     yield from _compared("handled by two children, while publishing", handled, "tasks/s")
 
 
+def _one_in_a_hundred(setting: Setting, workers: dict[str, Worker]) -> Iterator[Row]:
+    """Compare what the slowest of a hundred tasks takes."""
+    chosen = {name: partial(_one_task, workers[name]) for name in (_BASE, _OURS, _ALONE) if name in workers}
+    for name, values in interleaved(chosen, setting.rounds(500, 100), warm_up=3).items():
+        slowest = sorted(values)[len(values) * 99 // 100]
+        yield Row(f"one task in a hundred is slower: {name}", Spread.of([slowest * 1000]), "ms")
+
+
 def _compared(what: str, samples: dict[str, list[float]], unit: str, factor: float = 1.0) -> Iterator[Row]:
     for name, values in samples.items():
         spread = Spread.of(values).times(factor)
         if name == _BASE:
             yield Row(f"{what}: {name}", spread, unit)
         else:
-            yield Row(f"{what}: {name}", spread, unit, ratio(values, samples[_BASE]), _BASE)
+            target = _ONE_TASK if unit == "ms" and name in (_OURS, _ALONE) else None
+            yield Row(f"{what}: {name}", spread, unit, ratio(values, samples[_BASE]), _BASE, target)
 
 
 def _one_task(worker: Worker, _: int) -> float:
@@ -117,7 +130,8 @@ def _many_tasks(worker: Worker, number: int, rates: list[tuple[float, float]], _
 
 def _brokers(setting: Setting) -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield _BASE, str(setting.redis), {}
-    yield "durable+postgresql", f"durable+{setting.database('broker')}", {"auto_migrate": True}
+    yield _OURS, f"durable+{setting.database('broker')}", {"auto_migrate": True}
+    yield _ALONE, f"durable+{setting.database('alone')}", {"auto_migrate": True}
     if url := os.environ.get("DURABLE_TEST_AMQP"):
         yield "rabbitmq", url, {}
     else:

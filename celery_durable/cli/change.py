@@ -11,6 +11,7 @@ from celery_durable.cli.filtering import bulk_options, progress
 from celery_durable.cli.output import app_of, as_json_option, choose, print_json, reporting
 from celery_durable.exceptions import RunNotFoundError
 from celery_durable.operations import Outcome, Runs
+from celery_durable.run import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,7 +55,8 @@ def resume(ctx: click.Context, /, **options: Any) -> None:
     """Execute failed or cancelled runs again.
 
     Finished steps are kept and not repeated. Step errors after the last success are put aside, and retries
-    and recoveries count from zero.
+    and recoveries count from zero. Children that did not succeed are resumed when the run
+    waits for them again.
     """
     operations = Runs(app_of(ctx))
     _change(operations, operations.resume_many, "Resuming", _resumed, **options)
@@ -134,11 +136,12 @@ def _each(
 
 def _would_change(matching: Sequence[Outcome], *, as_json: bool) -> None:
     if as_json:
-        print_json({"dry_run": True, "matching": len(matching), "runs": [one.id for one in matching]})
+        found = {"matching": len(matching), "children": sum(one.children for one in matching)}
+        print_json({"dry_run": True, **found, "runs": [one.id for one in matching]})
         return
     click.echo(f"{len(matching):,} runs match; nothing was changed.")
     for one in matching[:_SHOWN]:
-        click.echo(f"  {one.id}  {one.state}")
+        click.echo(f"  {one.id}  {one.state}{_children(one)}")
     if len(matching) > _SHOWN:
         click.echo(f"  and {len(matching) - _SHOWN:,} more")
 
@@ -166,12 +169,20 @@ def _report(
 
 def _resumed(outcome: Outcome) -> str:
     late = "" if outcome.published else "; the broker does not answer, its message is sent later"
-    return f"{outcome.before} → pending{late}"
+    return f"{outcome.before} → pending{_children(outcome)}{late}"
+
+
+def _children(outcome: Outcome) -> str:
+    if not outcome.children:
+        return ""
+    return ", with one child" if outcome.children == 1 else f", with {outcome.children:,} children"
 
 
 def _cancelled(outcome: Outcome) -> str:
     if outcome.state is not None and outcome.state.final:
         return f"{outcome.before} → {outcome.state}"
+    if outcome.state is RunState.CANCELLING:
+        return f"{outcome.before} → cancelling" if outcome.changed else "takes back already what it has done"
     return "stops at its next step" if outcome.changed else "has been asked to stop before"
 
 
@@ -182,6 +193,7 @@ def _document(outcome: Outcome) -> dict[str, Any]:
         "before": outcome.before,
         "state": outcome.state,
         "changed": outcome.changed,
+        "children": outcome.children,
         "published": outcome.published,
         "error": error and {"type": type(error).__name__, "message": str(error)},
     }

@@ -74,7 +74,7 @@ class Fan:
         self._seam = seam
 
     def await_all(self, frame: context.Frame, ask: Ask) -> list[tuple[bool, Any]]:
-        """Start children, unless this wait has, and return how each of them ended, when all have."""
+        """Start children, unless this wait has before; return how each of them ended, when all have."""
         with self._waiter.call(frame, ask.name) as key:
             known = self._history.meet_wait(key, outcomes.CHILDREN)
             if known is not None:
@@ -92,7 +92,9 @@ class Fan:
         return ended
 
     def _ended(self, key: str, ask: Ask, known: Checkpoint | None) -> tuple[str, str | None, bytes | None]:
-        wait_id = str(self._ids.wait(key))
+        again = self._history.to_take_up(key, ask.arguments[0]) if known is None else None
+        begun = (known.output or b"").decode() if known is not None else again
+        wait_id = begun or str(self._ids.wait(key))
         most = self._settings.max_payload
         message = (
             f"The results of the {ask.size} children of {key!r} are larger than durable_max_payload "
@@ -111,9 +113,11 @@ class Fan:
             late_codec=codec,
             late_error=texts.line(late),
             most=most,
+            again=again is not None,
+            version=self._settings.version,
         )
         children = None
-        if known is None or known.output != wait_id.encode():  # not started, or in another generation
+        if begun is None:
             self._waiter.may_wait()
             ids = [self._ids.of(f"{key}/{number}") for number in range(ask.size)]
             children = Children(ask.new_runs(ids), self._run, ask.abreast, ask.detached)

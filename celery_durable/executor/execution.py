@@ -218,6 +218,11 @@ class Execution:
         """The keys of the compensations that are registered."""
         return self._rollbacks.keys
 
+    @property
+    def standing(self) -> tuple[str, ...]:
+        """The keys of the steps that are done, and of compensations that are made."""
+        return tuple(dict.fromkeys((*self._history.standing, *self._journal.done)))
+
     def replay_only(self) -> None:
         """Let the body do nothing new: it is executed for what it registers.
 

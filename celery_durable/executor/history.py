@@ -59,6 +59,13 @@ class History:
         """What is stored of steps and waits that the body has not come by yet, in their order."""
         return tuple(key for key in self._steps if key in self._unmet or key in self._tried)
 
+    @property
+    def standing(self) -> tuple[str, ...]:
+        """The steps that are done, in their order."""
+        return tuple(
+            step.key for step in self._steps.values() if step.outcome == outcomes.OK and not step.kind
+        )
+
     def patched(self, change: str) -> bool | None:
         """Return which branch the run took at a change; None when it comes there for the first time."""
         if PATCH + change in self._steps:
@@ -95,6 +102,16 @@ class History:
             self._waits.remove(key)
         self._unmet.discard(key)
         return known
+
+    def to_take_up(self, key: str, digest: bytes) -> str | None:
+        """Return the id of a wait for children to be taken up again, if the body asks for the same ones.
+
+        Code that was mended may ask for others.
+        """
+        known = self._steps.get(key)
+        if known is None or (known.outcome, known.codec) != (outcomes.DISCARDED, outcomes.AGAIN):
+            return None
+        return (known.output or b"").decode() if known.digest == digest else None
 
     def outcome(self, step: Step[Any, Any], known: Checkpoint, arguments: tuple[bytes, str]) -> Any:
         """Return the value of a finished step, or raise its error."""

@@ -7,7 +7,7 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from celery_durable.checkpoint import StepWrite
+from celery_durable.checkpoint import OK, StepWrite
 from celery_durable.exceptions import LeaseLostError, RunCancelled, SerializationError
 from celery_durable.executor.ids import DerivedIds
 from celery_durable.seam import ReplayedError, Suspended
@@ -38,6 +38,7 @@ class Journal:
         in_flight: says whether steps are being executed beside the body.
         replaying: whether the body only replays, to find out what it has registered.
         compensates: whether it has registered compensations.
+        done: keys of the steps that this attempt has stored as done.
 
     Arguments:
         claim: the lease.
@@ -63,6 +64,7 @@ class Journal:
         self.in_flight: Callable[[], bool] = lambda: False
         self.replaying = False
         self.compensates = False
+        self.done: list[str] = []
 
     def may_go_on(self) -> None:
         """Stop at a step boundary: the lease is gone, the run is cancelled, or the worker shuts down."""
@@ -133,6 +135,8 @@ class Journal:
     def save(self, entry: StepWrite, *, relaxed: bool = False) -> None:
         """Store a step."""
         self.store(lambda: self.runs.checkpoint(self.claim.key, self.claim.fence, entry, relaxed=relaxed))
+        if entry.outcome == OK:
+            self.done.append(entry.key)
 
     def store(self, write: Callable[[], bool]) -> None:
         """Do a write that says whether the run is asked to stop."""
@@ -166,6 +170,7 @@ class Journal:
             self.lost = self.lost or isinstance(error, LeaseLostError)
             raise
         self.cancelled = kept.stop or self.cancelled
+        self.done.append(key)
         if entry is not None and entry.calls:
             self.runs.note_calls(self.claim.key, self.claim.fence, entry.calls)
         return kept
@@ -180,7 +185,9 @@ class Journal:
         waits, claim = self.runs.waits, self.claim
         wait = replace(wait, compensates=self.compensates)
         try:
-            if leave:
+            if wait.again:
+                waited = waits.take_up(claim.key, claim.fence, wait)
+            elif leave:
                 waited = waits.leave(claim.key, claim.fence, wait, children)
             else:
                 waited = waits.begin(claim.key, claim.fence, wait)

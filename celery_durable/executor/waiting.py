@@ -196,5 +196,5 @@ def to_publish(runs: Sequence[NewRun], started: dict[str, str]) -> list[Stored]:
 
 
 def _left(wait: Wait, waited: Waited, children: Children | None) -> Suspended:
-    messages = [] if children is None else to_publish(children.runs, waited.started)
+    messages = waited.restarted if children is None else to_publish(children.runs, waited.started)
     return Suspended("suspended", reason=wait.kind, stored=True, messages=messages)

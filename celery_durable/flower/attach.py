@@ -21,7 +21,7 @@ def attach() -> None:
         return
     if any(getattr(route, "name", None) == "durable" for route in urls.handlers):
         return
-    from celery_durable.flower import metrics
+    from celery_durable.flower import brokers, metrics
     from celery_durable.flower.nav import NavTemplate
     from celery_durable.flower.routes import routes
 
@@ -31,6 +31,7 @@ def attach() -> None:
     urls.handlers[-1:-1] = ours  # the last one catches everything
     urls.settings["ui_modules"] = [*others, {"Template": NavTemplate}]
     metrics.register()
+    brokers.register()
 
 
 def _unsupported(urls: Any) -> str | None:

@@ -204,7 +204,7 @@ def _attempts_and_between(run: RunView, since: Since, end: float, *, alive: bool
         found.append(_Stretch(start, edge, kind, f"attempt {attempt.number} on {attempt.hostname}"))
         before = {"retry": "backoff", "suspended": "wait"}.get(kind, "queue")
     if not run.state.final and end > edge:
-        waits = run.state is RunState.WAITING
+        waits = run.stored_state is RunState.WAITING
         kind = ("backoff" if run.reason == "retry" else "wait") if waits else "queue"
         found.append(_Stretch(edge, end, kind, _BETWEEN[kind]))
     return found
@@ -214,7 +214,7 @@ _BETWEEN = {"queue": "queued for a worker", "wait": "waited", "backoff": "waited
 
 
 def _began_with_a_timer(run: RunView) -> bool:
-    return run.attempt == 0 and run.state is RunState.WAITING
+    return run.attempt == 0 and run.stored_state is RunState.WAITING
 
 
 def _step_rows(run: RunView, since: Since, scale: Scale) -> Iterable[tuple[str, Row]]:
@@ -289,7 +289,7 @@ _CUT = {"lost": "cut off when it lost its worker", "released": "cut off by a shu
 
 def _executing(run: RunView, since: Since, scale: Scale, end: float, *, alive: bool) -> Bar | None:
     """Return what is executed now: everything since the latest checkpoint, or since the attempt began."""
-    if run.state not in (RunState.RUNNING, RunState.CANCELLING) or not run.attempts:
+    if run.stored_state not in (RunState.RUNNING, RunState.CANCELLING) or not run.attempts:
         return None
     start = since(run.attempts[-1].started_at)
     for step in run.steps:

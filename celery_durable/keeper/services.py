@@ -77,9 +77,8 @@ def enforce_deadlines(store: KeeperStore) -> int:
 def cascade(store: KeeperStore) -> int:
     """Cancel children of cancelled runs, and theirs; return how many."""
     total = 0
-    while forsaken := store.forsaken(BATCH):
-        store.cancel(forsaken, cause="parent", reason="its parent was cancelled")
-        total += len(forsaken)
+    while found := store.cascade(BATCH, reason="its parent was cancelled"):
+        total += found
     return total
 
 

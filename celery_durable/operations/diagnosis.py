@@ -99,7 +99,7 @@ class Diagnosis:
 
 def diagnose(facts: Facts, zone: tzinfo | None = None) -> Diagnosis:
     """Return why a run does or does not move; `zone` is that of the moments it names."""
-    state = facts.run.state
+    state = facts.run.stored_state
     if state in (RunState.RUNNING, RunState.CANCELLING):
         return _executing(facts, zone)
     if state is RunState.PENDING:

@@ -28,6 +28,7 @@ class Outcome:
         before: the state in which it was found, None for an unknown id.
         state: the state it is in now. After a cancel `running` means: asked to stop, at its next step.
         changed: whether this operation changed anything; a cancel asked for before changes nothing again.
+        children: how many failed and cancelled children a resume starts again, when the run waits for them.
         published: False when the broker did not take the message of a resumed run; the keeper sends it later.
         error: why the run was left alone, or None.
     """
@@ -38,6 +39,7 @@ class Outcome:
     changed: bool
     published: bool = True
     error: DurableError | None = None
+    children: int = 0
 
 
 def outcomes_of(
@@ -58,6 +60,7 @@ def outcomes_of(
                 change.changed,
                 published=change.id not in late,
                 error=None if change.changed else refusal(change),
+                children=change.children,
             )
     return [
         known.get(run_id) or Outcome(run_id, None, None, changed=False, error=unknown(run_id))
@@ -104,6 +107,12 @@ _WHY_NOT_RESUMED = {
 
 def not_resumed(change: Change) -> RunStateError:
     """Return why a run could not be resumed."""
+    if change.stopping:
+        message = (
+            f"The run {change.id} is cancelled, and children of it are still coming to their end: "
+            f"resume it when they have, and they are resumed with it"
+        )
+        return RunStateError(message, run_id=change.id, state=str(change.state))
     hint = _WHY_NOT_RESUMED.get(change.state or RunState.PENDING, "look again")
     which = "Only failed and cancelled runs can be resumed. "
     if change.state in (RunState.FAILED, RunState.CANCELLED):

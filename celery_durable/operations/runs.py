@@ -75,7 +75,9 @@ class Runs(RunsInView):
     def resume(self, run_id: str, *, reason: str | None = None, actor: str | None = None) -> Outcome:
         """Execute a failed or cancelled run again: finished steps are kept, retries count from zero.
 
-        This opens a new generation of the run; who was told of its failure is not told again.
+        This opens a new generation of the run; who was told of its failure is not told again. Where it comes
+        to a wait for children that did not all succeed, and had got no further, these are resumed, too, and
+        waited for again.
 
         Arguments:
             run_id: the run's id, which is its Celery task id.
@@ -224,13 +226,18 @@ class Runs(RunsInView):
             late.update(self._publish(_messages(changes)))
             return changes
 
-        return self._each(
+        outcomes = self._each(
             runs,
             selection.RESUMABLE,
             lambda ids: outcomes_of(ids, resume, not_resumed, late),
             dry_run=dry_run,
             progress=progress,
         )
+        return selection.with_children(store.inspection, outcomes) if dry_run else outcomes
+
+    def children_to_resume(self, ids: Sequence[str]) -> dict[str, int]:
+        """Return how many children a resume of each run starts again; only those with any."""
+        return selection.children_of(self._store.inspection, ids)
 
     def _each(
         self,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from celery_durable.store.inspection import InspectionStore
 
 RESUMABLE = frozenset({RunState.FAILED, RunState.CANCELLED})
-RETRYABLE = frozenset({RunState.WAITING})
+RETRYABLE = frozenset({RunState.WAITING, RunState.CANCELLING})
 CANCELLABLE = frozenset(RunState) - FINAL_STATES
 
 
@@ -41,6 +41,20 @@ def in_bulk(
         if progress is not None:
             progress(len(outcomes))
     return outcomes
+
+
+def children_of(inspection: InspectionStore, ids: Sequence[str]) -> dict[str, int]:
+    """Return how many children each of these runs would start again, of those with any."""
+    counts: dict[str, int] = {}
+    for start in range(0, len(ids), AT_ONCE):
+        counts |= inspection.children_to_resume(ids[start : start + AT_ONCE])
+    return counts
+
+
+def with_children(inspection: InspectionStore, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
+    """Say of runs that would be resumed how many children would be with each."""
+    counts = children_of(inspection, [one.id for one in outcomes])
+    return [replace(one, children=counts.get(one.id, 0)) for one in outcomes]
 
 
 def _batches(

@@ -48,13 +48,17 @@ def clock(when: datetime, now: datetime, zone: tzinfo | None = None) -> str:
 
 def summary(run: RunSummary, zone: tzinfo | None = None, *, max_retries: int | None = None) -> str:
     """Return what a run is doing, waits for and until when, or how it ended: words to follow its state."""
-    if run.state is RunState.PENDING:
-        return _pending(run)
-    if run.state is RunState.WAITING:
-        return _waiting(run, zone, max_retries)
+    if run.stored_state is RunState.PENDING:
+        return _rolling_back(run) + _pending(run)
+    if run.stored_state is RunState.WAITING:
+        return _rolling_back(run) + _waiting(run, zone, max_retries)
     if run.state in (RunState.RUNNING, RunState.CANCELLING):
         return _running(run)
     return _final(run)
+
+
+def _rolling_back(run: RunSummary) -> str:
+    return f"rolls back, then it is {run.ending}; " if run.state is RunState.CANCELLING else ""
 
 
 def _pending(run: RunSummary) -> str:
@@ -63,8 +67,6 @@ def _pending(run: RunSummary) -> str:
         words = "waits for the keeper to send its message"
     elif run.published_at <= run.now:
         words += f", message sent {relative(run.published_at, run.now)}"
-    if run.ending is not None:
-        words += f"; it rolls back, then it is {run.ending}"
     if run.attempt == 0 and run.expires_at is not None:
         words += f"; expires {relative(run.expires_at, run.now)}"
     return words

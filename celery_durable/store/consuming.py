@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import selectors
 import socket
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from celery_durable.store.connections import Connection, Connections
+
+
+IN_QUEUE = "queue:"
+"""What a notification begins with that names the queue to look into."""
 
 
 class Claimed(NamedTuple):
@@ -112,12 +117,18 @@ class ConsumerSession:
         if self._listens:
             self._connection.execute(f"listen durable_consumer_{consumer:d}".encode())
 
-    def beat(self, consumer: int, names: Sequence[str], *, wakeable: bool) -> bool:
-        """Renew the lease; return False when this consumer was declared dead."""
+    def beat(self, consumer: int, names: Sequence[str], *, wanted: Sequence[str]) -> bool:
+        """Renew the lease; return False when this consumer was declared dead.
+
+        Arguments:
+            consumer: which.
+            names: the queues that it consumes.
+            wanted: those of which it waits to be told.
+        """
         parameters = {
             "consumer": consumer,
             "names": list(names),
-            "wakeable": wakeable and self._listens,
+            "wanted": list(wanted) if self._listens else [],
             "listens": self._listens,
         }
         return self._connection.execute(self._sql["beat"], parameters).rowcount == 1
@@ -148,7 +159,9 @@ class ConsumerSession:
         Returns each order's messages.
         """
         returned = None
-        with self._connection.pipeline():
+        # A pipeline costs as much as a short statement: one alone, as on an idle worker, goes without.
+        several = bool(done) + bool(back) + len(orders) > 1
+        with self._connection.pipeline() if several else nullcontext():
             if done:
                 self._execute("settle", {"consumer": consumer, **_columns(done)})
             if back:
@@ -157,9 +170,18 @@ class ConsumerSession:
         if returned is not None:
             self._rouse({row["queue"] for row in returned.fetchall()})
         return [
-            [_delivery(consumer, row) for row in sorted(cursor.fetchall(), key=_turn_of)]
-            for cursor in cursors
+            self._taken(consumer, order, cursor.fetchall())
+            for order, cursor in zip(orders, cursors, strict=True)
         ]
+
+    def _taken(self, consumer: int, order: Order, rows: list[dict[str, Any]]) -> list[Delivery]:
+        """Return what was claimed; where somebody was faster, see what is behind it."""
+        won = found = [row for row in rows if row["number"] is not None]
+        while len(won) < len(rows):
+            rows = self._order(consumer, Order(order.places, order.limit - len(found))).fetchall()
+            won = [row for row in rows if row["number"] is not None]
+            found += won
+        return [_delivery(consumer, row) for row in sorted(found, key=_turn_of)]
 
     def _going_back(self, consumer: int, back: Sequence[Return]) -> dict[str, Any]:
         return {
@@ -249,5 +271,5 @@ def _turn_of(row: dict[str, Any]) -> tuple[int, int]:
 
 def _delivery(consumer: int, row: dict[str, Any]) -> Delivery:
     return Delivery(
-        Claimed(consumer, row["id"], row["claims"]), row["queue"], row["priority"], bytes(row["payload"])
+        Claimed(consumer, row["id"], row["number"]), row["queue"], row["priority"], bytes(row["payload"])
     )

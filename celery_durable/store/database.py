@@ -157,7 +157,7 @@ class Store:
         """The statements that store a run unless its key has one."""
         from celery_durable.store.once import OnceStore
 
-        return OnceStore(self.connections, schema=self.settings.schema, check=self.settings.check)
+        return OnceStore(self.connections, self.runs, schema=self.settings.schema)
 
     @cached_property
     def callers(self) -> CallersStore:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from celery_durable.store import queries
 from celery_durable.store.url import strip_prefix
@@ -48,8 +48,17 @@ def something() -> bool:
 
 def put_away(connection: Connection, schema: str, run: int, fence: uuid.UUID) -> None:
     """Delete the message if the statement in front of this one, in its transaction, has ended the attempt."""
+    _execute(connection, schema, "put_away", {"run": run, "fence": fence})
+
+
+def put_away_unclaimed(connection: Connection, schema: str, run_id: str) -> None:
+    """Delete the message if the statement in front of this one has ended its run, or lets it wait."""
+    _execute(connection, schema, "put_away_unclaimed", {"run_id": run_id})
+
+
+def _execute(connection: Connection, schema: str, name: str, parameters: dict[str, Any]) -> None:
     held = _message.get()
     if held is not None:
         consumer, message, number = held
-        parameters = {"consumer": consumer, "id": message, "number": number, "run": run, "fence": fence}
-        connection.execute(queries.load("posting", schema)["put_away"], parameters)
+        given = {"consumer": consumer, "id": message, "number": number, **parameters}
+        connection.execute(queries.load("posting", schema)[name], given)

@@ -11,6 +11,7 @@ from celery_durable.run import RunState
 from celery_durable.store import queries
 from celery_durable.store.questions import Filter, list_runs, whole_run
 from celery_durable.store.refusing import plainly
+from celery_durable.store.resuming import children_to_resume, put_aside
 from celery_durable.store.views import (
     Change,
     Count,
@@ -183,27 +184,20 @@ class InspectionStore:
 
         def work(connection: Connection) -> list[Row]:
             with connection.transaction():
+                connection.execute(self._sql["hold"], parameters)
+                children = children_to_resume(connection, self._sql, ids)
                 rows = connection.execute(self._sql["resume"], parameters).fetchall()
                 now = [row for row in rows if row["now"]]
-                if now:
-                    touched = {
-                        "keys": [row["key"] for row in now],
-                        "before": [row["before"] for row in now],
-                        "generations": [row["generation"] for row in now],
-                    }
-                    connection.execute(self._sql["resume_discard"], touched | audit)
-                    self._cancel_forsaken(connection, [row["key"] for row in now if row["cascading"]], audit)
+                for row in now:
+                    row["children"] = children.get(row["id"], 0)
+                put_aside(connection, self._sql, now, audit)
             return rows
 
         return [_change(row) for row in self._patiently(work, _WRITE_BUDGET)]
 
-    def _cancel_forsaken(self, connection: Connection, parents: Sequence[int], audit: dict[str, Any]) -> None:
-        """Cancel the children of a generation that is over; the next one starts its own."""
-        if not parents:
-            return
-        forsaken = connection.execute(self._sql["forsaken"], {"keys": parents}).fetchall()
-        cancel = {"ids": [row["id"] for row in forsaken], "cause": "parent"}
-        connection.execute(self._sql["cancel"], audit | cancel | {"reason": "its parent was cancelled"})
+    def children_to_resume(self, ids: Sequence[str]) -> dict[str, int]:
+        """Return how many failed and cancelled children each of these runs would start again."""
+        return self._patiently(lambda c: children_to_resume(c, self._sql, ids), _READ_BUDGET)
 
     def _ask(self, question: Question[T]) -> T:
         answers: list[Sequence[Row]] | None = None

@@ -90,6 +90,7 @@ class KeeperStore:
         self._sql = queries.load("keeper", schema)
         self._waits = queries.load("waits", schema)
         self._cancel = queries.load("inspection", schema)["cancel"]
+        self._hold = queries.load("inspection", schema)["hold"]
         self._unpublish = queries.load("runs", schema)["unpublish"]
         self._slots = queries.load("slots", schema)
         self._open_chords = queries.load("chords", schema)["overdue"]
@@ -181,10 +182,27 @@ class KeeperStore:
 
     def forsaken(self, limit: int) -> list[str]:
         """Return unfinished children of cancelled runs; when there are none any more, forget about these."""
-        ids = [row["id"] for row in self._all("forsaken", limit=limit)]
+        ids = [row["id"] for row in self._all("forsaken", limit=limit, ids=None)]
         if not ids:
             self._all("cascaded")
         return ids
+
+    def cascade(self, limit: int, *, reason: str) -> int:
+        """Cancel children of cancelled runs; return how many were found, 0 when all have been told.
+
+        Parents and children are locked together and judged again: a parent that is being resumed goes on with
+        the children it has.
+        """
+        found = self._all("forsaken", limit=limit, ids=None)
+        if not found:
+            self._all("cascaded")
+            return 0
+        children = [row["id"] for row in found]
+        with self.connection.transaction():
+            self.connection.execute(self._hold, {"ids": [*children, *(row["parent"] for row in found)]})
+            still = [row["id"] for row in self._all("forsaken", limit=limit, ids=children)]
+            self.cancel(still, cause="parent", reason=reason)
+        return len(found)
 
     def cancel(self, ids: Sequence[str], *, cause: str, reason: str) -> None:
         """Cancel runs, as an operator would."""

@@ -145,7 +145,7 @@ class MessageStore:
     def redrive(self, queue: str) -> int:
         """Put the dead letters of a queue back into it; return how many."""
         (row,) = self._rows("redrive", {"queue": queue})
-        self.wake([row["sleeper"]])
+        self.wake([{"queue": queue, **row}])
         return int(row["messages"])
 
     def has_messages(self, queue: str) -> bool:
@@ -178,14 +178,15 @@ class MessageStore:
         return self._tell(self._rows("route", parameters))
 
     def _tell(self, rows: list[dict[str, Any]]) -> bool:
-        self.wake(row["sleeper"] for row in rows)
+        self.wake(rows)
         return bool(rows)
 
-    def wake(self, sleepers: Iterable[int | None]) -> None:
-        """Tell sleeping consumers that there is something for them, once it is committed."""
-        found = [sleeper for sleeper in sleepers if sleeper is not None]
+    def wake(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Tell each row's `sleeper`, if it has one, that its `queue` has something, which is committed."""
+        found = [row for row in rows if row["sleeper"] is not None]
         if found:
-            self._run("wake", {"sleepers": found})
+            sleepers = [row["sleeper"] for row in found]
+            self._run("wake", {"sleepers": sleepers, "queues": [row["queue"] for row in found]})
 
     def _run(self, name: str, parameters: dict[str, Any]) -> int:
         return self._once(lambda connection: connection.execute(self._sql[name], parameters).rowcount)

@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from celery_durable.store import queries
-from celery_durable.store.bulk import Insertion
+from celery_durable.store.enqueueing import ENQUEUE_BUDGET
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import timedelta
 
     from celery_durable.store.connections import Connection, Connections
+    from celery_durable.store.enqueueing import NewRuns
     from celery_durable.store.writes import Key, NewRun
-
-_BUDGET = 15.0
 
 
 class OnceStore:
@@ -22,15 +20,14 @@ class OnceStore:
 
     Arguments:
         connections: where to write.
+        runs: stores the run whose key was to be had.
         schema: the schema's name.
-        check: how long after a publish the keeper looks whether the message was lost.
     """
 
-    def __init__(self, connections: Connections, *, schema: str, check: timedelta) -> None:
+    def __init__(self, connections: Connections, runs: NewRuns, *, schema: str) -> None:
         self._connections = connections
+        self._runs = runs
         self._sql = queries.load("once", schema)
-        self._runs = {**queries.load("chains", schema), **queries.load("runs", schema)}
-        self._check = check
 
     def enqueue(self, run: NewRun, key: Key, message_of: Callable[[str], bytes]) -> tuple[str, str | None]:
         """Store a run if its key is to be had.
@@ -49,9 +46,9 @@ class OnceStore:
                         holder = self._retake(connection, parameters)  # it has just been woken
                 if holder != run.id:
                     return holder, None
-                return holder, Insertion(connection, self._runs, [run], self._check).states()[0]
+                return holder, self._runs.add(connection, [run])[0]
 
-        return self._connections.patiently(work, budget=_BUDGET)
+        return self._connections.patiently(work, budget=ENQUEUE_BUDGET)
 
     def _holder(self, connection: Connection, parameters: dict[str, Any]) -> str:
         """Return the id of the run that has the key from now on, its row held until the commit."""

@@ -63,5 +63,5 @@ class PostingStore:
             return inserted.states(), posted.fetchall()
 
         states, rows = self._connections.patiently(work, budget=_BUDGET)
-        self._messages.wake(row["sleeper"] for row in rows)
+        self._messages.wake(rows)
         return states, {row["queue"] for row in rows}

@@ -72,7 +72,7 @@ class Filter:
     """Which runs to list; what is None does not matter.
 
     Attributes:
-        states: stored states, any of them.
+        states: any of these; a run that takes back what it has done is `cancelling`, whatever its row says.
         reason: why a run waits or ended: `retry`, `timer`, `exhausted`, `revoked`, ...
         since: only runs created then or later; a `timedelta` counts back from the database's now.
         until: only runs created before then.
@@ -112,7 +112,9 @@ class Filter:
         if self.has_error:
             return [RunState.FAILED.value, RunState.WAITING.value]
         if (reason := self.reason) in _STATES_OF_REASON:
-            return [_STATES_OF_REASON[reason].value]
+            state = _STATES_OF_REASON[reason]
+            # what waits while it rolls back is `cancelling`
+            return [state.value] if state.final else [state.value, RunState.CANCELLING.value]
         return None
 
     @property
@@ -130,6 +132,7 @@ def list_runs(sql: Mapping[str, str], wanted: Filter, limit: int, before: int | 
         "reason": wanted.reason,
         "worker": wanted.worker,
         "states": wanted.possible_states,
+        "as_shown": True if wanted.states else None,
         "has_error": wanted.has_error or None,
         "has_no_error": True if wanted.has_error is False else None,
         "keys": None if wanted.keys is None else list(wanted.keys),
@@ -153,9 +156,13 @@ def list_runs(sql: Mapping[str, str], wanted: Filter, limit: int, before: int | 
         ((looked,),) = yield [Statement(sql["floor"], {"before": bounds["before"], "window": _WINDOW})]
         bounds["floor"] = looked["floor"]
     parameters = {name: value for name, value in (parameters | bounds).items() if value is not None}
-    (rows,) = yield [
-        Statement(with_lines(sql["list"], parameters), {"states": ["any"], **parameters}),
-    ]
+    statements = [Statement(with_lines(sql["list"], parameters), {"states": ["any"], **parameters})]
+    if wanted.states and RunState.CANCELLING in wanted.states:  # some of their rows say otherwise
+        others = {name: value for name, value in parameters.items() if name not in {"states", "as_shown"}}
+        others["rolling_back"] = True
+        statements.append(Statement(with_lines(sql["list"], others), {"states": ["any"], **others}))
+    found = yield statements
+    rows = sorted((row for part in found for row in part), key=lambda row: -row["key"])[: limit + 1]
     runs = tuple(RunSummary(**row) for row in rows[:limit])
     if len(rows) > limit:
         return Page(runs, runs[-1].key)

@@ -137,14 +137,24 @@ class RunStore(RunsFromOutside):
     def _refused(self, parameters: dict[str, Any], row: dict[str, Any]) -> Refusal:
         """Return why a pending run is not for this worker."""
         if row["expired"]:
-            self._one("expire", parameters, fetch=False)
+            self._unclaimed("expire", parameters)
             return Refusal.EXPIRED
         if not row["worker_alive"]:
             return Refusal.NO_WORKER
         if self._version is not None and row["version"] not in (None, self._version):
-            self._one("wait_for_version", {"id": parameters["id"], "version": self._version}, fetch=False)
+            self._unclaimed("wait_for_version", {"id": parameters["id"], "version": self._version})
             return Refusal.VERSION
         return Refusal.SLOTTED if row["slotted"] else Refusal.OWNED
+
+    def _unclaimed(self, name: str, parameters: dict[str, Any]) -> None:
+        """End a run that was not given, or let it wait; its message goes with the same write."""
+
+        def work(connection: Connection) -> None:
+            with connection.pipeline():
+                connection.execute(self._sql[name], parameters)
+                in_hand.put_away_unclaimed(connection, self._schema, parameters["id"])
+
+        self._connections.patiently(work)
 
     def checkpoint(self, run: int, fence: uuid.UUID, step: StepWrite, *, relaxed: bool = False) -> bool:
         """Store one step's outcome; return whether the run is asked to stop.
@@ -284,7 +294,14 @@ class RunStore(RunsFromOutside):
             "undone": undone,
             "unreported": unreported,
         }
-        row = self._one("rolled_back", parameters)
+
+        def work(connection: Connection) -> Any:
+            with connection.pipeline():
+                ended = connection.execute(self._sql["rolled_back"], parameters)
+                in_hand.put_away(connection, self._schema, run, fence)
+            return ended.fetchone()
+
+        row = self._connections.patiently(work)
         if row is None:
             raise LeaseLostError
         reason: str | None = row["reason"]
@@ -322,6 +339,7 @@ class RunStore(RunsFromOutside):
         def work(connection: Connection) -> tuple[Any, list[str | None]]:
             with connection.transaction():
                 left = connection.execute(self._sql["release"], self._leaving(run, fence, release)).fetchone()
+                in_hand.put_away(connection, self._schema, run, fence)
                 if left is None or RunState(left["state"]).final:
                     return left, [None for _ in by]
                 with connection.pipeline():

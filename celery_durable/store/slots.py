@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from celery_durable.run import Refusal
-from celery_durable.store import queries
+from celery_durable.store import in_hand, queries
 from celery_durable.store.writes import Stored
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class SlotStore:
     ) -> None:
         self._connections = connections
         self._runs = runs
+        self._schema = schema
         self._sql = queries.load("slots", schema)
         hot = queries.load("runs", schema)
         self._claim, self._history = slotted(hot["claim"], schema), hot["history"]
@@ -78,6 +79,7 @@ class SlotStore:
                 connection.execute(self._sql["lock"], given)
                 claimed = connection.execute(self._claim, given)
                 waits = connection.execute(self._sql["wait"], given)
+                in_hand.put_away_unclaimed(connection, self._schema, given["id"])
                 granted = connection.execute(self._sql["grant"], given)
                 history = connection.execute(self._history, given)
                 if link is not None:

@@ -26,6 +26,8 @@ class RunSummary:
         awaits: the signal that a waiting run waits for.
         orphaned: whether the run is executing for a worker that is gone.
         now: the database's time of this view.
+        state: what it is doing: `cancelling` as long as it takes back what it has done.
+        stored_state: what its row says: while it does so and waits for a worker, `pending` or `waiting`.
     """
 
     key: int
@@ -61,9 +63,13 @@ class RunSummary:
     now: datetime
     awaits: str | None = None
     ending: str | None = None
+    stored_state: RunState | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "state", RunState(self.state))
+        stored = RunState(self.stored_state or self.state)
+        rolls_back = self.ending is not None and self.finished_at is None
+        object.__setattr__(self, "stored_state", stored)
+        object.__setattr__(self, "state", RunState.CANCELLING if rolls_back else stored)
 
     @property
     def celery_state(self) -> str:
@@ -331,6 +337,8 @@ class Change:
         state: the state it left.
         changed: whether this operation changed anything.
         message: the stored message to publish, after a resume.
+        children: how many children a resumed run starts again with it.
+        stopping: whether it cannot be resumed yet, because its children are still being cancelled.
     """
 
     id: str
@@ -340,3 +348,5 @@ class Change:
     generation: int | None = None
     message: bytes | None = field(default=None, repr=False)
     body: bytes | None = field(default=None, repr=False)
+    children: int = 0
+    stopping: bool = False

@@ -9,7 +9,8 @@ from celery_durable import checkpoint as outcomes
 from celery_durable.exceptions import LeaseLostError
 from celery_durable.store import in_hand, queries
 from celery_durable.store.bulk import batches, columns_of, complete, size_of
-from celery_durable.store.writes import Stored, Wait, closed
+from celery_durable.store.resuming import put_aside
+from celery_durable.store.writes import SENT_AT_ONCE, Stored, Wait, closed
 
 if TYPE_CHECKING:
     import uuid
@@ -30,6 +31,7 @@ class Waited:
         outcome: `ok` or `error` when what it waited for is there, `waiting` when its time is over.
         remaining: seconds that a wait on the worker has to last.
         started: children that were stored, and in which state.
+        restarted: messages of children that have begun a new generation.
     """
 
     left: bool
@@ -39,6 +41,7 @@ class Waited:
     codec: str | None = None
     remaining: float | None = None
     started: dict[str, str] = field(default_factory=dict)
+    restarted: list[Stored] = field(default_factory=list)
 
 
 class WaitStore:
@@ -55,6 +58,7 @@ class WaitStore:
         self._schema = schema
         self._sql = queries.load("waits", schema)
         self._runs = queries.load("runs", schema)
+        self._inspection = queries.load("inspection", schema)
         self._check = check
 
     def begin(self, run: int, fence: uuid.UUID, wait: Wait) -> Waited:
@@ -94,16 +98,31 @@ class WaitStore:
             return left.fetchone(), [row for cursor in started for row in cursor.fetchall()]
 
         row, started = self._connections.patiently(work)
-        if row is None or not (row["left"] or row["held"]):
-            raise LeaseLostError(step=wait.key)
-        return Waited(
-            left=row["left"],
-            stop=row["cancel_requested"],
-            outcome=row["outcome"] or outcomes.WAITING,
-            output=row["output"],
-            codec=row["codec"],
-            started={child["id"]: child["state"] for child in started},
-        )
+        return _waited(wait, row, started={child["id"]: child["state"] for child in started})
+
+    def take_up(self, run: int, fence: uuid.UUID, wait: Wait) -> Waited:
+        """Wait for children again, those of them that did not succeed beginning anew; else as `leave`.
+
+        In one transaction, but not in one round trip: this happens once for each resume of the run.
+        """
+        parameters = {**_parameters(run, fence, wait), "check": self._check, "at_once": SENT_AT_ONCE}
+        audit = {"operation": fence, "actor": None, "reason": "its parent was resumed"}
+
+        def work(connection: Connection) -> tuple[Any, list[Any]]:
+            with connection.transaction():
+                connection.execute(self._sql["wait"], parameters)
+                restarted = connection.execute(self._sql["start_again"], parameters).fetchall()
+                if anew := [row["key"] for row in restarted if row["anew"]]:
+                    connection.execute(self._sql["forget"], {"keys": anew})
+                put_aside(connection, self._inspection, restarted, audit)
+                connection.execute(self._sql["collect"], parameters)
+                left = connection.execute(self._sql["leave"], parameters).fetchone()
+                in_hand.put_away(connection, self._schema, run, fence)
+            return left, restarted
+
+        row, restarted = self._connections.patiently(work)
+        messages = [Stored(one["id"], one["message"], one["body"]) for one in restarted if one["publish"]]
+        return _waited(wait, row, restarted=messages)
 
     def _start(self, connection: Connection, parameters: dict[str, Any], children: Children) -> list[Any]:
         shared = {
@@ -151,6 +170,19 @@ class WaitStore:
 def followed(cursors: list[Any]) -> list[Stored]:
     """Return the messages of the runs that were woken."""
     return [Stored(**row) for cursor in cursors for row in cursor.fetchall()]
+
+
+def _waited(wait: Wait, row: Any, **more: Any) -> Waited:
+    if row is None or not (row["left"] or row["held"]):
+        raise LeaseLostError(step=wait.key)
+    return Waited(
+        left=row["left"],
+        stop=row["cancel_requested"],
+        outcome=row["outcome"] or outcomes.WAITING,
+        output=row["output"],
+        codec=row["codec"],
+        **more,
+    )
 
 
 def _parameters(run: int, fence: uuid.UUID, wait: Wait) -> dict[str, Any]:

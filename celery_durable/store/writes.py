@@ -208,6 +208,10 @@ class Release:
     slot: Slot | None = None
 
 
+SENT_AT_ONCE = 500
+"""Children whose messages the parent's worker sends; the keeper sends those behind them."""
+
+
 @dataclass(frozen=True)
 class Children:
     """What a wait for children starts.
@@ -236,6 +240,8 @@ class Wait:
         compensates: whether the run has registered compensations so far.
         late: what is stored as its error when nothing came in time, or results larger than `most` bytes
             together; with its codec and in one line.
+        again: whether a resumed run takes up this wait for children, and starts those again that failed.
+        version: the code's version, which these get.
     """
 
     key: str
@@ -253,6 +259,8 @@ class Wait:
     late_error: str | None = None
     most: int = 0
     compensates: bool = False
+    again: bool = False
+    version: str | None = None
 
 
 def closed(fence: uuid.UUID) -> uuid.UUID:

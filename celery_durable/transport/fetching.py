@@ -11,7 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from celery_durable.store.consuming import Order
+from celery_durable.store.consuming import IN_QUEUE, Order
 from celery_durable.store.patience import PASSING, first_line
 from celery_durable.transport.heads import Heads
 from celery_durable.transport.upkeep import LOOK, Upkeep
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_POLL = 0.5  # seconds between two looks of a consumer that is woken by notifications
+_POLL = 1.0  # seconds between two looks of a consumer that is woken by notifications
 _FIRST_POLL, _LONGEST_POLL = 0.005, 0.3  # of one that is not
 _NO_ROOM = 0.05  # seconds between two looks whether a prefetch limit allows more
+_FULL = 0.2  # seconds without room after which publishers had better wake somebody else
 _BUSY = 0.5  # seconds of work without a pause after which nobody needs to wake this consumer
 _BATCH = 100  # messages claimed at once where there is no prefetch limit
 _LINGER = 5.0  # seconds that a session without consumers is kept
@@ -52,8 +53,9 @@ class Fetching:
         self._me: int | None = None
         self._held: set[Claimed] = set()
         self._named: list[str] = []
-        self._wakeable = False
+        self._wanted: set[str] = set()
         self._busy_since: float | None = None
+        self._full_since: float | None = None
         self._poll = _POLL if self._listens else _FIRST_POLL
         self._next_poll = self._next_beat = 0.0
         self._next_look = time.monotonic() + LOOK
@@ -95,8 +97,8 @@ class Fetching:
 
     def _resume(self, session: ConsumerSession) -> None:
         """Go on as the consumer this was, or begin as a new one."""
-        self._named, self._wakeable = self._names(), False
-        if self._me is not None and session.beat(self._me, self._named, wakeable=False):
+        self._named, self._wanted = self._names(), set()
+        if self._me is not None and session.beat(self._me, self._named, wanted=()):
             session.listen(self._me)
             session.reconcile(self._me, [claim.id for claim in self._held])
         else:
@@ -174,9 +176,9 @@ class Fetching:
             self._heads.looked(began, now)
         for (_, limit, subscriptions), found in zip(groups, answers, strict=True):
             self._take(subscriptions, found, limit, now)
-        came = any(answers)
-        self._note_work(session, now, came=came)
-        return came
+        came = {delivery.queue for found in answers for delivery in found}
+        self._note_work(session, now, came)
+        return bool(came)
 
     def _take(self, subscriptions: list[Subscription], found: list[Delivery], limit: int, now: float) -> None:
         owners: dict[str, list[Subscription]] = {}
@@ -250,59 +252,79 @@ class Fetching:
                 left, self._fetcher.left = self._fetcher.left, set()
             session.used(sorted(left))
         self._named = names
-        self._beat(session, wakeable=self._wakeable)
+        self._beat(session, self._wanted.intersection(names))
 
-    def _beat(self, session: ConsumerSession, *, wakeable: bool) -> None:
+    def _beat(self, session: ConsumerSession, wanted: set[str]) -> None:
+        """Renew the lease, and say which queues' messages this consumer is to be woken for."""
         assert self._me is not None  # noqa: S101  (registered)
-        self._wakeable = wakeable
+        self._wanted = wanted
         self._next_beat = time.monotonic() + self._lease / 3
-        if not session.beat(self._me, self._named, wakeable=wakeable):
+        if not session.beat(self._me, self._named, wanted=sorted(wanted)):
             self._begin(session)
-            session.beat(self._me, self._named, wakeable=wakeable)
+            session.beat(self._me, self._named, wanted=sorted(wanted))
             self._starve()
 
-    def _note_work(self, session: ConsumerSession, now: float, *, came: bool) -> None:
-        """Tell publishers when nobody needs to wake this consumer."""
+    def _note_work(self, session: ConsumerSession, now: float, came: set[str]) -> None:
+        """Tell publishers when nobody needs to wake this consumer for these queues."""
         if not came:
             return
         self._poll = _POLL if self._listens else _FIRST_POLL
         self._next_poll = now + self._poll
         if self._busy_since is None:
             self._busy_since = now
-        elif self._wakeable and now - self._busy_since >= _BUSY:
-            self._beat(session, wakeable=False)
+        elif self._wanted & came and now - self._busy_since >= _BUSY:
+            self._beat(session, self._wanted - came)
 
     def _rest(self, session: ConsumerSession) -> None:
         """Nothing came: sleep until something may have changed."""
-        full = self._has_hungry()
-        if not full:
-            self._busy_since = None
-            if self._listens and not self._wakeable and self._named:
-                self._beat(session, wakeable=True)
-                self._starve()  # what was published while nobody could know that this consumer sleeps
-                return
         now = time.monotonic()
-        if self._named and not full and now >= self._next_poll:
-            self._look_around(session, now)
-            if self._has_hungry():
+        full = self._full()
+        open_to = set(self._named) - full
+        if not full:
+            self._busy_since = self._full_since = None
+        elif self._full_since is None:
+            self._full_since = now
+        if self._listens and self._told_wrong(open_to, now):
+            self._beat(session, open_to)
+            self._starve()  # what was published while nobody could know that this consumer sleeps
+            return
+        if open_to and now >= self._next_poll:
+            self._look_around(session, sorted(open_to), now)
+            if self._full() != full:
                 return
         until = min(self._next_beat, self._next_look)
-        until = min(until, now + _NO_ROOM) if full else min(until, self._next_poll) if self._named else until
+        until = min(until, self._next_poll) if open_to else until
+        until = min(until, now + _NO_ROOM) if full else until
         self._hear(session.wait(self._fetcher.bell.fileno(), max(0.0, until - now)))
 
-    def _has_hungry(self) -> bool:
-        with self._fetcher.lock:
-            return any(one.hungry for one in self._fetcher.subscriptions)
+    def _told_wrong(self, open_to: set[str], now: float) -> bool:
+        """Whether publishers are to be told anew what to wake this consumer for.
 
-    def _look_around(self, session: ConsumerSession, now: float) -> None:
+        That is a write, so a queue for which there is no room just now is told only when it stays like that.
+        """
+        if open_to - self._wanted:
+            return True
+        return bool(
+            self._wanted - open_to and self._full_since is not None and now - self._full_since >= _FULL
+        )
+
+    def _full(self) -> set[str]:
+        """Return the queues that may have something for which there is no room.
+
+        What has something and is not full has been asked already, unless it has just become hungry.
+        """
+        with self._fetcher.lock:
+            return {one.queue for one in self._fetcher.subscriptions if one.hungry}
+
+    def _look_around(self, session: ConsumerSession, names: list[str], now: float) -> None:
         """Ask what is ready: a notification may be lost, or not be sent at all."""
         full = self._heads.full_look_due(now)
-        ready, head = session.ready(self._heads.places(self._named))
+        ready, head = session.ready(self._heads.places(names))
         after = time.monotonic()
         if full:
             self._heads.looked(now, after)
         self._feed(ready)
-        for place in self._heads.places(name for name in self._named if name not in ready):
+        for place in self._heads.places(name for name in names if name not in ready):
             self._heads.reached(place.queue, place.priority, self._head, after)
         self._head = head or 0
         if not self._listens:
@@ -319,7 +341,11 @@ class Fetching:
             return
         if "again" in notes:
             self._heads.forget()
-        self._starve()
+        named = {note.removeprefix(IN_QUEUE) for note in notes if note.startswith(IN_QUEUE)}
+        if len(named) == len(set(notes)):
+            self._feed(named)
+        else:
+            self._starve()
 
 
 def _taken(queue: deque[Claimed] | deque[Return] | deque[Errand]) -> list:  # type: ignore[type-arg]

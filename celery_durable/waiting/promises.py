@@ -27,7 +27,9 @@ class Promises:
 
     Celery registers every result that is waited for or put into a group, and takes it out again when it is
     resolved, or from `__del__`: the garbage collector may call that in any thread, at any moment, also inside
-    these methods. So there is no lock; each change is a single operation on a dictionary.
+    these methods. So there is no lock; each change is a single operation on a dictionary, and who looks at
+    all of them looks at a copy, made by `dict.copy()`: a list of pairs is made of objects, so that it may be
+    interrupted.
 
     A result is held weakly unless it has a callback of its own (`then`), which would be lost with it.
     """
@@ -62,12 +64,12 @@ class Promises:
 
     def ids(self) -> list[str]:
         """Return the ids of all results, each once."""
-        return list(dict.fromkeys(task_id for task_id, _ in list(self._results)))
+        return list(dict.fromkeys(task_id for task_id, _ in self._results.copy()))
 
     def of(self, ids: Iterable[str]) -> Results:
         """Return the results of these ids."""
         wanted, found = set(ids), defaultdict[str, list[Any]](list)
-        for (task_id, _), reference in list(self._results.items()):
+        for (task_id, _), reference in self._results.copy().items():
             if task_id in wanted and (result := reference()) is not None:
                 found[task_id].append(result)
         return found
@@ -83,12 +85,12 @@ class Promises:
 
     def with_callbacks(self) -> bool:
         """Whether there is a result whose callbacks somebody has asked for."""
-        alive = (reference() for reference in list(self._results.values()))
+        alive = (reference() for reference in self._results.copy().values())
         return any(has_callback(result.on_ready) for result in alive if result is not None)
 
     def _sweep(self) -> None:
         """Hold weakly what needs no more; the newest ones may still get their callback."""
-        for key, result in list(self._held.items())[:-_RECENT]:
+        for key, result in list(self._held.copy().items())[:-_RECENT]:
             if not has_callback(result.on_ready):
                 self._held.pop(key, None)
         self._sweep_at = max(_AT_LEAST, 2 * len(self._held))

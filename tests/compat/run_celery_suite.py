@@ -6,7 +6,8 @@
 `baseline` is Celery alone on Redis, to tell what fails anyhow. The tests come from Celery's sdist.
 About 130 of them ask for a result backend whose URL starts with `redis`: the backend gets an alias of that
 kind, for this run only. A private Redis is the broker, or (`--broker postgres`) the database itself.
-Each file runs in a process of its own; what cannot pass is listed, with its reason, in `deselected.txt`.
+Each file runs in a process of its own, `--jobs` of them at a time, with a database and a Redis of its own;
+what cannot pass is listed, with its reason, in `deselected.txt`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import uuid
 import xml.etree.ElementTree as ET
 from collections import Counter
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING
@@ -49,14 +53,31 @@ SETTINGS = {
     "broker_transport_options": {"auto_migrate": True},
 }
 TIMEOUT = 3600
-# Mode, broker, file, and what of it. The tests of the flag wait for minutes that nothing happens.
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file of the suite in one mode on one broker."""
+
+    mode: str
+    broker: str
+    file: str
+    options: list[str]
+
+    @property
+    def name(self) -> str:
+        """What its report and its log are called."""
+        return f"{self.mode}-{self.broker}-{self.file}"
+
+
+# The tests of the flag wait for minutes that nothing happens.
 _QUICK = ["-k", "not allow_error_cb"]
 SHORT = (
-    ("backend", "redis", "test_canvas.py", _QUICK),
-    ("tasks", "redis", "test_canvas.py", _QUICK),
-    ("tasks", "redis", "test_tasks.py", []),
-    ("backend", "rabbitmq", "test_group_chains.py", []),
-    ("tasks", "rabbitmq", "test_group_chains.py", []),
+    Job("backend", "redis", "test_canvas.py", _QUICK),
+    Job("tasks", "redis", "test_canvas.py", _QUICK),
+    Job("tasks", "redis", "test_tasks.py", []),
+    Job("backend", "rabbitmq", "test_group_chains.py", []),
+    Job("tasks", "rabbitmq", "test_group_chains.py", []),
 )
 
 
@@ -88,18 +109,19 @@ def write_alias(target: Path) -> None:
 
 
 @contextmanager
-def private_redis(target: Path) -> Iterator[int]:
+def private_redis() -> Iterator[int]:
     """Start a Redis whose database 0 nobody else uses; give its port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(target)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        yield port
-    finally:
-        server.terminate()
-        server.wait()
+    with tempfile.TemporaryDirectory(prefix="celery-suite-redis-") as folder:
+        command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        try:
+            yield port
+        finally:
+            server.terminate()
+            server.wait()
 
 
 @contextmanager
@@ -114,49 +136,48 @@ def database(server: str) -> Iterator[str]:
             connection.execute(f"drop database if exists {name} with (force)".encode())
 
 
-def run_file(
-    root: Path, file: str, mode: str, environment: dict[str, str], options: list[str]
-) -> Counter[str]:
-    """Run one file of the suite; return its counts."""
-    report, log = root / f"{mode}-{file}.xml", root / f"{mode}-{file}.log"
+def run_file(root: Path, job: Job, environment: dict[str, str]) -> tuple[Counter[str], str]:
+    """Run one file of the suite; return its counts, and what is to be said of those that failed."""
+    report, log = root / f"{job.name}.xml", root / f"{job.name}.log"
     report.unlink(missing_ok=True)
     plugins = ("pytest_timeout", "pytest_rerunfailures", "celery.contrib.pytest", "celery_suite_plugin")
-    command = [sys.executable, "-m", "pytest", f"t/integration/{file}", "-q", "-rfE", "--tb=short"]
+    command = [sys.executable, "-m", "pytest", f"t/integration/{job.file}", "-q", "-rfE", "--tb=short"]
     command += ["--timeout=300", f"--junit-xml={report}", *(f"-p{plugin}" for plugin in plugins)]
-    command += options
+    command += job.options
     with log.open("wb") as output:
         subprocess.run(
             command,
             cwd=root,
-            env={**environment, MODE: mode},
+            env={**environment, MODE: job.mode},
             stdout=output,
             stderr=subprocess.STDOUT,
             check=False,
             timeout=TIMEOUT,
         )
     if not report.exists():
-        sys.stdout.write(log.read_text(errors="replace")[-4000:])
-        return Counter(failed=1)
-    listed = len(refused(mode, file))
-    return _counts(report, f"{mode} {file}") + Counter({"tests left out": listed})
+        return Counter(failed=1), log.read_text(errors="replace")[-4000:]
+    counts, failures = _read(report, f"{job.mode} {job.file}")
+    return counts + Counter({"tests left out": len(refused(job.mode, job.file))}), failures
 
 
-def _counts(report: Path, where: str) -> Counter[str]:
+def _read(report: Path, where: str) -> tuple[Counter[str], str]:
     counts: Counter[str] = Counter()
+    failures = []
     for case in ET.parse(report).getroot().iter("testcase"):
         outcomes = {child.tag: child for child in case}
         failed, skipped = outcomes.keys() & {"failure", "error"}, "skipped" in outcomes
         counts["failed" if failed else "skipped" if skipped else "passed"] += 1
         if failed:
             name = f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name')}"
-            sys.stdout.write(f"  FAILED {where}::{name}\n")
-            for tag in sorted(failed):
-                sys.stdout.write(indent(f"{outcomes[tag].get('message')}\n{outcomes[tag].text}\n", "    "))
-    return counts
+            failures.append(f"  FAILED {where}::{name}\n")
+            failures += [indent(f"{outcomes[tag].text}\n", "    ") for tag in sorted(failed)]
+    return counts, "".join(failures)
 
 
-def files_of(root: Path) -> list[str]:
-    """Return the files to run, without those refused as a whole."""
+def files_of(root: Path, chosen: str) -> list[str]:
+    """Return the file that was chosen, or all that are not refused as a whole."""
+    if chosen:
+        return [chosen]
     left_out = {one.test for one in deselected()}
     names = sorted(path.name for path in (root / "t/integration").glob("test_*.py"))
     return [name for name in names if name not in left_out]
@@ -182,30 +203,38 @@ def environment_of(mode: str, alias: Path, port: int, database_url: str, broker:
     }
 
 
-def run(target: Path, plan: Sequence[tuple[str, str, str, list[str]]]) -> Counter[str]:
-    """Run what is planned (mode, broker, file or "", options) below `target`; return the counts together."""
+def run(target: Path, plan: Sequence[Job], at_once: int) -> Counter[str]:
+    """Run what is planned below `target`, a job without a file for every file; return the counts together."""
     root = target / f"celery-{celery.__version__}"
     if not root.exists():
         fetch_suite(target)
     alias = target / "alias"
     if not alias.exists():
         write_alias(target)
-    total: Counter[str] = Counter()
-    with private_redis(target) as port:
-        for mode, broker, chosen, options in plan:
-            for file in [chosen] if chosen else files_of(root):
-                with database(os.environ["DURABLE_TEST_POSTGRES"]) as url:
-                    Store(url, Settings()).migrate()  # some tests start workers without our settings
-                    environment = environment_of(mode, alias, port, url, broker)
-                    counts = run_file(root, file, mode, environment, options)
-                text = ", ".join(f"{number} {name}" for name, number in counts.items())
-                sys.stdout.write(f"{mode:8} {broker:8} {file:45} {text}\n")
-                sys.stdout.flush()
-                total += counts
-    return total
+    shared_broker = threading.Lock()  # on RabbitMQ every app consumes from the same queue
+
+    def counted(job: Job) -> Counter[str]:
+        with (
+            shared_broker if job.broker == "rabbitmq" else nullcontext(),
+            private_redis() as port,
+            database(os.environ["DURABLE_TEST_POSTGRES"]) as url,
+        ):
+            store = Store(url, Settings())
+            store.migrate()  # some tests start workers without our settings
+            store.close()
+            environment = environment_of(job.mode, alias, port, url, job.broker)
+            counts, failures = run_file(root, job, environment)
+        text = ", ".join(f"{number} {name}" for name, number in counts.items())
+        sys.stdout.write(f"{job.mode:8} {job.broker:8} {job.file:45} {text}\n{failures}")
+        sys.stdout.flush()
+        return counts
+
+    every = [replace(job, file=file) for job in plan for file in files_of(root, job.file)]
+    with ThreadPoolExecutor(at_once) as pool:
+        return sum(pool.map(counted, every), start=Counter())
 
 
-def main() -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Run what was asked for; return 1 when a test failed that is not listed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -214,18 +243,19 @@ def main() -> int:
     parser.add_argument("--file", action="append", help="a file of t/integration; default: all")
     parser.add_argument("--broker", choices=BROKERS, default="redis", help="default: redis")
     parser.add_argument("--short", action="store_true", help="the part that every change has to pass")
+    parser.add_argument("--jobs", type=int, default=1, help="files at a time; default: 1")
     parser.add_argument("--keep", type=Path, help="a directory for the suite and its logs")
-    arguments, options = parser.parse_known_args()
+    arguments, options = parser.parse_known_args(given)
     options = [option for option in options if option != "--"]
     with tempfile.TemporaryDirectory(prefix="celery-suite-") as scratch:
         target = arguments.keep or Path(scratch)
         target.mkdir(parents=True, exist_ok=True)
         plan = [
-            (mode, arguments.broker, file, options)
+            Job(mode, arguments.broker, file, options)
             for mode in arguments.mode or MODES[:2]
             for file in arguments.file or [""]
         ]
-        total = run(target, SHORT if arguments.short else plan)
+        total = run(target, SHORT if arguments.short else plan, arguments.jobs)
     sys.stdout.write(", ".join(f"{number} {name}" for name, number in total.items()) + "\n")
     return 1 if total["failed"] else 0
 

@@ -16,9 +16,13 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import kombu
 from run_celery_suite import database
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 HERE = Path(__file__).parent
 
@@ -35,12 +39,12 @@ def fetch_suite(target: Path) -> Path:
     return root
 
 
-def main() -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Run the suite; return pytest's status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    _, options = parser.parse_known_args()
+    _, options = parser.parse_known_args(given)
     options = [option for option in options if option != "--"]
     with tempfile.TemporaryDirectory(prefix="kombu-suite-") as scratch:
         root = fetch_suite(Path(scratch))

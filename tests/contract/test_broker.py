@@ -96,7 +96,7 @@ class Reader:
 
 
 def held(store: Store) -> int:
-    sql = b"select count(holder) as held from durable.message"
+    sql = b"select count(*) as held from durable.claim"
     rows = store.connections.once(lambda connection: connection.execute(sql).fetchall())
     return int(rows[0]["held"])
 
@@ -140,6 +140,25 @@ def test_no_more_than_the_prefetch_limit_is_claimed_until_something_is_acknowled
     reader.consumer.qos(prefetch_count=4)
     assert reader.wait_for(5) == [0, 1, 2, 3, 4]
     assert held(store) == 4
+
+
+@pytest.mark.parametrize("listen", [True, False])
+def test_a_channel_without_room_does_not_keep_the_others_waiting(
+    connect: Any,
+    listen: bool,  # noqa: FBT001
+) -> None:
+    """A worker that has never been idle, and whose tasks take long, answers remote control."""
+    publish(connect(), *range(3))
+    connection = connect(listen=listen)
+    reader = Reader(connection, prefetch=1)
+    reader.wait_for(1)
+    control = Queue("control", Exchange("control"), routing_key="control")
+    listener = Reader(connection, control, no_ack=True)
+    for number in range(3):
+        reader.drain(0.3)
+        publish(connect(), number, queue=control)
+        assert listener.wait_for(number + 1) == list(range(number + 1))
+    assert len(reader.messages) == 1
 
 
 def test_every_consumer_of_a_fanout_gets_a_copy_also_in_another_connection(connect: Any) -> None:
@@ -335,6 +354,26 @@ def test_a_consumer_with_nothing_to_do_asks_fewer_than_five_questions_a_second(
 
         asked = [statement.split("\n")[0] for statement in proxy.statements[before:]]
         assert len(asked) < 5 * (time.monotonic() - began), asked
+
+
+def test_a_message_costs_its_sleeping_consumer_one_claim_however_much_else_it_consumes(
+    connect: Any, store: Store
+) -> None:
+    """As in a worker: tasks, remote control and events have a channel each."""
+    with proxied(store.url) as proxy:
+        connection = connect(proxy.url)
+        reader = Reader(connection)
+        for name in ("control", "event"):
+            Reader(connection, Queue(name, Exchange(name), routing_key=name))
+        asleep = "select id from durable.consumer where wakeable and cardinality(queues) = 3"
+        eventually(lambda: store.connections.once(lambda one: one.execute(asleep.encode()).fetchall()))
+        reader.drain()
+        before = proxy.executions("consumers", "claim")
+
+        publish(connect(), "x")
+        reader.wait_for(1)
+
+        assert proxy.executions("consumers", "claim") == before + 1
 
 
 # -- wrong from the start ---------------------------------------------------------------------------------

@@ -160,7 +160,7 @@ def test_a_child_that_takes_back_what_it_has_done_is_cancelled_once(world: World
     assert done == ["booked", "undo booked"]
 
 
-def test_a_parent_that_is_resumed_before_the_keeper_looks_keeps_its_new_children(world: World) -> None:
+def test_a_parent_that_is_resumed_before_the_keeper_looks_keeps_its_children(world: World) -> None:
     """All workers may have been down when it was cancelled, and resumed."""
     run_id = family(world)
     Runs(world.app).cancel(run_id)
@@ -170,7 +170,37 @@ def test_a_parent_that_is_resumed_before_the_keeper_looks_keeps_its_new_children
 
     serve(world)
 
-    assert states(world)[1:] == [("cancelled", "parent")] * 2 + [("pending", None)] * 2
+    assert states(world)[1:] == [("waiting", "signal"), ("pending", None)]
+
+
+def test_a_resumed_parent_that_is_cancelled_before_it_waits_again_takes_its_children_with_it(
+    world: World,
+) -> None:
+    run_id = family(world)
+    Runs(world.app).cancel(run_id)
+    Runs(world.app).resume(run_id)
+    Runs(world.app).cancel(run_id)
+
+    serve(world)
+
+    assert states(world) == [("cancelled", "cancelled"), ("cancelled", "parent"), ("cancelled", "parent")]
+
+
+def test_a_parent_that_is_resumed_while_the_keeper_tells_its_children_keeps_those_it_has_not_told(
+    world: World, store: Store
+) -> None:
+    run_id = family(world)
+    Runs(world.app).cancel(run_id)
+    with keeper(store) as statements:
+        found = statements._all("forsaken", limit=10, ids=None)
+        assert len(found) == 2
+        Runs(world.app).resume(run_id)
+        statements._all = lambda name, _real=statements._all, **given: (  # type: ignore[method-assign]
+            found if given.get("ids", ()) is None else _real(name, **given)
+        )
+        statements.cascade(10, reason="its parent was cancelled")
+
+    assert states(world)[1:] == [("waiting", "signal"), ("pending", None)]
 
 
 def test_a_child_that_is_executing_is_asked_to_stop(world: World) -> None:

@@ -351,47 +351,6 @@ def test_a_resumed_child_changes_nothing_for_a_parent_that_was_told(world: World
     assert world.state(run_id)[0] == "succeeded"
 
 
-def test_a_new_generation_of_a_parent_starts_children_of_its_own(world: World) -> None:
-    task = world.task(double)
-    run_id = world.run(parent_of(world, lambda: durable.call(task.s(1))))
-    first = only_child(world)
-    Runs(world.app).cancel(run_id)
-    Runs(world.app).cancel_many([first])
-    Runs(world.app).resume(run_id)
-
-    drain(world)
-
-    assert world.result(run_id) == 2
-    assert [state for (state,) in children(world, "state")] == ["cancelled", "succeeded"]
-
-
-def test_a_parent_that_failed_with_its_child_does_so_again_and_its_fork_starts_another_child(
-    world: World,
-) -> None:
-    away = [True]
-
-    def child() -> str:
-        if away:
-            message = "away"
-            raise durable.Fatal(message)
-        return "there"
-
-    task = world.task(child)
-    run_id = world.run(parent_of(world, lambda: durable.call(task.s())))
-    drain(world)
-    assert world.state(run_id)[0] == "failed"
-    away.clear()
-    Runs(world.app).resume_many([only_child(world), run_id])
-    drain(world)
-    assert world.state(run_id)[0] == "failed"
-
-    fork = Runs(world.app).fork(run_id, from_step=f"call:{task.name}")
-    drain(world)
-
-    assert fork.id is not None
-    assert world.result(fork.id) == "there"
-
-
 # -- plain tasks and canvas -------------------------------------------------------------------------------
 
 

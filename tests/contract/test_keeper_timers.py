@@ -89,6 +89,20 @@ def test_the_keeper_wakes_what_is_due_first_and_passes_by_what_is_held(store: St
     assert sorted(wake(store)) == sorted([held, late])
 
 
+def test_a_timer_that_has_just_come_due_does_not_wait_behind_all_those_before_it(store: Store) -> None:
+    worker = Worker(store)
+    crowd = [worker.enqueue(countdown=timedelta(minutes=1)) for _ in range(30)]
+    single = worker.enqueue(countdown=HOUR)
+    move_clock(store, "2 hours")
+
+    first = wake(store, 10)
+
+    assert single in first
+    assert len(first) == 10
+    assert sorted([*first, *wake(store, 10), *wake(store, 10), *wake(store, 10)]) == sorted([*crowd, single])
+    assert wake(store, 10) == []
+
+
 def test_a_timer_that_was_cancelled_while_the_keeper_was_looking_stays_cancelled(store: Store) -> None:
     timer = Worker(store).enqueue(countdown=HOUR)
     execute(store, "update durable.run set due = now() - interval '1 s'")

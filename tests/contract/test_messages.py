@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from explaining import given
+from harness.postgres import fresh_database
+from harness.waiting import eventually
 from psycopg.rows import dict_row
 
-from celery_durable.store import queries
+from celery_durable.config import Settings
+from celery_durable.store import Store, queries
 from celery_durable.store.consuming import Claimed, ConsumerSession, Delivery, Order, Place, Return
 from celery_durable.store.messages import Binding, MessageStore, NewMessage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from celery_durable.store import Store
 
 SECOND, HOUR = timedelta(seconds=1), timedelta(hours=1)
 
@@ -80,6 +82,23 @@ def later(store: Store, seconds: float) -> Iterator[None]:
             yield
 
 
+@contextmanager
+def clock_with_a_gate(store: Store) -> Iterator[None]:
+    """Let whoever asks the database for the time wait while somebody holds the advisory lock 7."""
+    (row,) = rows(store, "select pg_get_functiondef('durable.clock'::regproc) as kept")
+    waiting = "perform pg_advisory_lock_shared(7); perform pg_advisory_unlock_shared(7);"
+    gated = (
+        "create or replace function durable.clock() returns timestamptz language plpgsql"
+        f" as $$ begin {waiting} return now(); end $$"
+    )
+    with store.connections.dedicated() as connection:
+        connection.execute(gated.encode())
+        try:
+            yield
+        finally:
+            connection.execute(row["kept"].encode())
+
+
 def put(messages: MessageStore, *payloads: str, **options: Any) -> None:
     for payload in payloads:
         assert messages.send(NewMessage("work", payload.encode(), **options))
@@ -132,6 +151,45 @@ def test_a_message_that_is_being_claimed_is_stepped_over_not_waited_for(
         busy.execute(b"select from durable.message where payload = 'first' for update")
 
         assert payloads(consumers().claim()) == ["second"]
+
+
+def test_a_claim_that_comes_second_sees_what_is_behind(
+    store: Store, messages: MessageStore, consumers: Any
+) -> None:
+    """It has looked at the first message before, and locks it after, somebody else has claimed it."""
+    put(messages, "first", "second", expires=HOUR)
+    slow, found = consumers(), []
+    (first, _) = rows(store, "select id from durable.message order by id")
+    with store.connections.dedicated() as gate, clock_with_a_gate(store):
+        gate.execute(b"select pg_advisory_lock(7)")
+        thread = threading.Thread(target=lambda: found.extend(slow.claim(1)))
+        thread.start()
+        waits = "select pid from pg_locks where locktype = 'advisory' and objid = 7 and not granted"
+        eventually(lambda: rows(store, waits))
+        gate.execute(b"insert into durable.claim values (%s, 0, 1)", (first["id"],))
+        gate.execute(b"select pg_advisory_unlock(7)")
+        thread.join()
+
+    assert payloads(found) == ["second"]
+
+
+def test_consumers_of_the_release_before_and_of_this_one_take_nothing_from_each_other(
+    store: Store, messages: MessageStore, consumers: Any
+) -> None:
+    put(messages, "old", "new")
+    (old, new) = rows(store, "select id from durable.message order by id")
+    claim = "update durable.message set holder = 0, claims = claims + 1 where id = {} returning id"
+    consumer = consumers()
+
+    assert rows(store, claim.format(old["id"])) == [old]
+    (delivery,) = consumer.claim()
+    assert delivery.claim.id == new["id"]
+    assert rows(store, claim.format(new["id"])) == []
+    assert [(queue.ready, queue.held) for queue in messages.queues()] == [(0, 2)]
+
+    assert consumer.session.recover() == {"work": 1}  # there is no consumer 0
+    (again,) = consumer.claim()
+    assert again.claim == (consumer.id, old["id"], 2)
 
 
 def test_a_message_without_a_queue_is_told_from_one_that_was_stored(messages: MessageStore) -> None:
@@ -195,11 +253,11 @@ def test_a_consumer_that_was_declared_dead_claims_and_acknowledges_nothing(
     frozen.settle(held.claim)
     frozen.give_back(held.claim)
 
-    assert not frozen.session.beat(frozen.id, ["work"], wakeable=True)
+    assert not frozen.session.beat(frozen.id, ["work"], wanted=["work"])
     put(messages, "z")
     assert frozen.claim() == []
     assert taken.claim.number == 2
-    assert len(rows(store, f"select id from durable.message where holder = {other.id}")) == 2
+    assert len(rows(store, f"select message from durable.claim where consumer = {other.id}")) == 2
 
 
 def test_a_consumer_that_shows_itself_at_the_last_moment_is_not_buried(
@@ -209,7 +267,7 @@ def test_a_consumer_that_shows_itself_at_the_last_moment_is_not_buried(
     late, other = consumers(), consumers()
     late.claim()
     _, seen = other.session.consumers()
-    assert late.session.beat(late.id, ["work"], wakeable=False)
+    assert late.session.beat(late.id, ["work"], wanted=())
 
     assert other.session.bury({late.id: seen[late.id][0]}) == []
     assert other.session.recover() == {}
@@ -258,8 +316,8 @@ def test_a_message_that_comes_back_too_often_goes_to_the_dead_letter_queue(
             other.session.recover()
 
     assert consumers().claim() == []
-    assert rows(store, "select queue, returns, holder, expires_at from durable.message") == [
-        {"queue": "work.dead", "returns": 0, "holder": None, "expires_at": None}
+    assert rows(store, "select queue, returns, expires_at from durable.message") == [
+        {"queue": "work.dead", "returns": 0, "expires_at": None}
     ]
     assert messages.state("work.dead").messages == 1  # type: ignore[union-attr]
 
@@ -287,7 +345,7 @@ def test_a_message_that_expired_is_not_delivered_and_is_removed(
     put(messages, "never")
     with later(store, 20):
         assert payloads(consumers().claim()) == ["later", "never"]
-    rows(store, "update durable.message set holder = null returning id")
+    rows(store, "delete from durable.claim returning message")
     with later(store, 4000):
         expired, _ = consumers().session.tidy(SECOND)
     assert expired == 3
@@ -302,7 +360,7 @@ def test_a_queue_that_expires_goes_with_its_messages_and_bindings_unless_somebod
     messages.bind(Binding("replies", "direct", "reply", "reply"))
     assert messages.route("replies", "reply", NewMessage("", b"x"))
     consumer = consumers()
-    consumer.session.beat(consumer.id, ["reply"], wakeable=False)
+    consumer.session.beat(consumer.id, ["reply"], wanted=())
     with later(store, 30):
         late = consumers()
         assert late.session.tidy(60 * SECOND) == (0, [])
@@ -337,13 +395,30 @@ def test_only_a_consumer_that_sleeps_is_told_and_only_one_of_several(
 ) -> None:
     sleeping, other, busy = consumers(), consumers(), consumers()
     for consumer in (sleeping, other):
-        consumer.session.beat(consumer.id, ["work"], wakeable=True)
+        consumer.session.beat(consumer.id, ["work"], wanted=["work"])
 
     put(messages, "x")
 
     told = [heard(consumer, 0.2) for consumer in (sleeping, other, busy)]
-    assert sorted(told) == [[], [], [""]]
+    assert sorted(told) == [[], [], ["queue:work"]]
     assert told[2] == []
+
+
+def test_as_many_sleepers_are_told_as_there_are_messages_and_none_that_has_no_room(
+    messages: MessageStore, consumers: Any
+) -> None:
+    asleep = [consumers() for _ in range(3)]
+    full, older = consumers(), consumers()
+    for consumer in asleep:
+        consumer.session.beat(consumer.id, ["work"], wanted=["work"])
+    full.session.beat(full.id, ["work", "control"], wanted=["control"])
+    older.session.beat(older.id, [], wanted=())
+
+    messages.send_many([NewMessage("work", b"x"), NewMessage("work", b"y")])
+
+    told = [heard(consumer, 0.2) for consumer in (*asleep, full, older)]
+    assert sorted(told[:3]) == [[], ["queue:work"], ["queue:work"]]
+    assert told[3:] == [[], []]
 
 
 def test_what_comes_back_is_told_to_everybody(messages: MessageStore, consumers: Any) -> None:
@@ -356,6 +431,38 @@ def test_what_comes_back_is_told_to_everybody(messages: MessageStore, consumers:
 
 
 # -- cost -------------------------------------------------------------------------------------------------
+
+
+def test_a_message_is_never_rewritten_and_a_lease_is_renewed_in_place(
+    postgres_url: str,
+) -> None:
+    """Claim and acknowledgement leave the message's row, and renewing the lease leaves every index, alone."""
+    with fresh_database(postgres_url) as url, closing(Store(url, Settings())) as store:
+        store.migrate()
+        _work(store)
+        expected = [("claim", 500, 0, 0, 500), ("consumer", 1, 50, 50, 0), ("message", 500, 0, 0, 500)]
+        eventually(lambda: counters(store) == expected, what=lambda: str(counters(store)))
+
+
+def _work(store: Store) -> None:
+    messages = MessageStore(store.connections, schema="durable")
+    messages.declare("work", auto_delete=False, expires=None, ttl=None)
+    consumer = Consumer(store)
+    for _ in range(50):
+        put(messages, *map(str, range(10)))
+        consumer.settle(*(delivery.claim for delivery in consumer.claim()))
+        consumer.session.beat(consumer.id, ["work"], wanted=())
+    consumer.session.close()
+    store.close()  # sessions that end report what they did
+
+
+def counters(store: Store) -> list[tuple[Any, ...]]:
+    """Return inserts, updates, HOT updates and deletes of the tables of the hot path."""
+    sql = (
+        "select relname, n_tup_ins, n_tup_upd, n_tup_hot_upd, n_tup_del from pg_stat_user_tables"
+        " where relname in ('claim', 'consumer', 'message') order by relname"
+    )
+    return [tuple(row.values()) for row in rows(store, sql)]
 
 
 def pages_read(store: Store, consumer: Consumer, *, floor: int = 0) -> int:

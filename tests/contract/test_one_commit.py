@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import uuid
 from contextlib import contextmanager
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import Celery, group
 from celery.app.trace import build_tracer
+from celery.exceptions import Ignore, Reject
 from harness.postgres import fresh_database
 from kombu import Consumer
 from metering import Meter, metered
 
 import celery_durable as durable
 from celery_durable import hooks
+from celery_durable.operations import Runs
 from celery_durable.store.messages import MessageStore
 
 if TYPE_CHECKING:
@@ -36,7 +39,9 @@ class World:
         self.meter = meter
         url = f"durable+{meter.proxy.url}"
         self.app = Celery("together", broker=url, backend=url, set_as_current=False)
-        self.app.conf.update(task_default_queue="together", durable_check_interval=3600)
+        self.app.conf.update(
+            task_default_queue="together", durable_check_interval=3600, durable_autoretry=False
+        )
         backend: Any = self.app.backend
         backend._store = meter.store
         self.messages = MessageStore(meter.store.connections, schema="durable")
@@ -172,17 +177,140 @@ def test_a_finished_run_takes_its_message_along_and_the_acknowledgement_finds_no
     assert world.left() == 0
 
 
-def test_a_run_that_waits_takes_its_message_along(world: World) -> None:
-    def sleeper() -> None:
-        durable.sleep(hours=1)
+@durable.step
+def pause() -> None:
+    """Be a place where a run stops."""
 
-    task = world.task(sleeper)
+
+def fails() -> None:
+    raise ValueError
+
+
+def retries(self: Any) -> None:
+    raise self.retry(countdown=60)
+
+
+def retries_at_once(self: Any) -> None:
+    raise self.retry(countdown=0)
+
+
+def sleeps() -> None:
+    durable.sleep(hours=1)
+
+
+def waits() -> None:
+    durable.wait_for_signal("approved")
+
+
+def is_cancelled(self: Any) -> None:
+    pause()
+    Runs(self.app).cancel(self.request.id)
+    pause()
+    pause()
+
+
+def takes_back() -> None:
+    durable.on_rollback(pause)
+    raise ValueError
+
+
+def takes_back_in_vain() -> None:
+    durable.on_rollback(_fail)
+    raise ValueError
+
+
+@durable.step(max_retries=0)
+def _fail() -> None:
+    raise KeyError
+
+
+def continues(left: int = 1) -> None:
+    durable.continue_as(left - 1)
+
+
+def is_replaced(self: Any) -> None:
+    raise self.replace(self.app.signature("elsewhere"))
+
+
+def is_ignored() -> None:
+    raise Ignore
+
+
+ENDINGS: dict[Callable[..., None], str] = {
+    nothing: "succeeded",
+    fails: "failed",
+    retries: "waiting",
+    retries_at_once: "pending",
+    sleeps: "waiting",
+    waits: "waiting",
+    is_cancelled: "cancelled",
+    takes_back: "failed",
+    takes_back_in_vain: "failed",
+    continues: "pending",
+    is_replaced: "waiting",
+    is_ignored: "cancelled",
+}
+
+
+@pytest.mark.parametrize("body", ENDINGS, ids=lambda body: body.__name__)
+def test_whatever_ends_an_attempt_takes_its_message_along(world: World, body: Callable[..., None]) -> None:
+    task = world.task(body, bind="self" in signature(body).parameters)
+    result = task.delay()
+    with world.delivered() as message:
+        (held,) = world.rows("select message from durable.claim")
+        world.execute(task, message)
+
+        assert world.state(result.id) == ENDINGS[body]
+        assert world.rows("select message from durable.claim") == []
+        assert world.rows(f"select id from durable.message where id = {held['message']}") == []
+        message.ack()
+
+
+def test_a_run_that_nobody_claimed_in_time_takes_its_message_along(world: World) -> None:
+    task = world.task(nothing)
+    result = task.apply_async(expires=3600)
+    past = "update durable.run set expires_at = durable.clock() - interval '1 s' where id = '{}' returning 1"
+    with world.delivered() as message:
+        world.rows(past.format(result.id))
+        world.execute(task, message)
+
+        assert world.state(result.id) == "cancelled"
+        assert world.left() == 0
+        message.ack()
+
+
+def test_a_run_that_waits_for_a_slot_takes_its_message_along(world: World) -> None:
+    task = world.task(sleeps, concurrency_key="one", concurrency_limit=1)
+    seen = []
+
+    def first() -> None:
+        second = task.delay()
+        with world.delivered() as message:
+            world.execute(task, message)
+            seen.extend([world.state(second.id), world.left()])
+
+    holder = world.task(first, concurrency_key="one", concurrency_limit=1)
+    holder.delay()
+    with world.delivered() as message:
+        world.execute(holder, message)
+
+    assert seen == ["waiting", 1], "the message that is left is the holder's own"
+
+
+def test_a_run_that_is_rejected_to_be_tried_again_keeps_its_message(world: World) -> None:
+    def rejects() -> None:
+        raise Reject(requeue=True)
+
+    task = world.task(rejects)
     result = task.delay()
     with world.delivered() as message:
         world.execute(task, message)
-
-        assert world.state(result.id) == "waiting"
-        assert world.left() == 0
+        assert world.state(result.id) == "pending"
+        message.requeue()
+    with world.delivered() as again:
+        assert again.headers["id"] == result.id
+        assert again.delivery_info["redelivered"]
+        again.ack()
 
 
 def test_a_wait_that_is_over_at_once_keeps_the_message_until_the_run_has_finished(world: World) -> None:

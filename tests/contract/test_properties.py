@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from modelling import FINAL, Attempt, Run, Step, Worker
+from modelling import EXECUTED, FINAL, Attempt, Run, Step, Worker
 
 from celery_durable.exceptions import LeaseLostError
 from celery_durable.run import Refusal, RunState
@@ -123,7 +123,9 @@ class Interleavings(RuleBasedStateMachine):
         assert (claim.attempt, claim.generation) == (run.attempts, run.generation)
         started = next((key for key, step in known.items() if step.outcome == "started"), None)
         seq = max((step.seq for step in known.values()), default=0)
-        return Attempt(run, claim.key, fence, worker, self.count, known, seq, started)
+        assert claim.ending == run.ending
+        taking_back = run.ending is not None
+        return Attempt(run, claim.key, fence, worker, self.count, known, seq, started, taking_back)
 
     def _check_refusal(self, run: Run, worker: Worker, refusal: Refusal) -> None:
         if run.state == "pending" and not run.deleted and worker.row is not None:
@@ -206,6 +208,9 @@ class Interleavings(RuleBasedStateMachine):
     @rule(attempt=attempts, success=st.booleans(), twice=st.booleans())
     def finish(self, attempt: Attempt, success: bool, twice: bool) -> None:  # noqa: FBT001
         run = attempt.run
+        if attempt.takes_back:
+            self._take_back(attempt, success=success, twice=twice)
+            return
         state = RunState.SUCCEEDED if success else RunState.FAILED
         self.count += 1
         finish = Finish(state, f"result {self.count}".encode(), "application/json")
@@ -220,7 +225,32 @@ class Interleavings(RuleBasedStateMachine):
         for _ in range(1 + twice):
             self.store.finish(attempt.key, attempt.fence, finish)
         attempt.finish = (state.value, finish.result or b"")
+        run.compensates = False
         run.end(state.value, self.clock, finish.result)
+
+    def _take_back(self, attempt: Attempt, *, success: bool, twice: bool) -> None:
+        """End a run that was to end otherwise: its body, replayed, has told what there was to take back."""
+        self.count += 1
+        result, problem = f"result {self.count}".encode(), None if success else "there is no way back"
+        told = attempt.run.closed_by == attempt.fence and not attempt.run.deleted
+        if not attempt.holds and not told:
+            with pytest.raises(LeaseLostError):
+                self._rolled_back(attempt, result, problem)
+        elif attempt.holds:
+            for _ in range(1 + twice):
+                self._rolled_back(attempt, result, problem)
+            attempt.run.take_back(self.clock, result, success=success)
+
+    def _rolled_back(self, attempt: Attempt, result: bytes, problem: str | None) -> None:
+        self.store.rolled_back(
+            attempt.key,
+            attempt.fence,
+            problem=problem,
+            result=result,
+            result_type="application/json",
+            undone=False,
+            unreported=False,
+        )
 
     @rule(attempt=attempts, delay=MINUTES, retry=st.booleans(), twice=st.booleans())
     def release(self, attempt: Attempt, delay: int, retry: bool, twice: bool) -> None:  # noqa: FBT001
@@ -232,6 +262,7 @@ class Interleavings(RuleBasedStateMachine):
             publish=retry,
             retries=run.retries + 1 if retry else None,
             discard="errors" if retry else "none",
+            compensates=attempt.takes_back,
         )
         if not attempt.holds:
             if run.left_by == attempt.fence and not run.deleted:
@@ -241,6 +272,7 @@ class Interleavings(RuleBasedStateMachine):
                 self.store.release(attempt.key, attempt.fence, release)
             return
         states = [self.store.release(attempt.key, attempt.fence, release) for _ in range(1 + twice)]
+        run.compensates = attempt.takes_back
         if retry:
             run.retries += 1
             run.discard_errors()
@@ -297,6 +329,17 @@ class Interleavings(RuleBasedStateMachine):
         if expected:
             run.lose(self.clock, MAX_RECOVERIES, EXHAUSTED, published=True)
 
+    @rule(attempt=attempts, worker=workers, times=st.integers(1, MAX_RECOVERIES))
+    def child_after_child_is_killed(self, attempt: Attempt, worker: Worker, times: int) -> None:
+        """Lose a run once too often: it is exhausted, or takes back first what it may have registered."""
+        for _ in range(times):
+            self.child_is_killed(attempt)
+            claimed = self.claim(attempt.run, worker)
+            if not isinstance(claimed, Attempt):
+                return
+            attempt = claimed
+        self.child_is_killed(attempt)
+
     @rule(worker=workers, run=runs)
     def worker_releases_a_stray(self, worker: Worker, run: Run) -> None:
         owns = run.row is not None and run.row == worker.row
@@ -308,7 +351,7 @@ class Interleavings(RuleBasedStateMachine):
     @rule()
     def recover(self) -> None:
         rows = {worker.row for worker in self.all_workers}
-        orphans = [run for run in self.all_runs if run.state == "running" and run.row not in rows]
+        orphans = [run for run in self.all_runs if run.state in EXECUTED and run.row not in rows]
         recovered = self.keeper.recover_orphans(
             self._term(), limit=1000, max_recoveries=MAX_RECOVERIES, result=EXHAUSTED, result_type="json"
         )
@@ -371,12 +414,12 @@ class Interleavings(RuleBasedStateMachine):
         self.people.cancel([run.id], operation=uuid.uuid4(), actor="ada", reason=None)
         if run.state in ("pending", "waiting"):
             run.end("cancelled", self.clock, run.result)
-        elif run.state == "running":
+        elif run.state in EXECUTED:
             run.cancel = True
 
     @rule(run=runs, worker=workers, terminated=st.booleans())
     def revoke(self, run: Run, worker: Worker, terminated: bool) -> None:  # noqa: FBT001
-        mine = run.state == "running" and terminated and worker.row is not None and run.row == worker.row
+        mine = run.state in EXECUTED and terminated and worker.row is not None and run.row == worker.row
         ends = not run.deleted and (run.state in ("pending", "waiting") or mine)
         assert self.store.revoke(run.id, token=worker.token, terminated=terminated) is ends
         if ends:
@@ -400,7 +443,7 @@ class Interleavings(RuleBasedStateMachine):
             assert (row["retries"], row["recoveries"]) == (run.retries, run.recoveries)
             assert (row["generation"], row["cancel_requested"]) == (run.generation, run.cancel)
             assert row["result"] == run.result
-            assert row["fence"] == run.fence or run.state != "running"
+            assert row["fence"] == run.fence or run.state not in EXECUTED
             assert row["published"] == run.published or run.state not in ("pending", "waiting")
             assert row["idle"] == (run.state not in ("pending", "waiting")), "the wake rule"
 
@@ -419,7 +462,7 @@ class Interleavings(RuleBasedStateMachine):
     def at_most_one_attempt_is_open_and_it_is_the_holders(self) -> None:
         tables = "durable.attempt a join durable.run r on r.key = a.run_key"
         sql = f"select r.id, a.fence from {tables} where a.ended_at is null"
-        holders = {run.id: run.fence for run in self.all_runs if run.state == "running"}
+        holders = {run.id: run.fence for run in self.all_runs if run.state in EXECUTED}
         rows = self._rows(sql)
         assert len(rows) == len(holders)
         assert {row["id"]: row["fence"] for row in rows} == holders

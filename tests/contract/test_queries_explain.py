@@ -39,7 +39,7 @@ FILTERS = ["states", "task", "reason", "has_error", "has_no_error", "worker", "s
 IN_A_WINDOW = ["version", "tags", "ran_on", "text", "words"]
 # Small by nature: one row per worker process, one leader, messages on their way, the server's own catalogue.
 SMALL_TABLES = {"worker", "leader", "outbox", "migration", "pg_database", "pg_namespace", "pg_class"}
-SMALL_TABLES |= {"queue", "binding", "consumer", "message_id_seq"}  # of the broker
+SMALL_TABLES |= {"queue", "binding", "consumer", "claim", "message_id_seq"}  # of the broker
 
 FILL = """
 insert into durable.worker (token, hostname, pid, version)
@@ -85,10 +85,12 @@ insert into durable.binding (exchange, kind, routing_key, queue)
     select 'exchange-' || n % 3, 'direct', n, 'queue-' || n from generate_series(1, 10) n;
 insert into durable.consumer (hostname, pid, queues)
     select 'host', n, array['queue-' || n % 10] from generate_series(1, 20) n;
-insert into durable.message (queue, priority, payload, holder, expires_at)
-    select 'queue-' || n % 10, n % 3, repeat('x', 800)::bytea, case when n % 50 = 0 then n % 25 end,
+insert into durable.message (queue, priority, payload, expires_at)
+    select 'queue-' || n % 10, n % 3, repeat('x', 800)::bytea,
            case when n % 20 = 1 then now() - (n % 9 - 4) * interval '1 hour' end
     from generate_series(1, 20000) n;
+insert into durable.claim (message, consumer, number)
+    select id, id % 25, 1 from durable.message where id % 50 = 0;
 insert into durable.transaction_step (run_id, step_key, attempt, fence)
     select 'run-' || n, 'step', 1, gen_random_uuid() from generate_series(1, 20000) n;
 insert into durable.result_group (id, result, result_type, date_done)

@@ -21,9 +21,14 @@ from kombu.message import Message
 import celery_durable as durable
 from celery_durable import envelope, hooks
 from celery_durable.exceptions import RunStateError, StepUsageError
-from celery_durable.operations import Runs
+from celery_durable.operations import Filter, Runs
+from celery_durable.operations.wording import summary
+from celery_durable.plain import register
 from celery_durable.request import DurableRequest
 from celery_durable.revoking import write_down
+from celery_durable.run import RunState
+from celery_durable.store.health import HealthStore
+from celery_durable.store.watching import Watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -229,6 +234,72 @@ def test_the_run_is_cancelling_while_it_takes_back(world: World) -> None:
     assert world.state(run) == ("failed", None)
 
 
+async def _tallied(world: World) -> dict[tuple[str, str | None], int]:
+    watching = Watching(world.store.url, schema=world.store.settings.schema)
+    try:
+        rows = await watching.rows("tally", states=[state.value for state in RunState], most=100)
+    finally:
+        await watching.close()
+    return {(row["state"], row["reason"]): row["runs"] for row in rows}
+
+
+def shown(world: World, run: str) -> set[str]:
+    """Return what everybody who looks at a run calls its state."""
+    runs = Runs(world.app)
+    return {
+        runs.get(run).state.value,
+        *(one.state.value for one in runs.list().runs),
+        *(count.state for count in world.store.inspection.counts()),
+        *(count.state for count in world.store.inspection.stats(timedelta(hours=1)).states),
+        *(state for state, _ in asyncio.run(_tallied(world))),
+        world.store.inspection.resolve(run)[0].state,
+        *(word for word in ("pending", "waiting", "cancelling") if runs.list(state=word).runs),
+    }
+
+
+def test_a_run_that_is_cancelled_is_cancelling_for_everybody_until_its_compensations_are_over(
+    world: World,
+) -> None:
+    """It waits for a worker, fails once and waits for its retry, is claimed: nobody sees that it does."""
+    seen: list[Any] = []
+
+    def looks() -> None:
+        seen.append(shown(world, run))
+
+    fails["undo a"] = 1
+
+    def body() -> None:
+        book("a")
+        durable.on_rollback(undo_patiently, "a")
+        durable.on_rollback(looks)
+        durable.sleep(hours=1)
+
+    run = world.start(body)
+    assert shown(world, run) == {"waiting"}
+
+    outcome = Runs(world.app).cancel(run)
+
+    assert (outcome.before, outcome.state) == ("waiting", "cancelling")
+    assert shown(world, run) == {"cancelling"}
+    assert world.state(run) == ("pending", None), "a claim takes nothing else"
+    assert world.outcome(run).state == "STARTED"
+    assert "rolls back, then it is cancelled; waits for" in summary(Runs(world.app).get(run))
+    assert Runs(world.app).cancel(run).changed is False
+
+    world.deliver(run)
+    assert seen == [{"cancelling"}]
+    assert world.state(run) == ("waiting", "retry")
+    assert shown(world, run) == {"cancelling"}
+    assert world.outcome(run).state == "STARTED"
+    assert "waits for a retry" in summary(Runs(world.app).get(run))
+    assert Runs(world.app).list(state="waiting", reason="retry").runs == ()
+
+    Runs(world.app).retry_now_many(Filter(task=Runs(world.app).get(run).task))
+    assert shown(world, run) == {"cancelling"}
+    world.deliver(run)
+    assert shown(world, run) == {"cancelled"}
+
+
 @pytest.mark.parametrize("place", [*FORWARD, *BACK])
 def test_wherever_the_process_dies_each_step_and_each_compensation_is_done_once(
     world: World, place: str
@@ -406,7 +477,7 @@ def test_a_waiting_run_that_is_cancelled_takes_back_what_it_has_done(world: Worl
     assert world.state(run) == ("waiting", "sleep")
 
     outcome = world.runs.cancel(run)
-    assert (outcome.changed, str(outcome.state)) == (True, "pending")
+    assert (outcome.changed, str(outcome.state)) == (True, "cancelling")
     row = world.row(run)
     assert (row["ending"], row["due"] is not None) == ("cancelled", True)
     world.deliver(run)
@@ -641,6 +712,7 @@ def test_what_a_resumed_run_has_done_before_is_taken_back_when_it_is_cancelled_b
 
     run = world.start(changing)
     assert world.state(run) == ("failed", "NondeterminismError")
+    assert "what stands: 'book'." in str(world.outcome(run).result)
     assert done == ["flight"]
     world.runs.resume(run)
     world.runs.cancel(run)
@@ -734,6 +806,14 @@ def test_a_body_that_left_its_history_takes_nothing_back(world: World) -> None:
 
     assert world.state(run) == ("failed", "NondeterminismError")
     assert "undo" not in " ".join(done)
+    error = world.outcome(run).result
+    assert "Nothing is taken back; what stands: 'book', 'book#2'. Mend the code and resume" in str(error)
+    bodies.append(travel)
+    world.runs.resume(run)
+    world.runs.cancel(run)
+    world.deliver(run)
+    assert world.state(run) == ("cancelled", "cancelled")
+    assert done[-2:] == ["undo hotel", "undo flight"]
 
 
 def test_registering_in_a_step_is_refused_and_outside_of_a_run_does_nothing(world: World) -> None:
@@ -765,3 +845,68 @@ def test_registering_costs_no_statement(world: World) -> None:
 
     world.start(body)
     assert counts == [0]
+
+
+def test_the_doctor_tells_runs_to_be_resumed_from_those_that_were_taken_back(world: World) -> None:
+    fails["undo flight"], fails["pay"] = 1, 2
+    stuck = world.start(travel)
+    back = world.start(travel)
+    execute(world.store, "update durable.run set reason = 'exhausted' where id = %s", back)
+    lost = world.start(work_until_killed)
+    execute(
+        world.store,
+        "update durable.run set state = 'failed', reason = 'exhausted', finished_at = now(), due = null,"
+        " compensates = false where id = %s",
+        lost,
+    )
+
+    examined = HealthStore(world.store.connections, schema=world.store.settings.schema).examine()
+    ailing = {one.kind: list(one.ids or ()) for one in examined.ailing if one.runs}
+
+    assert ailing == {"rollback": [stuck], "taken back": [back], "exhausted": [lost]}
+    assert world.runs.resume(stuck).changed
+    with pytest.raises(RunStateError, match="taken back"):
+        world.runs.resume(back)
+
+
+def work_until_killed() -> None:
+    durable.sleep(hours=1)
+
+
+@pytest.mark.parametrize("by", ["step", "child"])
+def test_a_compensation_that_an_error_has_led_to_is_found_again_when_the_rest_is_resumed(
+    world: World, by: str
+) -> None:
+    """Put aside, the error would not come back, and the body would register one compensation less."""
+    register(world.app)
+    fails["undo late"] = 1
+
+    def no_way() -> None:
+        raise durable.Fatal("no way on")
+
+    child = world.task(no_way)
+    failing = {"step": durable.step(no_way), "child": lambda: durable.call(child.s())}[by]
+
+    def body() -> None:
+        book("early")
+        durable.on_rollback(undo, "early")
+        try:
+            failing()
+        except durable.Fatal:
+            durable.on_rollback(undo, "late")
+            raise
+
+    run = world.start(body)
+    if by == "child":
+        parent, world.body = world.body, child
+        (row,) = execute(world.store, "select id from durable.run where wait is not null")
+        world.deliver(row["id"])
+        world.body = parent
+        world.deliver(run)
+    assert world.state(run) == ("failed", "rollback")
+
+    assert world.runs.resume(run).children == 0
+    world.deliver(run)
+
+    assert world.state(run) == ("failed", "Fatal")
+    assert done == ["early", "undo late", "undo late", "undo early"]

@@ -72,6 +72,8 @@ PARAMETERS: dict[str, Any] = {
     "fork": 8,
     "fork_detail": "{}",
     "generations": [0, 1],
+    "children": [0, 2],
+    "at_once": 500,
     "grace": MINUTE,
     "group": None,
     "header": b"[]",
@@ -193,7 +195,7 @@ BROKER: dict[str, Any] = {
     "sleepers": [7, 8],
     "ttl": MINUTE,
     "urgencies": [9, 0],
-    "wakeable": True,
+    "wanted": ["celery"],
 }
 OF_A_NOUN = {"messages": BROKER, "consumers": BROKER, "posting": BROKER}
 IN_PARTICULAR: dict[tuple[str, str], dict[str, Any]] = {

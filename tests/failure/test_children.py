@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from celery_durable.operations import Runs
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -100,3 +102,31 @@ def test_a_plain_task_whose_worker_is_killed_is_executed_again_for_its_parent(wo
     world.worker(concurrency=1)
 
     assert result.get(timeout=40) == "plain result"
+
+
+def test_a_parent_that_is_resumed_resumes_its_failed_child_once_whoever_is_killed_meanwhile(
+    world: World,
+) -> None:
+    """Killed before it waits again, and once more when the child has begun to go on."""
+    first = world.worker(concurrency=1)
+    world.gates.close("mended")
+    result = world.send("parent_of_fragile", 3)
+    world.tables.wait_for_state(result.id, "failed")
+    world.gates.open("mended")
+    times = world.ledger.count("body", "parent", result.id)
+    world.gates.close("wait")
+    Runs(world.app).resume(result.id)
+    world.ledger.wait_for("body", "parent", result.id, times=times + 1)
+    first.kill9()
+    assert [child["state"] for child in children_of(world, result.id)] == ["succeeded", "failed", "succeeded"]
+    world.gates.open("wait")
+    world.gates.close("again")
+    second = world.worker(concurrency=1)
+    world.ledger.wait_for("start", "again", timeout=40)
+    second.kill9()
+    world.gates.open("again")
+    world.worker(concurrency=2)
+
+    assert result.get(timeout=60) == ["child 0", "child 1", "child 2"]
+    assert [child["generation"] for child in children_of(world, result.id)] == [0, 1, 0]
+    assert world.ledger.count("start", "child") == 3, "no finished step of a child was repeated"

@@ -64,6 +64,8 @@ def test_a_worker_frozen_in_a_step_stores_nothing_when_it_is_back_and_starts_not
     shared.gates.open("mid")
     assert result.get(timeout=20) == ["first done", "mid done", "last done"]
     shared.ledger.wait_for("link")
+    children = "select id from durable.run where parent = %s"
+    shared.tables.wait_until_all_final(row["id"] for row in shared.tables.rows(children, result.id))
     before = stored(shared, result.id)
     frozen.thaw()
     frozen.wait_for_log(f"flow[{result.id}]: attempt 1 lost its lease; nothing of it is stored")

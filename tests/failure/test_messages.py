@@ -57,8 +57,11 @@ class Office:
 
     def state(self) -> str:
         """Return what to look at when messages are not handled."""
-        queues = self.rows("select queue, holder, count(*) as n from durable.message group by 1, 2")
-        consumers = self.rows("select id, pid, beat, wakeable, queues from durable.consumer")
+        queues = self.rows(
+            "select m.queue, c.consumer, count(*) as n from durable.message m"
+            " left join durable.claim c on c.message = m.id group by 1, 2"
+        )
+        consumers = self.rows("select id, pid, beat, wanted, queues from durable.consumer")
         logs = "\n".join(worker.output[-1500:] for worker in self.workers if worker.alive)
         return f"{queues}\n{consumers}\n{self.ledger.count('end')} handled\n{logs}"
 
@@ -103,7 +106,7 @@ def test_a_worker_that_is_killed_loses_what_it_had_claimed_to_another_before_its
     place.gates.close("one")
     place.send("one", "two", "three")
     place.ledger.wait_for("start", "one")
-    eventually(lambda: place.rows("select count(holder) as n from durable.message")[0]["n"] >= 1)
+    eventually(lambda: place.rows("select count(*) as n from durable.claim")[0]["n"] >= 1)
     survivor = place.worker(pool=pool, concurrency=1)
 
     victim.kill9()
@@ -127,11 +130,11 @@ def test_a_worker_that_is_frozen_for_longer_than_its_lease_disturbs_nobody_when_
         survivor = place.worker(concurrency=1)
         again = place.ledger.wait_for("start", "long", times=2, timeout=25)
         assert again.run == survivor.name
-        (row,) = place.rows("select holder, claims from durable.message")
+        (row,) = place.rows("select consumer, number from durable.claim")
 
         frozen.thaw()
         frozen.wait_for_log("silent for too long")
-        assert place.rows("select holder, claims from durable.message") == [row]
+        assert place.rows("select consumer, number from durable.claim") == [row]
     place.ledger.wait_for("end", "long", times=2)
     eventually(lambda: place.left() == 0)
 
@@ -163,11 +166,11 @@ def test_a_worker_that_is_told_to_stop_hands_back_what_it_had_not_begun(
     with closed(place, "first"):
         place.send("first", "second", "third")
         place.ledger.wait_for("start", "first")
-        eventually(lambda: place.rows("select count(holder) as n from durable.message")[0]["n"] == 3)
+        eventually(lambda: place.rows("select count(*) as n from durable.claim")[0]["n"] == 3)
         leaving.signal(signal.SIGTERM)
         leaving.wait_for_log("Warm shutdown")
     leaving.wait_for_end()
-    assert place.rows("select count(holder) as n from durable.message") == [{"n": 0}]
+    assert place.rows("select count(*) as n from durable.claim") == [{"n": 0}]
 
     place.worker(concurrency=1)
     for name in ("second", "third"):
@@ -185,8 +188,8 @@ def test_without_prefetch_a_worker_claims_a_message_only_when_it_has_a_child_for
     with closed(place, "first"):
         place.send("first", "second", "third")
         place.ledger.wait_for("start", "first")
-        place.rows("select pg_sleep(1)")  # two looks around
-        assert place.rows("select count(holder) as n from durable.message") == [{"n": 1}]
+        place.rows("select pg_sleep(2)")  # two looks around
+        assert place.rows("select count(*) as n from durable.claim") == [{"n": 1}]
     for name in ("second", "third"):
         place.ledger.wait_for("end", name)
 

@@ -73,6 +73,7 @@ def test_a_signal_sent_while_the_broker_is_away_is_not_lost(
         world.worker()
         result = world.send("approval")
         world.tables.wait_for_state(result.id, "waiting")
+        private_redis.wait_until_empty(world.setup.queue)
         private_redis.kill()
 
         durable.send_signal(result.id, "approved", 1, app=world.app)

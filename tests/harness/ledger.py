@@ -103,6 +103,10 @@ class Gates:
     def open(self, name: str, pid: int | None = None) -> None:
         self._bar(name, pid).unlink()
 
+    def closed(self, name: str) -> bool:
+        """Say whether a gate is closed for everybody."""
+        return self._bar(name, None).exists()
+
     def pass_through(self, name: str, timeout: float = 120.0) -> None:
         for bar in (self._bar(name, None), self._bar(name, os.getpid())):
             if bar.exists():

@@ -154,6 +154,32 @@ def parent(children: int) -> list[Any]:
     return [before, results, work.options(name="after")("after")]
 
 
+@durable.step
+def fragile(name: str) -> str:
+    """Fail for good while the gate of this name is closed."""
+    if _here[-1].gates.closed(name):
+        raise durable.Fatal(name)
+    return name
+
+
+def fragile_child(number: int) -> str:
+    """Be one of several; the second one fails until it is mended."""
+    _body("child")
+    work.options(name="child")("child")
+    if number == 1:
+        fragile("mended")
+        work.options(name="again")("again")
+    return f"child {number}"
+
+
+def parent_of_fragile(children: int) -> list[Any]:
+    """Wait at a gate of the body, then for children."""
+    here = _here[-1]
+    here.ledger.write("body", "parent", run=durable.current_run().id)
+    here.gates.pass_through("wait")
+    return durable.map(current_app.tasks["fragile_child"], range(children))
+
+
 def parent_of_poison() -> str:
     """Wait for a child that kills its worker at every attempt."""
     try:
@@ -363,6 +389,8 @@ def register(app: Celery, ledger: Ledger, gates: Gates) -> None:
     app.task(approval, name="approval", **soon)
     app.task(child, name="child", **soon)
     app.task(parent, name="parent", **soon)
+    app.task(fragile_child, name="fragile_child", **soon)
+    app.task(parent_of_fragile, name="parent_of_fragile", autoretry_for=())
     app.task(parent_of_poison, name="parent_of_poison", **soon)
     app.task(plain_child, name="plain_child", base=Task, ignore_result=True)
     app.task(parent_of_plain, name="parent_of_plain", **soon)

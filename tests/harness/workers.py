@@ -35,6 +35,7 @@ class Worker:
         settings: Celery settings for this worker alone.
         options: further arguments of the command.
         app: the module that holds the app.
+        alone: without mingle, gossip and heartbeats, by which workers know each other.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Worker:
         settings: dict[str, Any] | None = None,
         options: tuple[str, ...] = (),
         app: str = "harness.app",
+        alone: bool = True,
     ) -> None:
         self.name = f"worker{next(_numbers)}@harness"
         self.log = Path(setup.folder) / f"{self.name}.log"
@@ -59,7 +61,7 @@ class Worker:
         }
         command = [sys.executable, "-m", "celery", "-A", app, "worker", "-n", self.name]
         command += ["-P", pool, "-c", str(concurrency), "-l", "INFO", *options]
-        command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+        command += ["--without-gossip", "--without-mingle", "--without-heartbeat"] if alone else []
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command,

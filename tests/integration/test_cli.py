@@ -271,7 +271,7 @@ def test_resume_by_filter_counts_first_and_then_does_it(cli: Cli, store: Store) 
     document = cli.json("resume", "--why", "exhausted", "--dry-run")
     assert "12 runs match; nothing was changed" in text
     assert "and 2 more" in text
-    assert document == {"dry_run": True, "matching": 12, "runs": failed[::-1]}
+    assert document == {"dry_run": True, "matching": 12, "children": 0, "runs": failed[::-1]}
 
     assert "12 of 12 matching runs changed; 12 messages are sent later" in cli("resume", "--why", "exhausted")
     assert len(cli.json("runs", "--state", "pending")["runs"]) == 12

@@ -63,6 +63,8 @@ def test_show_says_what_a_run_waits_for_and_until_when(cli: Callable[..., str], 
 
     text = cli("show", story.id)
 
+    sleep, _ = json.loads(cli("show", story.id, "--json"))["steps"]
+    assert sleep["seconds"] == 3600.0, "as long as it was to be, not 0 s and not until now"
     assert "waits for the signal 'approved' until" in text
     assert "SUSPENDED" in text
     assert any(line.split()[:2] == ["sleep", "slept"] for line in text.splitlines())

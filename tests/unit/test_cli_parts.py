@@ -11,10 +11,11 @@ import click
 import pytest
 from rich.console import Console
 
-from celery_durable.cli import durable
+from celery_durable.cli import change, durable
 from celery_durable.cli.moments import moment
 from celery_durable.cli.output import plain, short
 from celery_durable.cli.timeline import story
+from celery_durable.operations import Outcome
 from celery_durable.run import RunState
 from celery_durable.store.views import AttemptView, EventView, RunView, StepView, TryView
 
@@ -178,3 +179,11 @@ def test_a_story_says_why_a_step_was_tried_so_often_and_what_was_taken_back() ->
 def test_a_story_fits_a_narrow_terminal_and_one_without_unicode() -> None:
     assert all(len(line) <= 50 for line in rendered(50).splitlines())
     assert "#" * 24 in rendered(120, unicode=False)
+
+
+def test_a_resume_says_how_many_children_go_on_with_the_run() -> None:
+    outcome = Outcome("3f2a", RunState.FAILED, RunState.PENDING, changed=True)
+
+    assert change._resumed(outcome) == "failed → pending"
+    assert change._resumed(replace(outcome, children=1)) == "failed → pending, with one child"
+    assert change._resumed(replace(outcome, children=2000)) == "failed → pending, with 2,000 children"

@@ -45,7 +45,8 @@ TABLE = Table(
     bytes=8192,
 )
 WORKER = WorkerRow(id=1, hostname="celery@a", pid=7, version="0.1", silent=3.0, runs=1)
-KINDS = ("orphaned", "sleepless", "overdue", "unpublished", "unchecked", "exhausted", "outbox")
+MISSED = ("orphaned", "sleepless", "overdue", "unpublished", "unchecked", "outbox")
+KINDS = (*MISSED, "exhausted", "taken back", "rollback")
 NOTHING = tuple(Ailing(kind=kind, runs=0, seconds=None, ids=None) for kind in KINDS)
 WELL = Health(
     server=SERVER,
@@ -201,3 +202,15 @@ def test_runs_that_break_the_wake_rule_are_an_error_with_some_of_their_ids() -> 
     assert trouble(stuck) == [("sleepless", "error")]
     assert "4 runs" in one(stuck, "sleepless").message
     assert "(a, b, c, …)" in one(stuck, "sleepless").message
+
+
+@pytest.mark.parametrize(
+    ("kind", "resumable"), [("exhausted", True), ("rollback", True), ("taken back", False)]
+)
+def test_only_what_can_go_on_is_to_be_resumed(kind: str, resumable: bool) -> None:  # noqa: FBT001
+    finding = one(replace(WELL, ailing=ailing(kind, 5.0)), kind)
+
+    assert finding.level == "warning"
+    assert "4 runs" in finding.message
+    assert "(a, b, c, …)" in finding.message
+    assert ("durable resume" in (finding.advice or "")) is resumable

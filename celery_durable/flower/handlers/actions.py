@@ -149,7 +149,10 @@ class Bulk(Change):
         else:
             ids = _ids(sent.get("ids"))
         if sent.get("dry_run") is True:
-            self.answer({"count": len(ids), "ids": ids, "more": more})
+            counts: dict[str, int] = {}
+            if name == "resume":
+                counts = await self.in_thread(self.site.runs.children_to_resume, ids)
+            self.answer({"count": len(ids), "ids": ids, "children": sum(counts.values()), "more": more})
             return
         reason = self.reason(sent)
         outcomes: list[Outcome] = []

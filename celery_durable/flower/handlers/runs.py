@@ -104,13 +104,13 @@ def _hash(text: str) -> str:
 def actions_of(story: Story) -> list[str]:
     """Return the names of what can be done to a run in its state."""
     state = story.run.state
-    waits_for = story.run.reason if state is RunState.WAITING else None
+    waits_for = story.run.reason if story.run.stored_state is RunState.WAITING else None
     possible = {
         "resume": state in (RunState.FAILED, RunState.CANCELLED),
         "retry": waits_for == "retry",
         "signal": waits_for == "signal",
         "fork": True,
-        "cancel": not state.final and not story.run.cancel_requested,
+        "cancel": not (state.final or state is RunState.CANCELLING or story.run.cancel_requested),
     }
     return [name for name, now in possible.items() if now]
 

@@ -396,7 +396,7 @@ function openStep(row) {
 
 const dialog = $('[data-dialog="action"]');
 const ACTIONS = {
-  resume: ["Resume", "Execute it again from its last checkpoint. Finished steps stay and do not run again; retries count from zero."],
+  resume: ["Resume", "Execute it again from its last checkpoint. Finished steps stay and do not run again; retries count from zero. Children that did not succeed are resumed when it waits for them again."],
   retry: ["Retry now", "Do not wait for the retry's time: try again at once."],
   signal: ["Send signal", "Send it what it waits for."],
   fork: ["Fork", "Start a new run with the checkpoints before a step. This run stays as it is."],
@@ -496,7 +496,8 @@ async function bulk(name) {
     for (const [key, value] of new URLSearchParams($("[data-bulk-bar]").dataset.query)) filter[key] = key in filter ? [filter[key], value].flat() : value;
     const answer = await act(`${root.dataset.bulk}`, { action: name, filter, dry_run: true });
     ids = answer.ids;
-    words = answer.more ? " The filter matches more; these are the newest." : "";
+    words = answer.children ? ` ${answer.children.toLocaleString()} children go on with them.` : "";
+    words += answer.more ? " The filter matches more; these are the newest." : "";
   }
   if (!ids.length) { say("trouble", "Choose runs first"); return; }
   confirmAction(name, `${ids.length.toLocaleString()} runs. ${ACTIONS[name][1]}${words}`, async (reason, progress) => {

@@ -109,7 +109,20 @@ _AILMENTS: dict[str, tuple[str, str, float]] = {
         "Look for the cause (memory, crashes) with `durable show`, then `durable resume` them.",
         0.0,
     ),
+    "taken back": (
+        "{runs} runs failed because they kept losing their worker, and were taken back ({ids})",
+        "Look for the cause (memory, crashes) with `durable show`. Start others, or fork them.",
+        0.0,
+    ),
+    "rollback": (
+        "{runs} runs failed while they took back what they had done, and a part of it stands ({ids})",
+        "`durable show` says what failed. Mend its cause, then `durable resume` takes back the rest.",
+        0.0,
+    ),
 }
+
+
+_FOR_OPERATORS = ("exhausted", "taken back", "rollback", "stranded")
 
 
 def _ailing(ailing: Ailing, *, led: bool) -> Finding | None:
@@ -119,5 +132,5 @@ def _ailing(ailing: Ailing, *, led: bool) -> Finding | None:
         return None
     ids = ", ".join(ailing.ids or ()) + (", …" if ailing.runs > len(ailing.ids or ()) else "")
     text = message.format(runs=ailing.runs, ids=ids, age=span(seconds))
-    harmless = ailing.kind in ("exhausted", "stranded") or (ailing.kind == "orphaned" and led)
+    harmless = ailing.kind in _FOR_OPERATORS or (ailing.kind == "orphaned" and led)
     return Finding(ailing.kind, "warning" if harmless else "error", text, advice)

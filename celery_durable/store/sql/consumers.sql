@@ -2,10 +2,13 @@
 
 -- name: plan_by_index
 -- A queue's table is empty in one moment and large in the next, so that its statistics are always wrong: whatever
--- they say, every statement of a consumer is a few short index scans. A plan that is refused and taken all the same
--- seems to cost so much that Postgres would compile it first, which takes a third of a second.
-select set_config(setting, 'off', false) as off
-from unnest('{enable_seqscan,enable_bitmapscan,enable_hashjoin,enable_mergejoin,enable_sort,jit}'::text[]) s (setting)
+-- they say, every statement of a consumer is a few short index scans, whatever its parameters: one plan will do. One
+-- that is refused and taken all the same seems to cost so much that Postgres would compile it first, which takes a
+-- third of a second.
+select set_config(setting, value, false) as value
+from (select setting, 'off' as value
+      from unnest('{enable_seqscan,enable_bitmapscan,enable_hashjoin,enable_mergejoin,enable_sort,jit}'::text[]) s (setting)
+      union all select 'plan_cache_mode', 'force_generic_plan') as s
 
 -- name: register
 -- A new consumer; its id is used once, so that the claims of one that was declared dead are nobody's.
@@ -16,7 +19,8 @@ returning id
 -- name: beat
 -- Renew the lease; no row means that this consumer was declared dead.
 update durable.consumer
-set beat = beat + 1, beat_at = durable.clock(), wakeable = %(wakeable)s, queues = %(names)s::text[],
+set beat = beat + 1, beat_at = durable.clock(), wakeable = cardinality(%(wanted)s::text[]) > 0,
+    queues = %(names)s::text[], wanted = %(wanted)s::text[],
     backend = case when %(listens)s then pg_backend_pid() end
 where id = %(consumer)s
 returning id
@@ -28,33 +32,41 @@ with gone as (
 ), used as (
     update durable.queue q set used_at = durable.clock()
     from gone where q.name = any(gone.queues) and (q.expires is not null or q.auto_delete)
+), held as (
+    delete from durable.claim where consumer = %(consumer)s returning message, number
 )
-update durable.message set holder = null where holder = %(consumer)s
-returning queue
+update durable.message m set claims = held.number from held where m.id = held.message
+returning m.queue
 
 -- name: claim
 -- Lease the first messages of some queues: highest priority first, oldest first. Each queue and priority is an
 -- ordered scan of its own, which begins where this consumer knows that nothing is left: with a transaction held
 -- open, what is dead cannot be cleaned away, and every claim would read all of it again. The bounds are compared as
 -- rows, for with `queue = …` the planner would take the order by id from the primary key, and read all queues.
-with chosen as (
-    select m.id
+-- A message that somebody claimed while this statement began comes without a number: there may be others behind it.
+with chosen as materialized (
+    select m.*
     from unnest(%(queues)s::text[], %(priorities)s::smallint[], %(floors)s::bigint[]) as w (queue, priority, floor)
     cross join lateral (
-        select id from durable.message m
+        select id, queue, priority, claims, payload from durable.message m
         where (m.queue, m.priority, m.id) > (w.queue, w.priority, w.floor)
           and (m.queue, m.priority) <= (w.queue, w.priority)
           and m.holder is null and (m.expires_at is null or m.expires_at > durable.clock())
+          and not exists (select from durable.claim c where c.message = m.id)
         order by m.queue, m.priority, m.id
         limit %(limit)s
-        for update skip locked
+        for update of m skip locked
     ) as m
+    where exists (select from durable.consumer where id = %(consumer)s)
     limit %(limit)s
+), taken as (
+    insert into durable.claim (message, consumer, number)
+    select id, %(consumer)s, claims + 1 from chosen
+    on conflict do nothing
+    returning message, number
 )
-update durable.message m set holder = %(consumer)s, claims = m.claims + 1
-where m.id = any(array(select id from chosen))
-  and exists (select from durable.consumer where id = %(consumer)s)
-returning m.id, m.queue, m.priority, m.claims, m.payload
+select c.id, c.queue, c.priority, t.number, case when t.number is not null then c.payload end as payload
+from chosen c left join taken t on t.message = c.id
 
 -- name: ready
 -- Which of these queues have something to claim, and how far message numbers have come.
@@ -67,6 +79,7 @@ left join (
         where (m.queue, m.priority, m.id) > (w.queue, w.priority, w.floor)
           and (m.queue, m.priority) <= (w.queue, w.priority)
           and m.holder is null and (m.expires_at is null or m.expires_at > durable.clock())
+          and not exists (select from durable.claim c where c.message = m.id)
         order by m.queue, m.priority, m.id
         limit 1
     ) as m
@@ -74,27 +87,40 @@ left join (
 
 -- name: settle
 -- Acknowledge: these claims, and no later ones of the same messages.
-delete from durable.message m
-using unnest(%(ids)s::bigint[], %(numbers)s::integer[]) as done (id, claims)
-where m.id = done.id and m.claims = done.claims and m.holder = %(consumer)s
+with done as (
+    delete from durable.claim c
+    using unnest(%(ids)s::bigint[], %(numbers)s::integer[]) as d (id, number)
+    where c.message = d.id and c.number = d.number and c.consumer = %(consumer)s
+    returning c.message
+)
+delete from durable.message m using done where m.id = done.message
 
 -- name: reconcile
 -- Claims whose answer was lost: this consumer holds them and does not know.
-update durable.message set holder = null
-where holder = %(consumer)s and not id = any(%(ids)s::bigint[])
-returning queue
+with unheard as (
+    delete from durable.claim
+    where consumer = %(consumer)s and not message = any(%(ids)s::bigint[])
+    returning message, number
+)
+update durable.message m set claims = unheard.number from unheard where m.id = unheard.message
+returning m.queue
 
 -- name: give_back
 -- Hand messages to others. One that comes back too often is poison: it goes to its queue's dead-letter queue.
-with back as (
+with mine as (
+    delete from durable.claim c
+    using unnest(%(ids)s::bigint[], %(numbers)s::integer[], %(counted)s::boolean[]) as r (id, number, counted)
+    where c.message = r.id and c.number = r.number and c.consumer = %(consumer)s
+    returning c.message, c.number, r.counted
+), back as (
     update durable.message m
-    set holder = null,
+    set claims = r.number,
         returns = case when r.counted and m.returns >= %(max_returns)s then 0
                        when r.counted then m.returns + 1 else m.returns end,
         expires_at = case when r.counted and m.returns >= %(max_returns)s then null else m.expires_at end,
         queue = case when r.counted and m.returns >= %(max_returns)s then m.queue || '.dead' else m.queue end
-    from unnest(%(ids)s::bigint[], %(numbers)s::integer[], %(counted)s::boolean[]) as r (id, claims, counted)
-    where m.id = r.id and m.claims = r.claims and m.holder = %(consumer)s
+    from mine as r
+    where m.id = r.message
     returning m.queue
 ), missing as (
     insert into durable.queue (name) select distinct queue from back where queue like '%%.dead' on conflict do nothing
@@ -128,16 +154,26 @@ select id from dead
 
 -- name: recover
 -- The claims of consumers that are no more, whatever became of them. Repeated: a claim may have been under way.
-with lost as (
+-- Those of the release before stand in the message itself.
+with orphaned as (
+    delete from durable.claim
+    where message in (
+        select c.message from durable.claim c
+        where not exists (select from durable.consumer k where k.id = c.consumer)
+        limit 10000 for update skip locked)
+    returning message, number
+), older as materialized (
+    select id, claims from durable.message h
+    where h.holder is not null and not exists (select from durable.consumer c where c.id = h.holder)
+    limit 10000 for update skip locked
+), lost as (
     update durable.message m
-    set holder = null,
+    set holder = null, claims = o.number,
         returns = case when m.returns >= %(max_returns)s then 0 else m.returns + 1 end,
         expires_at = case when m.returns >= %(max_returns)s then null else m.expires_at end,
         queue = case when m.returns >= %(max_returns)s then m.queue || '.dead' else m.queue end
-    where m.id in (
-        select id from durable.message h
-        where h.holder is not null and not exists (select from durable.consumer c where c.id = h.holder)
-        limit 10000 for update skip locked)
+    from (select message, number from orphaned union all select id, claims from older) as o
+    where m.id = o.message
     returning m.queue
 ), missing as (
     insert into durable.queue (name) select distinct queue from lost where queue like '%%.dead' on conflict do nothing
@@ -148,8 +184,10 @@ select queue, count(*) as messages from lost group by queue
 -- Messages that nobody claimed in time.
 delete from durable.message
 where id in (
-    select id from durable.message where expires_at <= durable.clock() and holder is null
-    order by expires_at limit 10000 for update skip locked)
+    select id from durable.message m
+    where expires_at <= durable.clock() and holder is null
+      and not exists (select from durable.claim c where c.message = m.id)
+    order by expires_at limit 10000 for update of m skip locked)
 
 -- name: prune_queues
 -- Queues that nobody consumes any more: those that expire, and those of consumers that have left.
@@ -165,8 +203,9 @@ select name from gone
 
 -- name: empty
 -- What was left in a queue that is gone, unless it was declared again.
-delete from durable.message
+delete from durable.message m
 where queue = %(queue)s and holder is null and not exists (select from durable.queue where name = %(queue)s)
+  and not exists (select from durable.claim c where c.message = m.id)
 
 -- name: used
 -- Somebody has just stopped consuming these queues.

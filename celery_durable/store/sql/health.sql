@@ -106,7 +106,17 @@ from (select r.id, extract(epoch from durable.clock() - r.created_at) as seconds
 union all
 select 'exhausted', count(*), max(seconds)::float8, (array_agg(id))[1:3]
 from (select r.id, extract(epoch from durable.clock() - r.finished_at) as seconds
-      from durable.run r where r.state = 'failed' and r.reason = 'exhausted' order by r.key desc limit 1000) as found
+      from durable.run r where r.state = 'failed' and r.reason = 'exhausted' and r.ending is null
+      order by r.key desc limit 1000) as found
+union all
+select 'taken back', count(*), max(seconds)::float8, (array_agg(id))[1:3]
+from (select r.id, extract(epoch from durable.clock() - r.finished_at) as seconds
+      from durable.run r where r.state = 'failed' and r.reason = 'exhausted' and r.ending is not null
+      order by r.key desc limit 1000) as found
+union all
+select 'rollback', count(*), max(seconds)::float8, (array_agg(id))[1:3]
+from (select r.id, extract(epoch from durable.clock() - r.finished_at) as seconds
+      from durable.run r where r.state = 'failed' and r.reason = 'rollback' order by r.key desc limit 1000) as found
 union all
 select 'outbox', count(*), max(seconds)::float8, (array_agg(id))[1:3]
 from (select o.id, extract(epoch from durable.clock() - o.created_at) as seconds

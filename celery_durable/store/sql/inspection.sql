@@ -19,6 +19,8 @@ from (
         select r.key from durable.run r
         where r.key < %(before)s
           and r.state = wanted.state --? states
+          and (r.ending is null or r.finished_at is not null or r.state = 'cancelling') --? as_shown
+          and r.ending is not null and r.finished_at is null and r.state in ('pending', 'waiting') --? rolling_back
           and r.task = %(task)s --? task
           and r.reason = %(reason)s --? reason
           and (r.state = 'failed' or (r.state = 'waiting' and r.reason = 'retry')) --? has_error
@@ -66,13 +68,22 @@ select moment.at, search.low, search.high from search, moment order by search.hi
 
 -- name: resolve
 -- Runs whose id begins with a prefix, an exact match first.
-select id, task, state, created_at from durable.run
+select id, task, durable.shown_state(state, ending, finished_at) as state, created_at from durable.run
 where id >= %(prefix)s and id < %(end)s
 order by id limit %(limit)s
 
 -- name: counts
--- How many runs there are in each state, and for which reason.
-select state, reason, count(*) as runs from durable.run group by state, reason order by state, reason nulls first
+-- How many runs there are in each state, and for which reason; those that roll back are counted from an index of
+-- their own, and are not what their rows say.
+select state, reason, sum(runs)::bigint as runs from (
+    select state::text, reason, count(*) as runs from durable.run group by state, reason
+    union all
+    select moved.state, case when moved.sign < 0 then r.reason end, sum(moved.sign)
+    from durable.run r
+    cross join lateral (values (r.state::text, -1), ('cancelling', 1)) as moved (state, sign)
+    where r.ending is not null and r.finished_at is null and r.state in ('pending', 'waiting')
+    group by 1, 2) as counted
+group by state, reason having sum(runs) > 0 order by state, reason nulls first
 
 -- name: run
 -- One run, without its payloads.
@@ -103,15 +114,19 @@ where a.run_key = (select key from durable.run where id = %(id)s)
 order by a.number
 
 -- name: steps
--- Every step of a run that was stored, in the order in which they were first called. The earlier tries of those that
--- were tried most come along, five thousand in all: a run has any number of steps.
-select c.key, c.seq, c.outcome, c.arguments, c.attempt, c.tries, c.spent, c.error, c.seconds, c.stored_at, c.codec,
-       octet_length(c.output) as output_bytes, c.kind, c.due,
+-- Every step of a run that was stored, in the order in which they were first called. A wait that nothing has ended
+-- but its time, as every sleep, has lasted until then, or until now. The earlier tries of the steps that were tried
+-- most come along, five thousand in all: a run has any number of steps.
+select c.key, c.seq, c.outcome, c.arguments, c.attempt, c.tries, c.spent, c.error,
+       case when c.outcome = 'waiting'
+            then extract(epoch from least(c.due, r.finished_at, durable.clock()) - c.stored_at)::float8
+            else c.seconds end as seconds,
+       c.stored_at, c.codec, octet_length(c.output) as output_bytes, c.kind, c.due,
        case when c.earlier is not null
                  and sum(case when c.earlier is null then 0 else least(c.tries - 1, 50) end)
                      over (order by c.tries desc, c.seq, c.key) <= 5000 then c.earlier end as earlier
-from durable.checkpoint c
-where c.run_key = (select key from durable.run where id = %(id)s)
+from durable.run r join durable.checkpoint c on c.run_key = r.key
+where r.id = %(id)s
 order by c.seq, c.stored_at
 
 -- name: events
@@ -130,7 +145,8 @@ order by s.key
 
 -- name: children
 -- Runs that a run has started: those that are not over or did not succeed first, and how many there are in all.
-select c.id, c.task, c.state::text as state, c.reason, count(*) over () as siblings
+select c.id, c.task, durable.shown_state(c.state, c.ending, c.finished_at) as state, c.reason,
+       count(*) over () as siblings
 from durable.run r
 join durable.run c on c.root = coalesce(r.root, r.id) and c.root <> c.id and c.parent = r.id
 where r.id = %(id)s
@@ -139,9 +155,11 @@ order by (c.state = 'succeeded'), c.key limit 20
 -- name: cancel
 -- Runs that nobody executes end at once, under a new fence; executing ones are asked to stop. Rows are locked by
 -- key alone and judged afterwards: a state in the first `where` would miss a run that is just being claimed.
--- The event's operation id tells this very write, repeated after a lost answer, from somebody else's.
+-- One that takes back what it has done is on its way already. The event's operation id tells this very write,
+-- repeated after a lost answer, from somebody else's.
 with target as materialized (
-    select r.key, r.id, r.state, r.cancel_requested
+    select r.key, r.id, durable.shown_state(r.state, r.ending, r.finished_at) as state,
+           r.cancel_requested or (r.ending is not null and r.finished_at is null) as cancel_requested
     from durable.run r
     where r.id = any(%(ids)s)
     order by r.key for no key update
@@ -152,7 +170,7 @@ with target as materialized (
         worker = null, pid = null,
         fence = gen_random_uuid(), custom_state = null, unreported = true, cascading = r.awaits is not null
     from target t where r.key = t.key and t.state in ('pending', 'waiting')
-    returning r.key, r.state
+    returning r.key, durable.shown_state(r.state, r.ending, r.finished_at) as state
 ), asked as (
     update durable.run r set cancel_requested = true, cascading = r.awaits is not null
     from target t where r.key = t.key and t.state in ('running', 'cancelling') and not t.cancel_requested
@@ -201,27 +219,35 @@ left join woken on woken.key = t.key
 left join durable.event mine on mine.run_key = t.key and mine.detail ->> 'operation' = %(operation)s::text
 order by t.key
 
+-- name: hold
+-- In front of `resume`: what it judges them by is read when nobody else changes them any more.
+select key from durable.run where id = any(%(ids)s) order by key for no key update
+
 -- name: resume
 -- Final runs that did not succeed begin a new generation: their checkpoints stay, their counters start again,
--- and the claim may not refuse them for having expired. They count as published: the caller does it next.
+-- and the claim may not refuse them for having expired. They count as published: the caller does it next. Children
+-- of a cancelled one that the keeper has not come to yet go on; those that have been told to stop do so first.
 with target as materialized (
-    select r.key, r.id, r.state, r.generation, r.message, r.body, r.ending, r.reason, r.cascading
+    select r.key, r.id, r.state, r.generation, r.message, r.body, r.ending, r.reason,
+           r.state = 'cancelled' and exists (
+               select from durable.waits_to_resume(r.key) w join durable.run c on c.wait = w.wait
+               where c.finished_at is null and (c.cancel_requested or c.ending is not null)) as stopping
     from durable.run r
     where r.id = any(%(ids)s)
-    order by r.key for no key update
+    order by r.key
 ), resumed as (
     update durable.run r
     set state = 'pending', reason = null, due = durable.clock() + %(check)s::interval, published_at = durable.clock(),
         checks = 0, fence = gen_random_uuid(), generation = r.generation + 1, worker = null, pid = null,
         compensates = null,  -- not known: code that has changed left them as they were
-        cascading = false,  -- else the children of the new generation would go with the old ones
+        cascading = false,  -- else the children of the new generation would go with the old one
         retries = 0, recoveries = 0, version = coalesce(%(version)s, r.version), cancel_requested = false,
         expires_at = null, deadline = null, finished_at = null,
         custom_state = null, result = case when r.ending = 'failed' then r.result end,
         result_type = case when r.ending = 'failed' then r.result_type end,
         traceback = case when r.ending = 'failed' then r.traceback end,
         meta = case when r.ending = 'failed' then r.meta end
-    from target t where r.key = t.key and t.state in ('failed', 'cancelled')
+    from target t where r.key = t.key and t.state in ('failed', 'cancelled') and not t.stopping
       -- one that was taken back has nothing to go on from; one whose compensation failed goes on with the rest
       and (t.ending is null or t.reason = 'rollback')
     returning r.key, r.generation
@@ -229,38 +255,60 @@ with target as materialized (
 select t.key, t.id, coalesce(mine.detail ->> 'from', t.state) as before,
        case when resumed.key is null then t.state else 'pending' end as state,
        coalesce(resumed.generation, t.generation) as generation,
-       resumed.key is not null as now, mine.detail is not null or resumed.key is not null as changed, t.cascading,
+       resumed.key is not null as now, mine.detail is not null or resumed.key is not null as changed,
+       t.stopping and t.ending is null as stopping, coalesce((mine.detail ->> 'children')::integer, 0) as children,
        t.message, t.body
 from target t
 left join resumed on resumed.key = t.key
 left join durable.event mine on mine.run_key = t.key and mine.detail ->> 'operation' = %(operation)s::text
 order by t.key
 
--- name: forsaken
--- Unfinished children that runs just resumed had when they were cancelled, where the keeper has not seen to them yet.
-select c.id
-from durable.checkpoint k join durable.run c on c.wait = convert_from(k.output, 'UTF8')::uuid
-where k.run_key = any(%(keys)s) and k.kind = 'children' and k.outcome = 'waiting'
-  and c.finished_at is null and not c.detached and not c.cancel_requested and c.ending is null
+-- name: children_to_resume
+-- How many children that did not succeed each of these runs starts again when it is resumed and waits for them.
+select r.id, count(*) as children
+from durable.run r
+cross join lateral durable.waits_to_resume(r.key) w
+join durable.run c on c.wait = w.wait and c.state in ('failed', 'cancelled')
+where r.id = any(%(ids)s) and r.state in ('failed', 'cancelled') and r.ending is null
+group by r.id
 
 -- name: resume_discard
--- The second statement of a resume: errors after the last successful step are put aside, as a retry does. Its
--- snapshot is younger than the locks of the first, or the last error of an attempt that just ended is missed.
+-- The third statement of a resume: errors after the last successful step or wait are put aside, as a retry does, and
+-- so are waits for children that are to be taken up again; each keeps which wait it is. Of a run that takes back what
+-- it has done only the errors of compensations are: what led to these has to come back. Its snapshot is younger than
+-- the locks of the first, or the last error of an attempt that just ended is missed.
 with resumed as materialized (
-    select run_key, before, generation
-    from unnest(%(keys)s::bigint[], %(before)s::text[], %(generations)s::integer[]) as r (run_key, before, generation)
+    select r.run_key, r.before, r.generation, r.children, run.ending is not null as rolls_back, run.rollbacks
+    from unnest(%(keys)s::bigint[], %(before)s::text[], %(generations)s::integer[], %(children)s::integer[])
+         as r (run_key, before, generation, children)
+    join durable.run run on run.key = r.run_key
+), again as materialized (
+    select r.run_key, w.key, w.wait from resumed r cross join lateral durable.waits_to_resume(r.run_key) w
+    where not r.rolls_back
+), aside as materialized (
+    select c.run_key, c.key from resumed r join durable.checkpoint c on c.run_key = r.run_key
+    where c.outcome = 'error'
+      and case when r.rolls_back then c.key = any(r.rollbacks) else
+          c.seq >= coalesce((select max(ok.seq) from durable.checkpoint ok
+                            where ok.run_key = r.run_key and ok.outcome in ('ok', 'waiting')
+                              and not exists (select from again
+                                              where again.run_key = ok.run_key and again.key = ok.key
+                                                and ok.outcome = 'ok')), 0) end
+    union
+    select run_key, key from again
 ), discarded as (
-    update durable.checkpoint c set outcome = 'discarded', spent = c.tries
-    from resumed r
-    where c.run_key = r.run_key and c.outcome = 'error'
-      and c.seq >= coalesce((select max(ok.seq) from durable.checkpoint ok
-                            where ok.run_key = r.run_key and ok.outcome = 'ok'), 0)
+    update durable.checkpoint c
+    set outcome = 'discarded', spent = c.tries, wait = again.wait,
+        output = case when again.key is null then c.output else convert_to(again.wait::text, 'UTF8') end,
+        codec = case when again.key is null then c.codec else 'again' end
+    from aside left join again on again.run_key = aside.run_key and again.key = aside.key
+    where c.run_key = aside.run_key and c.key = aside.key
     returning c.run_key, c.key
 )
 insert into durable.event (run_key, kind, actor, detail)
 select r.run_key, 'resumed', %(actor)s,
        jsonb_build_object('operation', %(operation)s::text, 'from', r.before, 'reason', %(reason)s::text,
-                          'generation', r.generation,
+                          'generation', r.generation, 'children', r.children,
                           'discarded', coalesce((select jsonb_agg(d.key order by d.key) from discarded d
                                                  where d.run_key = r.run_key), '[]'))
 from resumed r

@@ -127,11 +127,18 @@ with lost as materialized (
 select id, state, recoveries, message, body from recovered
 
 -- name: wake
--- Timers that are due become pending; whoever takes them publishes them. Every worker may drain these.
-with due as (
+-- Timers that are due become pending; whoever takes them publishes them. Every worker may drain these. A tenth of
+-- each batch is what became due last: a single timer does not wait until a hundred thousand before it are drained.
+with oldest as (
     select key from durable.run
     where state = 'waiting' and due <= durable.clock()
-    order by due limit %(limit)s for update skip locked
+    order by due limit %(limit)s::integer - %(limit)s::integer / 10 for update skip locked
+), newest as (
+    select key from durable.run
+    where state = 'waiting' and due <= durable.clock()
+    order by due desc limit %(limit)s::integer / 10 for update skip locked
+), due as (
+    select key from oldest union select key from newest
 )
 update durable.run r
 set state = 'pending', reason = null, published_at = durable.clock(), checks = 0,
@@ -158,12 +165,13 @@ where deadline <= durable.clock() and finished_at is null and not cancel_request
 order by deadline limit %(limit)s
 
 -- name: forsaken
--- Unfinished children of cancelled runs, which go with them: found by the wait that those were in. One that takes
--- back what it has done first is cancelled already.
-select c.id from durable.run p
-join durable.checkpoint k on k.run_key = p.key and k.kind = 'children' and k.outcome = 'waiting'
-join durable.run c on c.wait = convert_from(k.output, 'UTF8')::uuid
+-- Unfinished children of cancelled runs, which go with them: found by the wait that those were in, or were to take
+-- up again. One that takes back what it has done first is cancelled already.
+select c.id, p.id as parent from durable.run p
+join durable.checkpoint k on k.run_key = p.key and k.kind = 'children' and k.outcome in ('waiting', 'discarded')
+join durable.run c on c.wait = case k.outcome when 'waiting' then convert_from(k.output, 'UTF8')::uuid else k.wait end
 where p.cascading and c.finished_at is null and not c.detached and not c.cancel_requested and c.ending is null
+  and (%(ids)s::text[] is null or c.id = any(%(ids)s))
 limit %(limit)s
 
 -- name: cascaded
@@ -173,8 +181,9 @@ where key in (
     select p.key from durable.run p
     where p.cascading and not exists (
         select from durable.checkpoint k
-        join durable.run c on c.wait = convert_from(k.output, 'UTF8')::uuid
-        where k.run_key = p.key and k.kind = 'children' and k.outcome = 'waiting'
+        join durable.run c
+            on c.wait = case k.outcome when 'waiting' then convert_from(k.output, 'UTF8')::uuid else k.wait end
+        where k.run_key = p.key and k.kind = 'children' and k.outcome in ('waiting', 'discarded')
           and c.finished_at is null and not c.detached and not c.cancel_requested and c.ending is null)
     order by p.key for no key update skip locked)
 returning id

@@ -20,7 +20,9 @@ with gone as (
 ), unbound as (
     delete from durable.binding where queue = %(queue)s
 )
-delete from durable.message where queue = %(queue)s and holder is null
+delete from durable.message m
+where m.queue = %(queue)s and m.holder is null
+  and not exists (select from durable.claim c where c.message = m.id)
 
 -- name: bind
 -- Let an exchange's messages reach a queue.
@@ -43,17 +45,25 @@ select routing_key, pattern, queue from durable.binding where exchange = %(excha
 
 -- name: state_of_queue
 -- What a passive declaration tells: messages that wait, consumers.
-select (select count(*) from durable.message where queue = q.name and holder is null) as messages,
+select (select count(*) from durable.message m where m.queue = q.name and m.holder is null
+          and not exists (select from durable.claim c where c.message = m.id)) as messages,
        (select count(*) from durable.consumer where queues @> array[q.name]) as consumers
 from durable.queue q where q.name = %(queue)s
 
 -- name: has_messages
 -- Whether anything waits in a queue.
-select exists (select from durable.message where queue = %(queue)s and holder is null) as found
+select exists (
+    select from (
+        select from durable.message m
+        where m.queue = %(queue)s and m.holder is null
+          and not exists (select from durable.claim c where c.message = m.id)
+        order by m.priority, m.id limit 1) as first) as found
 
 -- name: purge
 -- Remove the messages that wait.
-delete from durable.message where queue = %(queue)s and holder is null
+delete from durable.message m
+where m.queue = %(queue)s and m.holder is null
+  and not exists (select from durable.claim c where c.message = m.id)
 
 -- name: send
 -- One message to one queue. Returns no row when there is no such queue, and otherwise a consumer that sleeps, to
@@ -65,12 +75,13 @@ with sent as (
     returning queue
 )
 select sent.queue, (
-    select c.id from durable.consumer c where c.wakeable and c.queues @> array[sent.queue] order by random() limit 1
+    select c.id from durable.consumer c
+    where c.wakeable and coalesce(c.wanted, c.queues) @> array[sent.queue] order by random() limit 1
 ) as sleeper
 from sent
 
 -- name: send_many
--- Many messages, each to a queue, in the order given.
+-- Many messages, each to a queue, in the order given. As many consumers are woken as there is something for.
 with sent as (
     insert into durable.message (queue, priority, payload, expires_at)
     select q.name, m.priority, m.payload, durable.clock() + least(m.expires, q.ttl)
@@ -80,10 +91,12 @@ with sent as (
     order by m.number
     returning queue
 )
-select sent.queue, (
-    select c.id from durable.consumer c where c.wakeable and c.queues @> array[sent.queue] order by random() limit 1
-) as sleeper
-from (select distinct queue from sent) as sent
+select sent.queue, sleeper.id as sleeper
+from (select queue, count(*) as messages from sent group by queue) as sent
+left join lateral (
+    select c.id from durable.consumer c
+    where c.wakeable and coalesce(c.wanted, c.queues) @> array[sent.queue] order by random() limit sent.messages
+) as sleeper on true
 
 -- name: route
 -- One message to every queue that is bound to an exchange and matches, the same way.
@@ -99,13 +112,16 @@ with sent as (
     returning queue
 )
 select sent.queue, (
-    select c.id from durable.consumer c where c.wakeable and c.queues @> array[sent.queue] order by random() limit 1
+    select c.id from durable.consumer c
+    where c.wakeable and coalesce(c.wanted, c.queues) @> array[sent.queue] order by random() limit 1
 ) as sleeper
 from sent
 
 -- name: wake
--- Tell sleeping consumers. A transaction of its own, which writes nothing and waits for no disk.
-select pg_notify('durable_consumer_' || id, '') as woken from unnest(%(sleepers)s::bigint[]) as c (id)
+-- Tell sleeping consumers where to look. A transaction of its own, which writes nothing and waits for no disk.
+select pg_notify('durable_consumer_' || w.id, case when octet_length(w.queue) < 7000 then 'queue:' || w.queue else '' end)
+       as woken
+from unnest(%(sleepers)s::bigint[], %(queues)s::text[]) as w (id, queue)
 
 -- name: queues
 -- Every queue, for people: what waits, what is being worked on, who consumes.
@@ -113,19 +129,24 @@ select q.name, q.expires, coalesce(m.ready, 0) as ready, coalesce(m.held, 0) as 
        extract(epoch from durable.clock() - m.oldest)::double precision as waiting,
        (select count(*) from durable.consumer c where c.queues @> array[q.name]) as consumers
 from durable.queue q
-left join (select queue, count(*) filter (where holder is null) as ready, count(holder) as held,
-                  min(sent_at) filter (where holder is null) as oldest
-           from durable.message group by queue) m on m.queue = q.name
+left join (
+    select m.queue, count(*) filter (where holder is null) as ready, count(holder) as held,
+           min(sent_at) filter (where holder is null) as oldest
+    from (select m.queue, m.sent_at, coalesce(c.consumer, m.holder) as holder
+          from durable.message m left join durable.claim c on c.message = m.id) as m
+    group by m.queue) m on m.queue = q.name
 order by q.name
 
 -- name: redrive
 -- Put a queue's dead letters back into it, as new.
 with back as (
-    update durable.message set queue = %(queue)s, returns = 0
-    where queue = %(queue)s || '.dead' and holder is null
-    returning id
+    update durable.message m set queue = %(queue)s, returns = 0
+    where m.queue = %(queue)s || '.dead' and m.holder is null
+      and not exists (select from durable.claim c where c.message = m.id)
+    returning m.id
 )
 select count(*) as messages,
-       (select c.id from durable.consumer c where c.wakeable and c.queues @> array[%(queue)s]
+       (select c.id from durable.consumer c
+        where c.wakeable and coalesce(c.wanted, c.queues) @> array[%(queue)s]
         order by random() limit 1) as sleeper
 from back

@@ -13,14 +13,31 @@ with sent as (
     order by p.number
     returning queue
 )
-select sent.queue, (
-    select c.id from durable.consumer c where c.wakeable and c.queues @> array[sent.queue] order by random() limit 1
-) as sleeper
-from (select distinct queue from sent) as sent
+select sent.queue, sleeper.id as sleeper
+from (select queue, count(*) as messages from sent group by queue) as sent
+left join lateral (
+    select c.id from durable.consumer c
+    where c.wakeable and coalesce(c.wanted, c.queues) @> array[sent.queue] order by random() limit sent.messages
+) as sleeper on true
 
 -- name: put_away
 -- The message of an attempt that is over. What the broker's consumer still acknowledges is gone then.
-delete from durable.message
-where id = %(id)s and holder = %(consumer)s and claims = %(number)s
-  and not exists (
-      select from durable.run where key = %(run)s and fence = %(fence)s and state in ('running', 'cancelling'))
+with done as (
+    delete from durable.claim
+    where message = %(id)s and consumer = %(consumer)s and number = %(number)s
+      and not exists (
+          select from durable.run where key = %(run)s and fence = %(fence)s and state in ('running', 'cancelling'))
+    returning message
+)
+delete from durable.message m using done where m.id = done.message
+
+-- name: put_away_unclaimed
+-- The message of a run that is over, or waits, before an attempt of it has begun: it came too late, or too early.
+with done as (
+    delete from durable.claim
+    where message = %(id)s and consumer = %(consumer)s and number = %(number)s
+      and exists (
+          select from durable.run where id = %(run_id)s and state not in ('pending', 'running', 'cancelling'))
+    returning message
+)
+delete from durable.message m using done where m.id = done.message

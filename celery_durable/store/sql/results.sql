@@ -26,7 +26,7 @@ where r.status <> 'SUCCESS'
 
 -- name: get
 -- Runs and plain results of these ids.
-select r.id as task_id, r.state as state, r.reason, r.custom_state, r.result, r.result_type, r.traceback, r.meta,
+select r.id as task_id, durable.shown_state(r.state, r.ending, r.finished_at) as state, r.reason, r.custom_state, r.result, r.result_type, r.traceback, r.meta,
        r.finished_at as date_done, r.pid, w.hostname
 from durable.run r left join durable.worker w on w.id = r.worker
 where r.id = any(%(ids)s)

@@ -278,8 +278,8 @@ select state, reason from finished
 
 -- name: release
 -- Leave the worker: for a retry (with a due time), or to hand the run on (due now). Step errors recorded
--- after the last successful step, or side by side with it under one number, are put aside when the run is tried
--- again. The fence is closed with a value
+-- after the last successful step or wait, or side by side with it under one number, are put aside when the run is
+-- tried again. The fence is closed with a value
 -- that only this attempt can derive, so that the write, repeated, recognises itself; it is judged under the
 -- lock, for the first one may still be committing.
 with mine as (
@@ -330,7 +330,7 @@ with mine as (
     from released r
     where %(discard)s = 'errors' and c.run_key = r.key and c.outcome = 'error'
       and c.seq >= coalesce((select max(seq) from durable.checkpoint
-                            where run_key = r.key and outcome = 'ok'), 0)
+                            where run_key = r.key and outcome in ('ok', 'waiting')), 0)
 ), forgotten as (
     delete from durable.checkpoint c using released r where %(discard)s = 'all' and c.run_key = r.key
 ), received as (  -- a week is for senders that send one again

@@ -12,17 +12,18 @@ with mine as (
 ), stored as (
     insert into durable.checkpoint as c
         (run_key, key, seq, outcome, kind, due, output, codec, digest, arguments, fence, attempt, tries, clock,
-         seconds)
+         seconds, wait)
     select mine.key, %(key)s, %(seq)s, 'waiting', %(kind)s,
            coalesce(%(until)s::timestamptz, durable.clock() + %(delay)s::interval), %(output)s, %(kind)s,
-           %(digest)s, %(arguments)s, %(fence)s, mine.attempt, 1, %(clock)s, 0
+           %(digest)s, %(arguments)s, %(fence)s, mine.attempt, 1, %(clock)s, 0,
+           case when %(kind)s = 'children' then %(awaits)s::text::uuid end
     from mine where mine.fence = %(fence)s and mine.state = 'running' and not mine.cancel_requested
     on conflict (run_key, key) do update
     set outcome = 'waiting', kind = excluded.kind, output = excluded.output, codec = excluded.codec,
         digest = excluded.digest, arguments = excluded.arguments, error = null,
         due = case when c.outcome = 'discarded' then excluded.due else c.due end,
         clock = case when c.fence = excluded.fence then c.clock else c.clock || excluded.clock end,
-        fence = excluded.fence, attempt = excluded.attempt
+        fence = excluded.fence, attempt = excluded.attempt, wait = excluded.wait
     where c.outcome in ('waiting', 'discarded')
     returning due
 )
@@ -62,6 +63,55 @@ where exists (select from durable.run r join durable.checkpoint c on c.run_key =
 order by new.number
 on conflict (id) do nothing
 returning id, state
+
+-- name: start_again
+-- In front of a wait that a resumed run takes up again: its children that did not succeed begin a new generation, as
+-- `resume` has it, in the order of their keys; the others stay as they are. One that was taken back has nothing to go
+-- on from and begins anew, with other keys and children of its own.
+with mine as (
+    select r.key from durable.run r join durable.checkpoint c on c.run_key = r.key and c.key = %(key)s
+    where r.key = %(run)s and r.fence = %(fence)s and r.state = 'running' and not r.cancel_requested
+      and c.outcome = 'waiting'
+), unfinished as materialized (
+    select count(*) as runs from durable.run k where k.wait = %(awaits)s::uuid and k.finished_at is null
+), target as materialized (
+    select k.key, k.state, k.abreast, k.ending is not null and k.reason is distinct from 'rollback' as anew
+    from durable.run k
+    where k.wait = %(awaits)s::uuid and k.state in ('failed', 'cancelled') and exists (select from mine)
+    order by k.key for no key update
+), placed as (
+    select t.*, row_number() over (order by t.key) as number,
+           coalesce(row_number() over (order by t.key) + unfinished.runs > t.abreast, false) as later
+    from target t, unfinished
+), resumed as (
+    update durable.run r
+    set state = case when p.later then 'waiting' else 'pending' end, reason = case when p.later then 'turn' end,
+        due = case when p.later then null
+                   when p.number <= %(at_once)s then durable.clock() + %(check)s::interval else durable.clock() end,
+        published_at = case when p.number <= %(at_once)s and not p.later then durable.clock() end,
+        checks = 0, fence = gen_random_uuid(), generation = r.generation + 1, worker = null, pid = null,
+        compensates = null, cascading = false,
+        retries = 0, recoveries = 0, version = coalesce(%(version)s, r.version), cancel_requested = false,
+        expires_at = null, deadline = null, finished_at = null, custom_state = null, unreported = false,
+        replacements = r.replacements + case when p.anew then 1 else 0 end,
+        seed = case when p.anew then gen_random_uuid() else r.seed end,
+        ending = case when not p.anew then r.ending end,
+        ending_reason = case when not p.anew then r.ending_reason end,
+        rollbacks = case when not p.anew then r.rollbacks end,
+        recoveries_before = case when not p.anew then r.recoveries_before end,
+        result = case when r.ending = 'failed' and not p.anew then r.result end,
+        result_type = case when r.ending = 'failed' and not p.anew then r.result_type end,
+        traceback = case when r.ending = 'failed' and not p.anew then r.traceback end,
+        meta = case when r.ending = 'failed' and not p.anew then r.meta end
+    from placed p where r.key = p.key
+    returning r.key, r.id, p.state as before, r.generation, p.anew, r.published_at is not null as publish,
+              r.message, r.body
+)
+select key, id, before, generation, 0 as children, anew, publish, message, body from resumed order by key
+
+-- name: forget
+-- What is stored of children that begin anew.
+delete from durable.checkpoint where run_key = any(%(keys)s)
 
 -- name: collect
 -- When all children of a wait are over: keep how they ended with the wait. A child that is resumed later, or

@@ -1,12 +1,23 @@
 -- What pages and metrics look at again and again. Everything here reads, and reads a bounded number of rows.
 
 -- name: tally
--- How many runs are in each state, for each reason; of one state at most `most` are counted, the newest.
-select wanted.state, counted.reason, count(*) as runs
-from unnest(%(states)s::text[]) as wanted (state)
-cross join lateral (select r.reason from durable.run r where r.state = wanted.state
-                    order by r.key desc limit %(most)s) as counted
-group by wanted.state, counted.reason
+-- How many runs are in each state, for each reason; of one state at most `most` are counted, the newest. Those that
+-- roll back are not what their rows say.
+select state, reason, sum(runs)::bigint as runs from (
+    select wanted.state, counted.reason, count(*) as runs
+    from unnest(%(states)s::text[]) as wanted (state)
+    cross join lateral (select r.reason from durable.run r where r.state = wanted.state
+                        order by r.key desc limit %(most)s) as counted
+    group by wanted.state, counted.reason
+    union all
+    select moved.state, case when moved.sign < 0 then r.reason end, sum(moved.sign)
+    from (select state::text, reason from durable.run
+          where ending is not null and finished_at is null and state in ('pending', 'waiting')
+          order by key desc limit %(most)s) as r
+    cross join lateral (values (r.state, -1), ('cancelling', 1)) as moved (state, sign)
+    where moved.state = any(%(states)s)
+    group by 1, 2) as counted
+group by state, reason having sum(runs) > 0
 
 -- name: stuck
 -- Runs that something should have moved on: their worker is gone or silent for a lease, they are overdue, or no live
@@ -89,7 +100,8 @@ from durable.run r where r.id = %(id)s
 
 -- name: children
 -- The runs that a run has started, oldest first.
-select c.id, c.task, c.state, c.reason, c.created_at, c.started_at, c.finished_at
+select c.id, c.task, durable.shown_state(c.state, c.ending, c.finished_at) as state, c.reason, c.created_at,
+       c.started_at, c.finished_at
 from durable.run r
 join durable.run c on c.root = coalesce(r.root, r.id) and c.root <> c.id and c.parent = r.id
 where r.id = %(id)s
@@ -97,7 +109,7 @@ order by c.key limit %(most)s
 
 -- name: relatives
 -- Runs named by their ids: a run's parent and root.
-select id, task, state from durable.run where id = any(%(ids)s)
+select id, task, durable.shown_state(state, ending, finished_at) as state from durable.run where id = any(%(ids)s)
 
 -- name: payload_of_step
 -- What a step returned or was given, or a part of it.
