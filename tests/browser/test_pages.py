@@ -347,6 +347,7 @@ def test_a_login_through_oauth_leads_to_a_page_that_acts_and_its_end_is_said(
             dialog.get_by_label("Why").fill("after all")
             dialog.get_by_role("button", name="Cancel").click()
             expect(dialog.get_by_role("alert")).to_have_text(re.compile("You are not logged in"))
+            expect(page.locator("[data-live]")).to_have_text("Your session has ended: reload the page")
             page.problems.clear()  # type: ignore[attr-defined]  # (a browser logs a 403)
             page.context.close()  # before its server
 

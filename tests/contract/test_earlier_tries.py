@@ -92,3 +92,27 @@ def test_a_marker_that_a_step_was_started_is_no_try(store: Store) -> None:
     succeed(store, claim, 1)
 
     assert step(store, claim).earlier == ()
+
+
+def test_of_very_many_tries_those_of_the_steps_tried_most_are_read(store: Store) -> None:
+    claim = Worker(store).start()
+    with store.connections.dedicated() as connection:
+        connection.execute(
+            """
+            insert into durable.checkpoint
+                (run_key, key, seq, outcome, digest, arguments, fence, attempt, tries, seconds, earlier)
+            select %s, 'step#' || n, n, 'ok', 'd', '()', gen_random_uuid(), 1,
+                   case when n > 100 then 60 else 51 end, 0,
+                   (select jsonb_agg('{"at": 0.0, "seconds": 0.1, "attempt": 1, "error": "no"}'::jsonb)
+                    from generate_series(1, 50))
+            from generate_series(1, 150) n
+            """,
+            (claim.key,),
+        )
+
+    run = store.inspection.get(claim.id)
+
+    assert run is not None
+    assert sum(len(one.earlier) for one in run.steps) == 5000
+    assert all(one.earlier for one in run.steps if one.tries == 60)
+    assert [one.key for one in run.steps] == [f"step#{n}" for n in range(1, 151)]

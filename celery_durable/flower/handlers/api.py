@@ -71,7 +71,7 @@ class RunAnswer(Api):
         story = await story_of(self.site, run_id)
         if story is None:
             raise unknown(run_id)
-        await self.answer_large(story_document(story))
+        await self.answer_large(await self.in_thread(story_document, story))
 
 
 class OverviewAnswer(Api):

@@ -17,16 +17,21 @@ const remembered = (key, otherwise) => {
 // --- requests ---------------------------------------------------------------------------------------------------
 
 class Problem extends Error {}
+let expired = false; // the session: whatever is asked for now leads to a login
 
 async function ask(url, options = {}) {
   let response;
   try {
-    response = await fetch(url, { credentials: "same-origin", ...options });
+    response = await fetch(url, { credentials: "same-origin", redirect: "manual", ...options }); // a login may be elsewhere
   } catch {
     throw new Problem("Flower does not answer");
   }
   const isJson = (response.headers.get("Content-Type") || "").includes("application/json");
-  if (response.redirected || (response.ok && !isJson)) throw new Problem("Your session has ended: reload the page");
+  if (response.type === "opaqueredirect" || (response.ok && !isJson)) {
+    expired = true;
+    hush();
+    throw new Problem("Your session has ended: reload the page");
+  }
   const answer = isJson ? await response.json().catch(() => ({})) : {};
   if (!response.ok) throw new Problem(answer.error?.message || `Flower answered ${response.status}`);
   return answer;
@@ -153,9 +158,9 @@ let source = null;
 let failures = 0;
 let polling = null;
 function listen() {
-  if (!root.dataset.stream || source || document.hidden || root.dataset.older === "1") return;
+  if (!root.dataset.stream || source || expired || document.hidden || root.dataset.older === "1") return;
   if (failures >= 3) {
-    polling ??= setInterval(() => { if (!document.hidden) refresh(); }, 3000);
+    polling ??= setInterval(() => { if (!document.hidden && !expired) refresh(); }, 3000);
     return;
   }
   source = new EventSource(root.dataset.stream);
@@ -636,6 +641,6 @@ if (root.dataset.retry === "1") setTimeout(() => location.reload(), 5000);
 if (page === "runs" || page === "run") {
   say(final ? "done" : "live", final ? "Ended" : "Live");
   listen();
-  setInterval(() => { if (!document.hidden && !final && root.dataset.older !== "1" && Date.now() - asked > 5000) refresh(); }, 1000);
+  setInterval(() => { if (!document.hidden && !final && !expired && root.dataset.older !== "1" && Date.now() - asked > 5000) refresh(); }, 1000);
 }
-if (page === "overview") setInterval(() => { if (!document.hidden) refresh(); }, 10000);
+if (page === "overview") setInterval(() => { if (!document.hidden && !expired) refresh(); }, 10000);

@@ -115,12 +115,16 @@ order by a.number
 
 -- name: steps
 -- Every step of a run that was stored, in the order in which they were first called. A wait that nothing has ended
--- but its time, as every sleep, has lasted until then, or until now.
+-- but its time, as every sleep, has lasted until then, or until now. The earlier tries of the steps that were tried
+-- most come along, five thousand in all: a run has any number of steps.
 select c.key, c.seq, c.outcome, c.arguments, c.attempt, c.tries, c.spent, c.error,
        case when c.outcome = 'waiting'
             then extract(epoch from least(c.due, r.finished_at, durable.clock()) - c.stored_at)::float8
             else c.seconds end as seconds,
-       c.stored_at, c.codec, octet_length(c.output) as output_bytes, c.kind, c.due, c.earlier
+       c.stored_at, c.codec, octet_length(c.output) as output_bytes, c.kind, c.due,
+       case when c.earlier is not null
+                 and sum(case when c.earlier is null then 0 else least(c.tries - 1, 50) end)
+                     over (order by c.tries desc, c.seq, c.key) <= 5000 then c.earlier end as earlier
 from durable.run r join durable.checkpoint c on c.run_key = r.key
 where r.id = %(id)s
 order by c.seq, c.stored_at
