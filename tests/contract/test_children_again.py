@@ -489,3 +489,34 @@ def test_an_error_that_was_caught_in_front_of_a_sleep_stays(world: World, resume
     drain(world)
 
     assert world.result(run_id) == "instead"
+
+
+def test_a_resumed_fork_leaves_the_children_of_its_source_alone(world: World) -> None:
+    """It has kept how they ended, as it has kept the steps in front of it."""
+    broken.update({1, "step"})
+
+    @durable.step
+    def behind() -> str:
+        if "step" in broken:
+            raise durable.Fatal
+        return "behind"
+
+    def parent() -> list[str]:
+        try:
+            durable.call(calls(world, 1)[0])
+        except durable.Fatal as error:
+            return [str(error), behind()]
+        return []
+
+    source = begun(world, parent)
+    fork = Runs(world.app).fork(source, from_step="behind")
+    drain(world)
+    assert fork.id is not None
+    assert world.state(fork.id)[0] == "failed"
+    broken.clear()
+
+    assert Runs(world.app).resume(fork.id).children == 0
+    drain(world)
+
+    assert world.result(fork.id) == ["1", "behind"]
+    assert children(world) == [("failed", 0)]
