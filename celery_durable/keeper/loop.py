@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery_durable.exceptions import ExhaustedError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _TICK = 1.0
+_FIRST_BATCH = 100
 _AT_A_TIME = 10.0  # seconds for which one service may keep filling its batches while others wait
 
 
@@ -45,6 +47,7 @@ class Services(KeeperThread):
         self._pause = _TICK
         self._after = 0  # the last parent that was looked at
         self._next_slot = ""
+        self._batch = _FIRST_BATCH
 
     @property
     def pause(self) -> float:
@@ -59,8 +62,8 @@ class Services(KeeperThread):
             return self._lead(keeper, term)
         if self._heartbeat.backlog:
             return {
-                "woken": self._drain(lambda: services.wake(self._app, keeper)),
-                "published": self._drain(lambda: services.publish_unpublished(self._app, keeper)),
+                "woken": self._drain(partial(services.wake, self._app, keeper)),
+                "published": self._drain(partial(services.publish_unpublished, self._app, keeper)),
             }
         return {}
 
@@ -77,9 +80,9 @@ class Services(KeeperThread):
             if look.next_timer > 0:
                 self._pause = min(_TICK, max(look.next_timer, 0.005))
             else:
-                counts["woken"] = self._drain(lambda: services.wake(self._app, keeper))
+                counts["woken"] = self._drain(partial(services.wake, self._app, keeper))
         if look.unpublished:
-            counts["published"] = self._drain(lambda: services.publish_unpublished(self._app, keeper))
+            counts["published"] = self._drain(partial(services.publish_unpublished, self._app, keeper))
         if look.unclaimed:
             counts["expired"] = services.expire(keeper)
             counts["lost"] = self._find_lost(keeper)
@@ -89,7 +92,7 @@ class Services(KeeperThread):
         """Do what somebody did not live to do behind a commit."""
         counts: dict[str, int] = {}
         if look.overdue:
-            counts["overdue"] = self._drain(lambda: services.enforce_deadlines(keeper))
+            counts["overdue"] = self._drain(partial(services.enforce_deadlines, keeper))
         if look.cascading:
             counts["cascaded"] = services.cascade(keeper)
         if look.parents:
@@ -127,16 +130,19 @@ class Services(KeeperThread):
             services.publish(self._app, keeper, found)
         return len(found)
 
-    def _drain(self, service: Callable[[], int]) -> int:
+    def _drain(self, service: Callable[[int], int]) -> int:
         """Run a service as long as it fills its batch, but not so long that the others have to wait."""
-        total = 0
-        until = time.monotonic() + _AT_A_TIME
+        total, now = 0, time.monotonic()
+        until = now + _AT_A_TIME
         while not self.stopping.is_set():
-            done = service()
+            began, batch = now, self._batch
+            done = service(batch)
             total += done
-            if done < services.BATCH:
+            if done < batch:
                 break
-            if time.monotonic() >= until:
+            now = time.monotonic()
+            self._batch = services.next_batch(done, now - began)
+            if now >= until:
                 self._pause = 0.0
                 break
         if total:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BATCH = 500
+_SMALLEST = 50
+_LASTS = 0.25  # seconds that a batch is to take: whatever comes due meanwhile waits for the next one
 _PARENTS = 2000
 _AGAIN = timedelta(seconds=1)
 
@@ -34,20 +36,25 @@ def publish(app: Celery, store: KeeperStore, messages: Sequence[Stored]) -> int:
     return len(messages) - len(failed)
 
 
-def wake(app: Celery, store: KeeperStore) -> int:
+def next_batch(done: int, seconds: float) -> int:
+    """Return how many to take next, after a batch of `done` took so long: a slow broker gets fewer."""
+    return max(_SMALLEST, min(BATCH, int(done * _LASTS / max(seconds, 1e-3))))
+
+
+def wake(app: Celery, store: KeeperStore, limit: int = BATCH) -> int:
     """Wake runs whose time has come; return how many."""
     if envelope.breaker.open:
         return 0
-    woken = store.wake(BATCH)
+    woken = store.wake(limit)
     publish(app, store, woken)
     return len(woken)
 
 
-def publish_unpublished(app: Celery, store: KeeperStore) -> int:
+def publish_unpublished(app: Celery, store: KeeperStore, limit: int = BATCH) -> int:
     """Publish runs that the broker does not know of; return how many it took."""
     if envelope.breaker.open:
         return 0
-    return publish(app, store, store.publishable(BATCH))
+    return publish(app, store, store.publishable(limit))
 
 
 def wake_parents(app: Celery, store: KeeperStore, after: int) -> tuple[int, int]:
@@ -66,9 +73,9 @@ def wake_parents(app: Celery, store: KeeperStore, after: int) -> tuple[int, int]
     return len(woken), parents[-1].key if len(parents) == _PARENTS else 0
 
 
-def enforce_deadlines(store: KeeperStore) -> int:
+def enforce_deadlines(store: KeeperStore, limit: int = BATCH) -> int:
     """Cancel runs that are not over at their deadline; return how many."""
-    overdue = store.overdue(BATCH)
+    overdue = store.overdue(limit)
     if overdue:
         store.cancel(overdue, cause="deadline", reason="its deadline has passed")
     return len(overdue)

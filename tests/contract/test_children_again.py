@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -489,3 +490,78 @@ def test_an_error_that_was_caught_in_front_of_a_sleep_stays(world: World, resume
     drain(world)
 
     assert world.result(run_id) == "instead"
+
+
+def test_a_resumed_fork_leaves_the_children_of_its_source_alone(world: World) -> None:
+    """It has kept how they ended, as it has kept the steps in front of it."""
+    broken.update({1, "step"})
+
+    @durable.step
+    def behind() -> str:
+        if "step" in broken:
+            raise durable.Fatal
+        return "behind"
+
+    def parent() -> list[str]:
+        try:
+            durable.call(calls(world, 1)[0])
+        except durable.Fatal as error:
+            return [str(error), behind()]
+        return []
+
+    source = begun(world, parent)
+    fork = Runs(world.app).fork(source, from_step="behind")
+    drain(world)
+    assert fork.id is not None
+    assert world.state(fork.id)[0] == "failed"
+    broken.clear()
+
+    assert Runs(world.app).resume(fork.id).children == 0
+    drain(world)
+
+    assert world.result(fork.id) == ["1", "behind"]
+    assert children(world) == [("failed", 0)]
+
+
+class Killed(SystemExit):
+    """The pool child ends here."""
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_a_parent_that_dies_beside_the_transaction_starts_its_child_again_once(
+    world: World, side: str
+) -> None:
+    broken.update({1, 2})
+    run_id = begun(world, lambda: durable.gather(*calls(world, 1, 2, 3)))
+    Runs(world.app).resume(run_id)
+    waits: Any = world.app.backend.store.runs.waits
+    real = waits.take_up
+
+    def dies(*given: Any) -> Any:
+        if side == "after":
+            real(*given)
+        raise Killed
+
+    waits.take_up = dies
+    with suppress(Killed):
+        world.deliver(run_id)
+    del waits.take_up
+    if side == "before":
+        row = world.store.runs.recover_child(
+            run_id,
+            token=world.token,
+            pid=None,
+            error="killed",
+            max_recoveries=9,
+            result=b"{}",
+            result_type="application/json",
+            budget=1,
+        )
+        assert row is not None
+        world.deliver(run_id)
+    assert children(world) == [("pending", 1), ("pending", 1), ("succeeded", 0)]
+    broken.clear()
+    drain(world)
+
+    assert world.result(run_id) == [2, 4, 6]
+    assert children(world) == [("succeeded", 1), ("succeeded", 1), ("succeeded", 0)]
