@@ -36,11 +36,15 @@ def _embedded() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def tasks_of_one_app_each() -> Iterator[None]:
-    """Keep the tasks that a test makes from later apps: `app.task` shares them by default."""
-    before = set(_state._on_app_finalizers)
+    """Keep the tasks of an app, a whole session's too, from later ones: `app.task` shares them by default."""
+    _forget_shared_tasks()
     yield
-    made = _state._on_app_finalizers - before
-    _state._on_app_finalizers -= {one for one in made if one.__qualname__.startswith("Celery.task.")}
+    _forget_shared_tasks()
+
+
+def _forget_shared_tasks() -> None:
+    made = {one for one in _state._on_app_finalizers if one.__qualname__.startswith("Celery.task.")}
+    _state._on_app_finalizers -= made
 
 
 @pytest.fixture(scope="session")
