@@ -161,5 +161,6 @@ def _slots(rows: Sequence[Row], now: datetime, seconds: int, slot: int) -> list[
         found.recovered += row["recovered"]
         found.more_attempts += int(row["more_attempts"] or 0)
         if row["state"] == "succeeded":
-            found.took, found.queued = tuple(row["took"]), tuple(row["queued"])
+            found.took = tuple(row["took"] or found.took)  # None: none of them was ever claimed
+            found.queued = tuple(row["queued"] or found.queued)
     return list(slots.values())

@@ -195,6 +195,23 @@ def test_a_run_is_told_in_json_with_why_it_does_not_move(basic: FlowerServer) ->
         assert client.get("/api/durable/overview?window=15m").json()["workers"]
 
 
+def test_the_overview_counts_a_run_whose_result_was_stored_from_outside_before_anybody_claimed_it(
+    basic: FlowerServer, store: Store
+) -> None:
+    run_id = Worker(store).enqueue()
+    execute(
+        store,
+        "update durable.run set state = 'succeeded', due = null, finished_at = now() - interval '6 days'"
+        " where id = %s",
+        run_id,
+    )
+    with basic.client(ADA) as client:
+        slots = client.get("/api/durable/overview?window=7d").json()["slots"]
+        assert next(slot["took"] for slot in slots if slot["succeeded"]) == [None, None]
+        assert client.get("/durable/overview?window=7d").status_code == 200
+    execute(store, "delete from durable.run where id = %s", run_id)
+
+
 def test_what_runs_bring_along_is_text_and_never_markup(basic: FlowerServer, runs: dict[str, str]) -> None:
     with basic.client(ADA) as client:
         for path in ("/durable", "/durable/run/story"):
