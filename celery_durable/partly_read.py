@@ -10,13 +10,13 @@ and a failure have such messages: they carry a traceback.
 from __future__ import annotations
 
 import logging
-import select
 import time
 from inspect import isgenerator
+from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +26,8 @@ _PATIENCE = 2.0
 
 def read_to_the_end(hub: Any) -> None:
     """Let an event loop finish what it has begun to read of its pool before it is reset."""
-    hub.reset = _finishing(hub, hub.reset)
+    reset = hub.reset
 
-
-def _finishing(hub: Any, reset: Callable[[], None]) -> Callable[[], None]:
     def finish_and_reset() -> None:
         for fd, registered in list(hub.readers.items()):
             reading = registered and registered[0]
@@ -37,7 +35,7 @@ def _finishing(hub: Any, reset: Callable[[], None]) -> Callable[[], None]:
                 _finish(fd, reading)
         reset()
 
-    return finish_and_reset
+    hub.reset = finish_and_reset
 
 
 def _finish(fd: int, reading: Iterator[object]) -> None:
@@ -45,7 +43,7 @@ def _finish(fd: int, reading: Iterator[object]) -> None:
     try:
         while True:
             next(reading)
-            if not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            if not wait([fd], max(0.0, deadline - time.monotonic())):
                 logger.warning(
                     "A pool child did not finish what it had begun to tell when the broker was lost"
                 )
