@@ -180,13 +180,6 @@ class KeeperStore:
         """Return runs that are not over at their deadline."""
         return [row["id"] for row in self._all("overdue", limit=limit)]
 
-    def forsaken(self, limit: int) -> list[str]:
-        """Return unfinished children of cancelled runs; when there are none any more, forget about these."""
-        ids = [row["id"] for row in self._all("forsaken", limit=limit, ids=None)]
-        if not ids:
-            self._all("cascaded")
-        return ids
-
     def cascade(self, limit: int, *, reason: str) -> int:
         """Cancel children of cancelled runs; return how many were found, 0 when all have been told.
 

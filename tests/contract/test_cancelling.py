@@ -149,10 +149,13 @@ def test_a_child_that_takes_back_what_it_has_done_is_cancelled_once(world: World
     world.deliver(child["id"])
     Runs(world.app).cancel(run_id)
     with keeper(world.store) as statements:
-        assert statements.forsaken(10) == [child["id"]]
-        statements.cancel([child["id"]], cause="parent", reason="its parent was cancelled")
-        assert statements.forsaken(10) == []
+        assert statements.cascade(10, reason="its parent was cancelled") == 1
+        assert statements.cascade(10, reason="its parent was cancelled") == 0
 
+    told = "select r.id from durable.run r join durable.event e on e.run_key = r.key"
+    assert execute(world.store, f"{told} where e.detail ->> 'reason' = %s", "its parent was cancelled") == [
+        {"id": child["id"]}
+    ]
     assert execute(world.store, "select key from durable.run where cascading") == []
     assert states(world) == [("cancelled", "cancelled"), ("pending", None)]
     world.deliver(child["id"])
