@@ -10,7 +10,7 @@ import pytest
 from celery import Task, chain, group
 from celery.exceptions import TaskRevokedError
 from contending import background, keeper, move_clock, wait_until_blocked
-from delivering import World, delivering
+from delivering import World, delivering, drain, pending
 from harness.waiting import eventually
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -55,18 +55,6 @@ def world(store: Store) -> Iterator[World]:
     with delivering(store) as made:
         plain.register(made.app)
         yield made
-
-
-def pending(world: World) -> list[str]:
-    rows = execute(world.store, "select id from durable.run where state = 'pending' order by key")
-    return [row["id"] for row in rows]
-
-
-def drain(world: World) -> None:
-    """Execute whatever can be, message by message, until nothing is left to do."""
-    while found := pending(world):
-        for run_id in found:
-            world.deliver(run_id)
 
 
 def parent_of(world: World, body: Callable[[], Any], **options: Any) -> Any:

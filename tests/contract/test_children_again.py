@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery import Task, chain
 from contending import keeper
-from delivering import World, delivering
+from delivering import World, delivering, drain, pending
 from inspecting import execute
 
 import celery_durable as durable
@@ -58,17 +58,6 @@ def world(store: Store) -> Iterator[World]:
 
 def calls(world: World, *numbers: int) -> list[Any]:
     return [world.app.tasks["child"].s(number) for number in numbers]
-
-
-def pending(world: World) -> list[str]:
-    rows = execute(world.store, "select id from durable.run where state = 'pending' order by key")
-    return [row["id"] for row in rows]
-
-
-def drain(world: World) -> None:
-    while found := pending(world):
-        for run_id in found:
-            world.deliver(run_id)
 
 
 def begun(world: World, body: Callable[[], Any]) -> str:

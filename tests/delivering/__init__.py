@@ -81,6 +81,19 @@ class World:
         return {row["key"]: (row["outcome"], row["attempt"]) for row in rows}
 
 
+def pending(world: World) -> list[str]:
+    """Return the ids of the runs that can be executed now."""
+    rows = execute(world.store, "select id from durable.run where state = 'pending' order by key")
+    return [row["id"] for row in rows]
+
+
+def drain(world: World) -> None:
+    """Execute whatever can be, message by message, until nothing is left to do."""
+    while found := pending(world):
+        for run_id in found:
+            world.deliver(run_id)
+
+
 @contextmanager
 def delivering(store: Store, **settings: Any) -> Iterator[World]:
     """Yield such a world; the environment is as before at the end."""
