@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 IN_QUEUE = "queue:"
 """What a notification begins with that names the queue to look into."""
+BACK = "back:"
+"""What a notification begins with that names the first message of those that have come back."""
 
 
 class Claimed(NamedTuple):
@@ -33,6 +35,14 @@ class Claimed(NamedTuple):
     number: int
 
 
+class Place(NamedTuple):
+    """One ordered scan: a queue, a priority, and the number up to which nothing is left."""
+
+    queue: str
+    priority: int
+    floor: int
+
+
 class Delivery(NamedTuple):
     """A message that was claimed."""
 
@@ -41,20 +51,17 @@ class Delivery(NamedTuple):
     priority: int
     payload: bytes
 
+    @property
+    def place(self) -> Place:
+        """The scan that begins with it."""
+        return Place(self.queue, self.priority, self.claim.id - 1)
+
 
 class Return(NamedTuple):
     """A claim that is handed back; `counted` when the message may be at fault."""
 
     claim: Claimed
     counted: bool
-
-
-class Place(NamedTuple):
-    """One ordered scan: a queue, a priority, and the number up to which nothing is left."""
-
-    queue: str
-    priority: int
-    floor: int
 
 
 @dataclass(frozen=True)
@@ -136,14 +143,12 @@ class ConsumerSession:
     def leave(self, consumer: int) -> None:
         """End as a consumer; what it has claimed is handed on."""
         rows = self._connection.execute(self._sql["leave"], {"consumer": consumer}).fetchall()
-        if rows:
-            self._rouse({row["queue"] for row in rows})
+        self._rouse(rows)
 
     def reconcile(self, consumer: int, known: Sequence[int]) -> None:
         """Hand on what this consumer has claimed without hearing of it: the answer was lost."""
         rows = self._execute("reconcile", {"consumer": consumer, "ids": list(known)}).fetchall()
-        if rows:
-            self._rouse({row["queue"] for row in rows})
+        self._rouse(rows)
 
     # -- messages -----------------------------------------------------------------------------------------
 
@@ -168,7 +173,7 @@ class ConsumerSession:
                 returned = self._execute("give_back", self._going_back(consumer, back))
             cursors = [self._order(consumer, order) for order in orders]
         if returned is not None:
-            self._rouse({row["queue"] for row in returned.fetchall()})
+            self._rouse(returned.fetchall())
         return [
             self._taken(consumer, order, cursor.fetchall())
             for order, cursor in zip(orders, cursors, strict=True)
@@ -195,17 +200,21 @@ class ConsumerSession:
         parameters = {"consumer": consumer, "limit": order.limit, **_places(order.places)}
         return self._connection.execute(self._sql["claim"], parameters, binary=True)
 
-    def ready(self, places: Sequence[Place]) -> tuple[set[str], int]:
-        """Return which queues have something to claim, and the number of the newest message."""
+    def ready(self, places: Sequence[Place]) -> tuple[list[Place], int]:
+        """Return which scans have something to claim, from where, and the number of the newest message."""
         rows = self._execute("ready", _places(places)).fetchall()
-        return {row["queue"] for row in rows if row["queue"] is not None}, rows[0]["head"]
+        found = [Place(row["queue"], row["priority"], row["id"] - 1) for row in rows if row["id"] is not None]
+        return found, rows[0]["head"]
 
     def used(self, names: Sequence[str]) -> None:
         """Note that queues were consumed until now."""
         self._execute("used", {"names": list(names)})
 
-    def _rouse(self, names: set[str]) -> None:
-        self._execute("rouse", {"names": list(names)})
+    def _rouse(self, rows: list[dict[str, Any]]) -> None:
+        """Let the consumers of these messages' queues look again."""
+        if rows:
+            first = min(row["first"] for row in rows)
+            self._execute("rouse", {"names": list({row["queue"] for row in rows}), "first": first})
 
     # -- after the dead -----------------------------------------------------------------------------------
 
@@ -222,8 +231,7 @@ class ConsumerSession:
     def recover(self) -> dict[str, int]:
         """Hand on the claims of consumers that are no more; return how many of each queue."""
         rows = self._execute("recover", {"max_returns": self._max_returns}).fetchall()
-        if rows:
-            self._rouse({row["queue"] for row in rows})
+        self._rouse(rows)
         return {row["queue"]: row["messages"] for row in rows}
 
     def tidy(self, grace: timedelta) -> tuple[int, list[str]]:

@@ -11,7 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from celery_durable.store.consuming import IN_QUEUE, Order
+from celery_durable.store.consuming import BACK, IN_QUEUE, Order
 from celery_durable.store.patience import PASSING, first_line
 from celery_durable.transport.heads import Heads
 from celery_durable.transport.upkeep import LOOK, Upkeep
@@ -155,7 +155,7 @@ class Fetching:
         assert self._me is not None  # noqa: S101  (registered)
         began = time.monotonic()
         full = bool(groups) and self._heads.full_look_due(began)
-        orders = [Order(self._heads.places(queues), limit) for queues, limit, _ in groups]
+        orders = [Order(self._heads.places(queues, from_start=full), limit) for queues, limit, _ in groups]
         try:
             answers = session.turn(
                 self._me,
@@ -169,11 +169,11 @@ class Fetching:
             raise
         self._held.difference_update(done, (one.claim for one in back))
         if back:
-            self._heads.forget()
+            self._heads.came_back(min(one.claim.id for one in back))
             self._starve()
         now = time.monotonic()
         if full:
-            self._heads.looked(began, now)
+            self._heads.looked(began, now, [one.place for found in answers for one in found])
         for (_, limit, subscriptions), found in zip(groups, answers, strict=True):
             self._take(subscriptions, found, limit, now)
         came = {delivery.queue for found in answers for delivery in found}
@@ -225,12 +225,19 @@ class Fetching:
         assert self._me is not None  # noqa: S101  (registered)
         while self._fetcher.errands:
             errand: Errand = self._fetcher.errands[0]
-            self._heads.forget()
-            ((*found,),) = session.turn(self._me, orders=[Order(self._heads.places([errand.queue]), 1)])
+            found = self._fetch_one(session, errand.queue)
+            if not found and self._heads.raised:
+                found = self._fetch_one(session, errand.queue, from_start=True)
             self._held.update(one.claim for one in found)
             self._fetcher.errands.popleft()
             errand.delivery = found[0] if found else None
             errand.finished.set()
+
+    def _fetch_one(self, session: ConsumerSession, queue: str, *, from_start: bool = False) -> list[Delivery]:
+        assert self._me is not None  # noqa: S101  (registered)
+        places = self._heads.places([queue], from_start=from_start)
+        (found,) = session.turn(self._me, orders=[Order(places, 1)])
+        return found
 
     def _fail_errands(self, error: BaseException) -> None:
         for errand in _taken(self._fetcher.errands):
@@ -319,10 +326,11 @@ class Fetching:
     def _look_around(self, session: ConsumerSession, names: list[str], now: float) -> None:
         """Ask what is ready: a notification may be lost, or not be sent at all."""
         full = self._heads.full_look_due(now)
-        ready, head = session.ready(self._heads.places(names))
+        found, head = session.ready(self._heads.places(names, from_start=full))
         after = time.monotonic()
         if full:
-            self._heads.looked(now, after)
+            self._heads.looked(now, after, found)
+        ready = {place.queue for place in found}
         self._feed(ready)
         for place in self._heads.places(name for name in names if name not in ready):
             self._heads.reached(place.queue, place.priority, self._head, after)
@@ -339,8 +347,9 @@ class Fetching:
     def _hear(self, notes: Sequence[str]) -> None:
         if not notes:
             return
-        if "again" in notes:
-            self._heads.forget()
+        returned = [int(note.removeprefix(BACK)) for note in notes if note.startswith(BACK)]
+        if returned:
+            self._heads.came_back(min(returned))
         named = {note.removeprefix(IN_QUEUE) for note in notes if note.startswith(IN_QUEUE)}
         if len(named) == len(set(notes)):
             self._feed(named)

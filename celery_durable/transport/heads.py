@@ -31,25 +31,25 @@ class Heads:
         self._floors: dict[tuple[str, int], int] = {}
         self._next_full = 0.0
 
-    def places(self, queues: Iterable[str]) -> list[Place]:
+    def places(self, queues: Iterable[str], *, from_start: bool = False) -> list[Place]:
         """Return the scans for some queues, in the order of delivery."""
         names = list(queues)
+        floors = {} if from_start else self._floors
         return [
-            Place(name, priority, self._floors.get((name, priority), 0))
+            Place(name, priority, floors.get((name, priority), 0))
             for priority in PRIORITIES
             for name in names
         ]
 
     def full_look_due(self, now: float) -> bool:
-        """Whether it is time to begin at the very start; the floors are forgotten then."""
-        if now < self._next_full:
-            return False
-        self.forget()
-        return True
+        """Whether it is time to begin at the very start."""
+        return now >= self._next_full
 
-    def looked(self, began: float, now: float) -> None:
-        """Note how long a look from the start took: the slower, the rarer."""
+    def looked(self, began: float, now: float, found: Iterable[Place]) -> None:
+        """Note a look from the start: the slower, the rarer; and what it found there."""
         self._next_full = now + max(self._pause, 100 * (now - began))
+        for place in found:
+            self._sink((place.queue, place.priority), place.floor)
 
     def reached(self, queue: str, priority: int, number: int, now: float) -> None:
         """Note that nothing is left to claim up to `number` in this queue and priority."""
@@ -60,7 +60,23 @@ class Heads:
         while history and now - history[0][0] >= _LAG:
             self._floors[key] = max(self._floors.get(key, 0), history.popleft()[1])
 
+    def came_back(self, number: int) -> None:
+        """Note that a message of this number, and maybe later ones, can be claimed again in some queue."""
+        for key in {*self._floors, *self._reached}:
+            self._sink(key, number - 1)
+
+    def _sink(self, key: tuple[str, int], floor: int) -> None:
+        if self._floors.get(key, 0) > floor:
+            self._floors[key] = floor
+        if key in self._reached:
+            self._reached[key] = deque(entry for entry in self._reached[key] if entry[1] <= floor)
+
+    @property
+    def raised(self) -> bool:
+        """Whether any scan begins past the start."""
+        return any(self._floors.values())
+
     def forget(self) -> None:
-        """Begin at the start again: something has come back."""
+        """Begin at the start again: nobody knows what has come back meanwhile."""
         self._floors.clear()
         self._reached.clear()

@@ -15,7 +15,7 @@ from kombu.exceptions import ChannelError
 
 from celery_durable.exceptions import ConfigurationError, SchemaMissingError
 from celery_durable.store.messages import MessageStore
-from celery_durable.transport import register
+from celery_durable.transport import heads, register
 from celery_durable.transport.broker import database_url
 
 if TYPE_CHECKING:
@@ -99,6 +99,16 @@ def held(store: Store) -> int:
     sql = b"select count(*) as held from durable.claim"
     rows = store.connections.once(lambda connection: connection.execute(sql).fetchall())
     return int(rows[0]["held"])
+
+
+def entries_read(store: Store) -> dict[str, int]:
+    """Return how many entries of each index of the broker were read by sessions that have ended."""
+    sql = (
+        b"select indexrelname as name, idx_tup_read as entries from pg_stat_user_indexes"
+        b" where relname in ('message', 'claim') and idx_tup_read > 0"
+    )
+    rows = store.connections.once(lambda connection: connection.execute(sql).fetchall())
+    return {row["name"]: row["entries"] for row in rows}
 
 
 def waiting(messages: MessageStore, queue: str = "work") -> int:
@@ -354,6 +364,32 @@ def test_a_consumer_with_nothing_to_do_asks_fewer_than_five_questions_a_second(
 
         asked = [statement.split("\n")[0] for statement in proxy.statements[before:]]
         assert len(asked) < 5 * (time.monotonic() - began), asked
+
+
+def test_what_is_handed_back_does_not_let_a_consumer_step_over_all_that_is_dead(
+    connect: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does anything else: with a transaction held open, no message's row can be cleaned away."""
+    monkeypatch.setattr(heads, "_LAG", 0.0)  # nobody publishes in a transaction that takes its time
+    store.connections.once(lambda connection: connection.execute(b"analyze") and None)  # every table is empty
+    publisher, connection = connect(), connect()
+    reader = Reader(connection, prefetch=101)
+    with store.connections.dedicated() as holder, holder.transaction():
+        holder.execute(b"set transaction isolation level repeatable read")
+        holder.execute(b"select count(*) from durable.message")
+        for number in range(1, 21):
+            publish(publisher, *range(100))
+            reader.wait_for(101 * number - 1)
+            *done, last = reader.messages[max(0, 101 * (number - 1) - 1) :]
+            for message in done:
+                message.ack()
+            last.requeue()
+            reader.wait_for(101 * number)
+        connection.close()
+
+        eventually(lambda: entries_read(store).get("message_order", 0) > 2000)
+        read = entries_read(store)
+        assert max(read.values()) < 10_000, read  # there are 1,000 dead on average, and some looks a round
 
 
 def test_a_message_costs_its_sleeping_consumer_one_claim_however_much_else_it_consumes(

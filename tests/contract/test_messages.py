@@ -427,7 +427,7 @@ def test_what_comes_back_is_told_to_everybody(messages: MessageStore, consumers:
     (delivery,) = first.claim()
     first.give_back(delivery.claim)
 
-    assert heard(other) == ["again"]
+    assert heard(other) == [f"back:{delivery.claim.id}"]
 
 
 # -- cost -------------------------------------------------------------------------------------------------

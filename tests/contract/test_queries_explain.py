@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import uuid
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -34,6 +36,8 @@ LOOKS_AT_EVERYTHING = {
     ("health", "tables"),
     ("messages", "queues"),
 }
+OF_A_WORKER = {"chains", "once", "posting", "runs", "signals", "slots", "transactions", "waits"}
+RARE = {("runs", "withdraw"), ("waits", "forget")}  # no message could be sent; a parent was resumed
 FILTERS = ["states", "task", "reason", "has_error", "has_no_error", "worker", "since", "until", "keys", "ids"]
 # No index serves these: they look at the runs of a window of keys.
 IN_A_WINDOW = ["version", "tags", "ran_on", "text", "words"]
@@ -103,6 +107,16 @@ insert into durable.chord_part (chord, task_id, position, state, result, counted
     select 'group-' || n, 'part-' || part, part, 'SUCCESS', '1', part < 5
     from generate_series(1, 5000) n, generate_series(0, 7) part;
 """
+# The tables of which autovacuum thinks that enough has changed for it to look at them.
+CHANGED = """
+    select c.relname as name
+    from pg_class c left join lateral (
+        select option_value::integer as value from pg_options_to_table(c.reloptions)
+        where option_name = 'autovacuum_analyze_threshold') as own on true,
+    lateral query_to_xml('select count(*) from durable.' || c.relname, true, true, '') as rows
+    where c.relnamespace = 'durable'::regnamespace and c.relkind = 'r'
+      and (xpath('/row/count/text()', rows))[1]::text::integer >= coalesce(own.value, 50)
+"""
 _TYPES = (
     "select format_type(oid, null) as name from unnest(%s::oid[]) with ordinality as t (oid, n) order by n"
 )
@@ -111,6 +125,25 @@ _TYPES = (
 @pytest.fixture(scope="module")
 def filled(postgres_url: str) -> Iterator[Connection]:
     """Return a connection to a database with many runs in every state, analyzed."""
+    with database(postgres_url) as connection:
+        connection.execute(FILL.encode())
+        connection.execute("vacuum analyze")
+        yield connection
+
+
+@pytest.fixture(scope="module", params=[60, 2000])
+def begun(postgres_url: str, request: pytest.FixtureRequest) -> Iterator[Connection]:
+    """Return a connection to a database in which there is not much yet, and autovacuum has come by."""
+    with database(postgres_url) as connection:
+        few = re.sub(r"generate_series\(1, \d+000\)", f"generate_series(1, {request.param})", FILL)
+        connection.execute(few.encode())
+        for table in connection.execute(CHANGED).fetchall():
+            connection.execute(f"vacuum analyze durable.{table['name']}".encode())
+        yield connection
+
+
+@contextmanager
+def database(postgres_url: str) -> Iterator[Connection]:
     name = f"durable_test_{uuid.uuid4().hex[:12]}"
     url = urlunsplit(urlsplit(postgres_url)._replace(path=f"/{name}"))
     with psycopg.connect(postgres_url, autocommit=True) as server:
@@ -119,8 +152,6 @@ def filled(postgres_url: str) -> Iterator[Connection]:
         made.migrate()
         made.transactions(url).install()  # as if it were a user's database on another server
         with psycopg.connect(url, autocommit=True, row_factory=dict_row) as connection:
-            connection.execute(FILL.encode())
-            connection.execute("vacuum analyze")
             connection.execute("set plan_cache_mode = force_generic_plan")
             yield connection
         server.execute(f"drop database {name} with (force)".encode())
@@ -143,6 +174,21 @@ def test_a_query_is_understood_and_reads_by_index(filled: Connection, noun: str,
 
     if (noun, name) not in LOOKS_AT_EVERYTHING:
         assert scanned(plan) == []
+
+
+@pytest.mark.parametrize(
+    ("noun", "name"),
+    [query for query in EVERY_QUERY if query[0] in OF_A_WORKER and query not in RARE],
+)
+def test_a_plan_that_a_worker_has_made_in_the_beginning_will_do_later(
+    begun: Connection, noun: str, name: str
+) -> None:
+    """It keeps its plans; a table that it reads from end to end may be large a minute later."""
+    sql = queries.load(noun)[name]
+
+    plan = plan_of(begun, sql, given(noun, name, sql))
+
+    assert scanned(plan) == []
 
 
 def test_a_claim_that_needs_a_slot_reads_by_index(filled: Connection) -> None:

@@ -216,6 +216,7 @@ IN_PARTICULAR: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("waits", "collect"): {"awaits": str(FENCE)},
     ("keeper", "bury"): {"ids": [1, 2]},
+    ("consumers", "rouse"): {"first": 1},
     ("posting", "put_away"): {"id": 7, "number": 1},
     ("runs", "update_state"): {"state": "PROGRESS"},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from celery_durable.store.consuming import Place
 from celery_durable.transport.heads import Heads
 
 
@@ -39,23 +40,76 @@ def test_a_floor_never_sinks_by_itself() -> None:
     assert floor(heads) == 500
 
 
-def test_what_comes_back_is_looked_for_from_the_start() -> None:
+def reached(heads: Heads, queue: str = "work", priority: int = 0) -> None:
+    """Let the floor be 100, with a higher one to come."""
+    heads.reached(queue, priority, 100, now=10.0)
+    heads.reached(queue, priority, 200, now=12.0)
+    assert floor(heads, queue, priority) == 100
+
+
+def test_after_an_outage_the_scans_begin_at_the_start() -> None:
     heads = Heads(5.0)
-    heads.reached("work", 0, 100, now=10.0)
-    heads.reached("work", 0, 200, now=12.0)
-    assert floor(heads) == 100
+    reached(heads)
 
     heads.forget()
 
     assert floor(heads) == 0
+    assert not heads.raised
+
+
+def test_what_comes_back_lowers_every_floor_to_itself_and_no_further() -> None:
+    heads = Heads(5.0)
+    reached(heads)
+    reached(heads, "other", 9)
+
+    heads.came_back(150)
+    assert floor(heads) == floor(heads, "other", 9) == 100
+
+    heads.came_back(60)
+    assert floor(heads) == floor(heads, "other", 9) == 59
+
+
+def test_what_comes_back_is_not_passed_by_a_number_reached_before() -> None:
+    heads = Heads(5.0)
+    heads.reached("work", 0, 500, now=10.0)
+    heads.reached("work", 0, 90, now=11.0)
+
+    heads.came_back(400)
+    heads.reached("work", 0, 600, now=12.5)
+    assert floor(heads) == 0
+
+    heads.reached("work", 0, 700, now=13.0)
+    assert floor(heads) == 90
+
+
+def test_a_look_from_the_start_leaves_the_floors_alone() -> None:
+    heads = Heads(5.0)
+    reached(heads)
+
+    assert {place.floor for place in heads.places(["work"], from_start=True)} == {0}
+    heads.looked(13.0, 13.01, [Place("work", 0, 250)])
+
+    assert floor(heads) == 100
+
+
+def test_what_a_look_from_the_start_finds_lowers_the_floor_of_its_scan_only() -> None:
+    heads = Heads(5.0)
+    reached(heads)
+    reached(heads, "other")
+    reached(heads, priority=9)
+
+    heads.looked(13.0, 13.01, [Place("work", 0, 40), Place("work", 0, 41)])
+
+    assert floor(heads) == 40
+    assert floor(heads, "other") == floor(heads, priority=9) == 100
 
 
 def test_every_few_seconds_a_look_begins_at_the_start_and_the_rarer_the_longer_it_took() -> None:
     heads = Heads(5.0)
     assert heads.full_look_due(100.0)
-    heads.looked(100.0, 100.01)
+    heads.looked(100.0, 100.01, [])
     assert not heads.full_look_due(105.0)
     assert heads.full_look_due(105.02)
-    heads.looked(105.02, 105.52)
+    heads.looked(105.02, 105.52, [])
     assert not heads.full_look_due(155.0)
     assert heads.full_look_due(155.6)

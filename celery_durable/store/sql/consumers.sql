@@ -35,14 +35,16 @@ with gone as (
 ), held as (
     delete from durable.claim where consumer = %(consumer)s returning message, number
 )
-update durable.message m set claims = held.number from held where m.id = held.message
-returning m.queue
+update durable.message m set claims = held.number from held
+where m.id = any(array(select message from held)) and m.id = held.message
+returning m.queue, m.id as first
 
 -- name: claim
 -- Lease the first messages of some queues: highest priority first, oldest first. Each queue and priority is an
 -- ordered scan of its own, which begins where this consumer knows that nothing is left: with a transaction held
 -- open, what is dead cannot be cleaned away, and every claim would read all of it again. The bounds are compared as
--- rows, for with `queue = …` the planner would take the order by id from the primary key, and read all queues.
+-- rows, for with `queue = …` the planner would take the order by id from the primary key, and read all queues; and the
+-- claim is asked for with a subquery, for an anti-join may read all claims, dead ones too, instead of looking one up.
 -- A message that somebody claimed while this statement began comes without a number: there may be others behind it.
 with chosen as materialized (
     select m.*
@@ -52,7 +54,7 @@ with chosen as materialized (
         where (m.queue, m.priority, m.id) > (w.queue, w.priority, w.floor)
           and (m.queue, m.priority) <= (w.queue, w.priority)
           and m.holder is null and (m.expires_at is null or m.expires_at > durable.clock())
-          and not exists (select from durable.claim c where c.message = m.id)
+          and (select c.message from durable.claim c where c.message = m.id) is null
         order by m.queue, m.priority, m.id
         limit %(limit)s
         for update of m skip locked
@@ -69,31 +71,32 @@ select c.id, c.queue, c.priority, t.number, case when t.number is not null then 
 from chosen c left join taken t on t.message = c.id
 
 -- name: ready
--- Which of these queues have something to claim, and how far message numbers have come.
-select w.queue, head.last_value as head
+-- Which of these scans have something to claim, what is first, and how far message numbers have come.
+select w.queue, w.priority, m.id, head.last_value as head
 from (select last_value from durable.message_id_seq) as head
 left join (
     unnest(%(queues)s::text[], %(priorities)s::smallint[], %(floors)s::bigint[]) as w (queue, priority, floor)
     cross join lateral (
-        select from durable.message m
+        select m.id from durable.message m
         where (m.queue, m.priority, m.id) > (w.queue, w.priority, w.floor)
           and (m.queue, m.priority) <= (w.queue, w.priority)
           and m.holder is null and (m.expires_at is null or m.expires_at > durable.clock())
-          and not exists (select from durable.claim c where c.message = m.id)
+          and (select c.message from durable.claim c where c.message = m.id) is null
         order by m.queue, m.priority, m.id
         limit 1
     ) as m
 ) on true
 
 -- name: settle
--- Acknowledge: these claims, and no later ones of the same messages.
+-- Acknowledge: these claims, and no later ones of the same messages. Not by joins: where the tables seem to be small
+-- when they are planned, one of them reads all of an index, with what is dead. What is joined below has its ids twice.
 with done as (
-    delete from durable.claim c
-    using unnest(%(ids)s::bigint[], %(numbers)s::integer[]) as d (id, number)
-    where c.message = d.id and c.number = d.number and c.consumer = %(consumer)s
-    returning c.message
+    delete from durable.claim
+    where message = any(%(ids)s::bigint[]) and consumer = %(consumer)s
+      and number = (%(numbers)s::integer[])[array_position(%(ids)s::bigint[], message)]
+    returning message
 )
-delete from durable.message m using done where m.id = done.message
+delete from durable.message where id = any(array(select message from done))
 
 -- name: reconcile
 -- Claims whose answer was lost: this consumer holds them and does not know.
@@ -102,15 +105,17 @@ with unheard as (
     where consumer = %(consumer)s and not message = any(%(ids)s::bigint[])
     returning message, number
 )
-update durable.message m set claims = unheard.number from unheard where m.id = unheard.message
-returning m.queue
+update durable.message m set claims = unheard.number from unheard
+where m.id = any(array(select message from unheard)) and m.id = unheard.message
+returning m.queue, m.id as first
 
 -- name: give_back
 -- Hand messages to others. One that comes back too often is poison: it goes to its queue's dead-letter queue.
 with mine as (
     delete from durable.claim c
     using unnest(%(ids)s::bigint[], %(numbers)s::integer[], %(counted)s::boolean[]) as r (id, number, counted)
-    where c.message = r.id and c.number = r.number and c.consumer = %(consumer)s
+    where c.message = any(%(ids)s::bigint[])
+      and c.message = r.id and c.number = r.number and c.consumer = %(consumer)s
     returning c.message, c.number, r.counted
 ), back as (
     update durable.message m
@@ -120,16 +125,16 @@ with mine as (
         expires_at = case when r.counted and m.returns >= %(max_returns)s then null else m.expires_at end,
         queue = case when r.counted and m.returns >= %(max_returns)s then m.queue || '.dead' else m.queue end
     from mine as r
-    where m.id = r.message
-    returning m.queue
+    where m.id = any(%(ids)s::bigint[]) and m.id = r.message
+    returning m.queue, m.id
 ), missing as (
     insert into durable.queue (name) select distinct queue from back where queue like '%%.dead' on conflict do nothing
 )
-select distinct queue from back
+select queue, min(id) as first from back group by queue
 
 -- name: rouse
--- Let all consumers of some queues look again from the start: old messages have come back.
-select pg_notify('durable_consumer_' || id, 'again') as woken
+-- Let all consumers of some queues look again, from where messages have come back.
+select pg_notify('durable_consumer_' || id, 'back:' || %(first)s::bigint) as woken
 from durable.consumer where queues && %(names)s::text[]
 
 -- name: consumers
@@ -154,12 +159,13 @@ select id from dead
 
 -- name: recover
 -- The claims of consumers that are no more, whatever became of them. Repeated: a claim may have been under way.
--- Those of the release before stand in the message itself.
+-- They are read page by page, which the condition on `ctid` says where sequential scans are off: by the index, with
+-- a transaction held open, each dead one would cost a page. Those of the release before stand in the message itself.
 with orphaned as (
     delete from durable.claim
     where message in (
         select c.message from durable.claim c
-        where not exists (select from durable.consumer k where k.id = c.consumer)
+        where c.ctid >= '(0,0)' and not exists (select from durable.consumer k where k.id = c.consumer)
         limit 10000 for update skip locked)
     returning message, number
 ), older as materialized (
@@ -174,11 +180,11 @@ with orphaned as (
         queue = case when m.returns >= %(max_returns)s then m.queue || '.dead' else m.queue end
     from (select message, number from orphaned union all select id, claims from older) as o
     where m.id = o.message
-    returning m.queue
+    returning m.queue, m.id
 ), missing as (
     insert into durable.queue (name) select distinct queue from lost where queue like '%%.dead' on conflict do nothing
 )
-select queue, count(*) as messages from lost group by queue
+select queue, count(*) as messages, min(id) as first from lost group by queue
 
 -- name: expire
 -- Messages that nobody claimed in time.

@@ -21,7 +21,8 @@ left join lateral (
 ) as sleeper on true
 
 -- name: put_away
--- The message of an attempt that is over. What the broker's consumer still acknowledges is gone then.
+-- The message of an attempt that is over. What the broker's consumer still acknowledges is gone then. Its id is given
+-- to each table: a join that is planned while these seem to be empty reads all of them later.
 with done as (
     delete from durable.claim
     where message = %(id)s and consumer = %(consumer)s and number = %(number)s
@@ -29,7 +30,7 @@ with done as (
           select from durable.run where key = %(run)s and fence = %(fence)s and state in ('running', 'cancelling'))
     returning message
 )
-delete from durable.message m using done where m.id = done.message
+delete from durable.message where id = %(id)s and exists (select from done)
 
 -- name: put_away_unclaimed
 -- The message of a run that is over, or waits, before an attempt of it has begun: it came too late, or too early.
@@ -40,4 +41,4 @@ with done as (
           select from durable.run where id = %(run_id)s and state not in ('pending', 'running', 'cancelling'))
     returning message
 )
-delete from durable.message m using done where m.id = done.message
+delete from durable.message where id = %(id)s and exists (select from done)

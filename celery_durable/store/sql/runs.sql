@@ -117,8 +117,9 @@ from claimed
 -- claim's lock, or the last checkpoint of the attempt it replaced would be missed.
 select c.key, c.seq, c.outcome, c.output, c.codec, c.digest, c.arguments, c.tries, c.spent, c.clock,
        c.kind, c.due
-from durable.run r join durable.checkpoint c on c.run_key = r.key
-where r.id = %(id)s and r.fence = %(fence)s and r.state in ('running', 'cancelling')
+from durable.checkpoint c
+where c.run_key = (
+    select key from durable.run where id = %(id)s and fence = %(fence)s and state in ('running', 'cancelling'))
 order by c.seq
 
 -- name: standing
@@ -228,7 +229,7 @@ with finished as (
 ), ended as (
     update durable.attempt a
     set ended_at = durable.clock(), outcome = %(state)s, error = %(error)s, traceback = %(traceback)s
-    from finished f where a.run_key = f.key and a.number = f.attempt
+    from finished f where a.run_key = %(run)s and a.run_key = f.key and a.number = f.attempt
 )
 select key from finished
 
@@ -272,7 +273,7 @@ with finished as (
 ), ended as (
     update durable.attempt a
     set ended_at = durable.clock(), outcome = f.state, error = coalesce(%(problem)s, a.error)
-    from finished f where a.run_key = f.key and a.number = f.attempt
+    from finished f where a.run_key = %(run)s and a.run_key = f.key and a.number = f.attempt
 )
 select state, reason from finished
 
@@ -324,18 +325,19 @@ with mine as (
 ), ended as (
     update durable.attempt a
     set ended_at = durable.clock(), outcome = %(outcome)s, error = %(error)s, traceback = %(traceback)s
-    from released r where a.run_key = r.key and a.number = r.attempt
+    from released r where a.run_key = %(run)s and a.run_key = r.key and a.number = r.attempt
 ), discarded as (
     update durable.checkpoint c set outcome = 'discarded', spent = c.tries
     from released r
-    where %(discard)s = 'errors' and c.run_key = r.key and c.outcome = 'error'
+    where %(discard)s = 'errors' and c.run_key = %(run)s and c.run_key = r.key and c.outcome = 'error'
       and c.seq >= coalesce((select max(seq) from durable.checkpoint
                             where run_key = r.key and outcome in ('ok', 'waiting')), 0)
 ), forgotten as (
-    delete from durable.checkpoint c using released r where %(discard)s = 'all' and c.run_key = r.key
+    delete from durable.checkpoint c using released r
+    where %(discard)s = 'all' and c.run_key = %(run)s and c.run_key = r.key
 ), received as (  -- a week is for senders that send one again
     delete from durable.signal s using released r
-    where %(discard)s = 'all' and s.run_key = r.key and s.taken_by is not null
+    where %(discard)s = 'all' and s.run_key = %(run)s and s.run_key = r.key and s.taken_by is not null
       and s.sent_at < durable.clock() - interval '7 days'
 )
 select coalesce(released.state, mine.state) as state

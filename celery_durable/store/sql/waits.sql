@@ -136,7 +136,7 @@ set outcome = case when ended.too_large then 'error' else 'ok' end,
     error = case when ended.too_large then %(late_error)s end,
     seconds = extract(epoch from durable.clock() - c.stored_at), attempt = mine.attempt, fence = %(fence)s
 from mine cross join ended
-where c.run_key = mine.key and c.key = %(key)s
+where c.run_key = %(run)s and c.run_key = mine.key and c.key = %(key)s
 
 -- name: receive
 -- Take the oldest signal of this name, or note that the time for it is over.
@@ -146,7 +146,7 @@ with mine as (
     where r.key = %(run)s and r.fence = %(fence)s and r.state = 'running' and not r.cancel_requested
       and c.outcome = 'waiting'
 ), arrived as (
-    select s.key, s.payload, s.codec from mine join durable.signal s on s.run_key = mine.key
+    select s.key, s.payload, s.codec from mine join durable.signal s on s.run_key = %(run)s and s.run_key = mine.key
     where s.name = %(awaits)s and s.taken_by is null
     order by s.key limit 1
 ), taken as (
@@ -158,7 +158,7 @@ set outcome = case when arrived.key is null then 'error' else 'ok' end,
     error = case when arrived.key is null then %(late_error)s end,
     seconds = extract(epoch from durable.clock() - c.stored_at), attempt = mine.attempt, fence = %(fence)s
 from mine left join arrived on true
-where c.run_key = mine.key and c.key = %(key)s and (arrived.key is not null or mine.due <= durable.clock())
+where c.run_key = %(run)s and c.run_key = mine.key and c.key = %(key)s and (arrived.key is not null or mine.due <= durable.clock())
 
 -- name: leave
 -- Leave the worker, unless what is waited for is there or the run is asked to stop. The fence is closed with a
@@ -177,7 +177,7 @@ with mine as (
     returning r.key, r.attempt
 ), ended as (
     update durable.attempt a set ended_at = durable.clock(), outcome = 'suspended'
-    from gone where a.run_key = gone.key and a.number = gone.attempt
+    from gone where a.run_key = %(run)s and a.run_key = gone.key and a.number = gone.attempt
 )
 select mine.fence = %(fence)s and mine.state = 'running' as held, mine.cancel_requested,
        mine.outcome, mine.output, mine.codec,
