@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from harness.waiting import eventually
 
 from celery_durable.operations import Runs
 
@@ -130,3 +131,22 @@ def test_a_parent_that_is_resumed_resumes_its_failed_child_once_whoever_is_kille
     assert result.get(timeout=60) == ["child 0", "child 1", "child 2"]
     assert [child["generation"] for child in children_of(world, result.id)] == [0, 1, 0]
     assert world.ledger.count("start", "child") == 3, "no finished step of a child was repeated"
+
+
+@pytest.mark.parametrize("kind", ["chain", "group"])
+def test_the_members_of_a_canvas_are_cancelled_with_their_parent(world: World, kind: str) -> None:
+    """Also the second link of a chain, which its first one has sent."""
+    members = 1 if kind == "chain" else 2
+    world.worker(concurrency=2)
+    world.gates.close("mid")
+    result = world.send("parent_of_canvas", kind)
+    world.ledger.wait_for("start", "mid", times=members, timeout=40)
+
+    Runs(world.app).cancel(result.id)
+    asked = "select id from durable.run where state = 'running' and cancel_requested"
+    eventually(lambda: len(world.tables.rows(asked)) == members)
+    world.gates.open("mid")
+
+    eventually(lambda: not world.tables.rows("select id from durable.run where finished_at is null"))
+    assert world.ledger.count("start", "never") == 0
+    eventually(lambda: not world.tables.rows("select id from durable.run where cascading"))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import httpx
-from celery import Task, current_app
+from celery import Task, chain, current_app, group
 
 import celery_durable as durable
 from celery_durable.http import DurableTransport
@@ -200,6 +200,14 @@ def plain_child() -> str:
 def parent_of_plain() -> Any:
     """Wait for a plain task."""
     return durable.call(current_app.tasks["plain_child"].s())
+
+
+def parent_of_canvas(kind: str) -> Any:
+    """Wait for flows, one after the other or side by side."""
+    flow = current_app.tasks["flow"]
+    if kind == "chain":
+        return durable.call(chain(flow.si(["first"]), flow.si(["mid", "never"]), flow.si(["never"])))
+    return durable.call(group(flow.s(["mid", "never"]) for _ in range(2)))
 
 
 def tail(outcome: str) -> int:
@@ -402,6 +410,7 @@ def register(app: Celery, ledger: Ledger, gates: Gates) -> None:
     app.task(parent_of_poison, name="parent_of_poison", **soon)
     app.task(plain_child, name="plain_child", base=Task, ignore_result=True)
     app.task(parent_of_plain, name="parent_of_plain", **soon)
+    app.task(parent_of_canvas, name="parent_of_canvas", **soon)
     app.task(tail, name="tail", **soon)
     app.task(threaded, name="threaded", **soon)
     app.task(plain, name="plain", **soon)

@@ -168,11 +168,12 @@ with target as materialized (
     set state = 'cancelled', reason = %(cause)s, due = null, finished_at = durable.clock(),
         -- no owner: Postgres checks constraints on the row of the snapshot, before it looks at the one it locked
         worker = null, pid = null,
-        fence = gen_random_uuid(), custom_state = null, unreported = true, cascading = r.awaits is not null
+        fence = gen_random_uuid(), custom_state = null, unreported = true,
+        cascading = r.awaits is not null or r.replacements > 0
     from target t where r.key = t.key and t.state in ('pending', 'waiting')
     returning r.key, durable.shown_state(r.state, r.ending, r.finished_at) as state
 ), asked as (
-    update durable.run r set cancel_requested = true, cascading = r.awaits is not null
+    update durable.run r set cancel_requested = true, cascading = r.awaits is not null or r.replacements > 0
     from target t where r.key = t.key and t.state in ('running', 'cancelling') and not t.cancel_requested
     returning r.key
 ), noted as (

@@ -166,12 +166,12 @@ order by deadline limit %(limit)s
 
 -- name: forsaken
 -- Unfinished children of cancelled runs, which go with them: found by the wait that those were in, or were to take
--- up again. One that takes back what it has done first is cancelled already.
-select c.id, p.id as parent from durable.run p
-join durable.checkpoint k on k.run_key = p.key and k.kind = 'children' and k.outcome in ('waiting', 'discarded')
-join durable.run c on c.wait = case k.outcome when 'waiting' then convert_from(k.output, 'UTF8')::uuid else k.wait end
-where p.cascading and c.finished_at is null and not c.detached and not c.cancel_requested and c.ending is null
-  and (%(ids)s::text[] is null or c.id = any(%(ids)s))
+-- up again, and as members of the canvas that took their place. One that takes back what it has done first is
+-- cancelled already.
+select c.id, p.id as parent
+from durable.run p cross join lateral durable.going_with(p.key, p.id, coalesce(p.root, p.id), p.replacements) as w
+join durable.run c on c.key = w.key
+where p.cascading and (%(ids)s::text[] is null or c.id = any(%(ids)s))
 limit %(limit)s
 
 -- name: cascaded
@@ -179,12 +179,8 @@ limit %(limit)s
 update durable.run set cascading = false
 where key in (
     select p.key from durable.run p
-    where p.cascading and not exists (
-        select from durable.checkpoint k
-        join durable.run c
-            on c.wait = case k.outcome when 'waiting' then convert_from(k.output, 'UTF8')::uuid else k.wait end
-        where k.run_key = p.key and k.kind = 'children' and k.outcome in ('waiting', 'discarded')
-          and c.finished_at is null and not c.detached and not c.cancel_requested and c.ending is null)
+    where p.cascading
+      and not exists (select from durable.going_with(p.key, p.id, coalesce(p.root, p.id), p.replacements))
     order by p.key for no key update skip locked)
 returning id
 

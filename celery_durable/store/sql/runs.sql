@@ -419,7 +419,8 @@ where w.token = %(token)s and r.state in ('running', 'cancelling')
 with revoked as (
     update durable.run r
     set state = 'cancelled', reason = 'revoked', due = null, worker = null, pid = null, custom_state = null,
-        finished_at = durable.clock(), unreported = true, cascading = r.awaits is not null, fence = gen_random_uuid()
+        finished_at = durable.clock(), unreported = true, fence = gen_random_uuid(),
+        cascading = r.awaits is not null or r.replacements > 0
     where r.id = %(id)s
       and (r.state in ('pending', 'waiting')
            or (r.state in ('running', 'cancelling') and %(terminated)s

@@ -158,7 +158,8 @@ set outcome = case when arrived.key is null then 'error' else 'ok' end,
     error = case when arrived.key is null then %(late_error)s end,
     seconds = extract(epoch from durable.clock() - c.stored_at), attempt = mine.attempt, fence = %(fence)s
 from mine left join arrived on true
-where c.run_key = %(run)s and c.run_key = mine.key and c.key = %(key)s and (arrived.key is not null or mine.due <= durable.clock())
+where c.run_key = %(run)s and c.run_key = mine.key and c.key = %(key)s
+  and (arrived.key is not null or mine.due <= durable.clock())
 
 -- name: leave
 -- Leave the worker, unless what is waited for is there or the run is asked to stop. The fence is closed with a
