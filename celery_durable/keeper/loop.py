@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _TICK = 1.0
+_SLOT_TICK = 0.05  # between two looks where slots come free one behind the other, as those of a rate do
 _FIRST_BATCH = 100
 _AT_A_TIME = 10.0  # seconds for which one service may keep filling its batches while others wait
 
@@ -112,9 +113,11 @@ class Services(KeeperThread):
 
         One batch of keys at each look, so that no number of keys holds up the rest.
         """
-        woken, self._next_slot = services.grant_slots(self._app, keeper, self._next_slot)
+        woken, self._next_slot, opens_in = services.grant_slots(self._app, keeper, self._next_slot)
         if self._next_slot:
             self._pause = 0.0
+        elif woken or opens_in is not None:
+            self._pause = min(self._pause, max(opens_in or 0.0, _SLOT_TICK))
         return woken
 
     def _find_lost(self, keeper: KeeperStore) -> int:

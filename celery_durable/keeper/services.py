@@ -129,13 +129,16 @@ def look_at_chords(app: Celery, store: KeeperStore) -> int:
     return sum(backend.look_at_chord(chord) for chord in store.open_chords(BATCH))
 
 
-def grant_slots(app: Celery, store: KeeperStore, after: str) -> tuple[int, str]:
-    """Wake runs that wait for a slot, of a batch of keys; return how many, and the key to go on from."""
+def grant_slots(app: Celery, store: KeeperStore, after: str) -> tuple[int, str, float | None]:
+    """Wake runs that wait for a slot, of a batch of keys.
+
+    Returns how many, the key to go on from, and in how many seconds one opens that a rate keeps closed.
+    """
     if envelope.breaker.open:
-        return 0, after
-    keys, last = store.slots_with_room(after, BATCH)
-    woken = [publish(app, store, store.grant(key)) for key in keys]
-    return sum(woken), last or ""
+        return 0, after, None
+    room = store.slots_with_room(after, BATCH)
+    woken = [publish(app, store, store.grant(key)) for key in room.keys]
+    return sum(woken), room.last or "", room.opens_in
 
 
 def publish_outbox(app: Celery, store: KeeperStore, age: timedelta = timedelta(seconds=10)) -> int:

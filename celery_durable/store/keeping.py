@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery_durable.store import queries
 from celery_durable.store.slots import granted
@@ -74,6 +74,20 @@ class Look:
     overdue: bool
     slots: bool
     leading: bool
+
+
+class Room(NamedTuple):
+    """What one look at the keys of slots has found.
+
+    Attributes:
+        keys: those that have a slot for who waits.
+        last: the key to go on from; None at the end.
+        opens_in: seconds until the rate of one lets the next run start; None where no rate stands in the way.
+    """
+
+    keys: list[str]
+    last: str | None
+    opens_in: float | None
 
 
 class KeeperStore:
@@ -267,11 +281,13 @@ class KeeperStore:
         rows = self._all("prunable", age=age, failed_age=age if failed_age is None else failed_age)
         return int(rows[0]["runs"])
 
-    def slots_with_room(self, after: str, limit: int) -> tuple[list[str], str | None]:
-        """Return keys, after one, that have a slot for who waits; and where to go on, None at the end."""
+    def slots_with_room(self, after: str, limit: int) -> Room:
+        """Look at keys, after one, that somebody waits for."""
         given = {"slot": after, "limit": limit, "check": self._check}
         rows = self.connection.execute(self._slots["open"], given).fetchall()
-        return [row["slot"] for row in rows if row["open"]], rows[-1]["slot"] if len(rows) == limit else None
+        keys = [row["slot"] for row in rows if row["open"]]
+        closed = [row["opens_in"] for row in rows if row["opens_in"] is not None and not row["open"]]
+        return Room(keys, rows[-1]["slot"] if len(rows) == limit else None, min(closed, default=None))
 
     def grant(self, slot: str) -> list[Stored]:
         """Wake who waits for a slot of this key, as many as it has; the caller publishes them."""

@@ -251,6 +251,24 @@ def test_only_so_many_runs_of_a_key_start_in_a_while(store: Store) -> None:
     assert later.grant() == []
 
 
+def test_the_keeper_knows_when_a_rate_lets_the_next_run_start(store: Store) -> None:
+    worker = Customer(store)
+    rate: dict[str, Any] = {"limit": None, "rate": 2, "period": timedelta(seconds=60)}
+    worker.hold("a", **rate)
+    move_clock(store, "20 seconds")
+    later = Customer(store)
+    later.hold("b", **rate)
+    assert later.ask(later.need("c", **rate)) is Refusal.SLOT
+
+    with keeper(store) as statements:
+        room = statements.slots_with_room("", 10)
+        assert room.keys == []
+        assert room.opens_in == pytest.approx(40, abs=5)
+    move_clock(store, "61 seconds")
+    with keeper(store) as statements:
+        assert statements.slots_with_room("", 10) == (["key"], None, None)
+
+
 def test_a_run_that_goes_on_does_not_count_as_another_start(store: Store) -> None:
     worker = Customer(store)
     claim = worker.hold("a", limit=None, rate=1, period=timedelta(seconds=60))
@@ -270,9 +288,9 @@ def test_the_keeper_finds_the_keys_that_have_room_batch_by_batch(store: Store) -
             worker.succeed(holder)
 
     with keeper(store) as statements:
-        assert statements.slots_with_room("", 10) == (["key-1", "key-3"], None)
-        assert statements.slots_with_room("", 2) == (["key-1"], "key-1")
-        assert statements.slots_with_room("key-1", 2) == (["key-3"], "key-3")
+        assert statements.slots_with_room("", 10) == (["key-1", "key-3"], None, None)
+        assert statements.slots_with_room("", 2) == (["key-1"], "key-1", None)
+        assert statements.slots_with_room("key-1", 2) == (["key-3"], "key-3", None)
         assert [one.id for one in statements.grant("key-3")] == ["waiter-3"]
 
 
@@ -333,7 +351,7 @@ class Turmoil:
     def kept(self, statements: KeeperStore, mine: Customer) -> list[str]:
         term = statements.lead(mine.token, timedelta(minutes=1)) or 0
         recovered = statements.recover_orphans(term, limit=50, max_recoveries=99, result=b"", result_type="")
-        woken = [statements.grant(key) for key in statements.slots_with_room("", 10)[0]]
+        woken = [statements.grant(key) for key in statements.slots_with_room("", 10).keys]
         return [one.id for one in recovered] + [one.id for some in woken for one in some]
 
 

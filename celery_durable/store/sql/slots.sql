@@ -43,7 +43,8 @@ from granted where r.key = granted.key
 returning r.id, r.message, r.body
 
 -- name: open
--- Keys that have a slot for the first of those that wait, from one key on: found key by key in an index.
+-- Keys that have a slot for the first of those that wait, from one key on: found key by key in an index. Of a key that
+-- has none because of its rate: in how many seconds the start is old enough that stands in the way.
 with recursive keys (slot) as (
     (select r.slot from durable.run r
      where r.state = 'waiting' and r.reason = 'slot' and r.slot > %(slot)s order by r.slot limit 1)
@@ -54,7 +55,11 @@ with recursive keys (slot) as (
 ), found as materialized (
     select slot from keys where slot is not null limit %(limit)s
 )
-select found.slot, durable.slot_open(first.run, %(check)s) as open
+select found.slot, durable.slot_open(first.run, %(check)s) as open,
+       (select extract(epoch from o.started_at + (first.run).slot_period - durable.clock())::float8
+        from durable.run o
+        where o.slot = found.slot and o.slot_rate is not null and o.started_at > durable.clock() - (first.run).slot_period
+        order by o.started_at desc offset greatest((first.run).slot_rate - 1, 0) limit 1) as opens_in
 from found cross join lateral (
     select r as run from durable.run r
     where r.slot = found.slot and r.state = 'waiting' and r.reason = 'slot'
