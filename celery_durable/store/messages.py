@@ -144,9 +144,7 @@ class MessageStore:
 
     def redrive(self, queue: str) -> int:
         """Put the dead letters of a queue back into it; return how many."""
-        (row,) = self._rows("redrive", {"queue": queue})
-        self.wake([{"queue": queue, **row}])
-        return int(row["messages"])
+        return int(self._rows("redrive", {"queue": queue})[0]["messages"])
 
     def has_messages(self, queue: str) -> bool:
         """Return whether a message waits in a queue."""

@@ -430,6 +430,20 @@ def test_what_comes_back_is_told_to_everybody(messages: MessageStore, consumers:
     assert heard(other) == [f"back:{delivery.claim.id}"]
 
 
+def test_dead_letters_that_are_put_back_are_told_to_everybody_who_has_been_past_them(
+    messages: MessageStore, consumers: Any
+) -> None:
+    put(messages, "x", "y")
+    first, other = consumers(max_returns=0), consumers()
+    x, y = first.claim()
+    first.give_back(y.claim, x.claim)
+
+    assert messages.redrive("work") == 2
+
+    assert heard(first)[-1] == heard(other)[-1] == f"back:{x.claim.id}"
+    assert messages.redrive("work") == 0
+
+
 # -- cost -------------------------------------------------------------------------------------------------
 
 

@@ -138,15 +138,16 @@ left join (
 order by q.name
 
 -- name: redrive
--- Put a queue's dead letters back into it, as new.
+-- Put a queue's dead letters back into it, as new. Every consumer of the queue is told from where on to look: they
+-- have been past these numbers.
 with back as (
     update durable.message m set queue = %(queue)s, returns = 0
     where m.queue = %(queue)s || '.dead' and m.holder is null
       and not exists (select from durable.claim c where c.message = m.id)
     returning m.id
+), first as materialized (
+    select count(*) as messages, min(id) as id from back
 )
-select count(*) as messages,
-       (select c.id from durable.consumer c
-        where c.wakeable and coalesce(c.wanted, c.queues) @> array[%(queue)s]
-        order by random() limit 1) as sleeper
-from back
+select messages, (select count(pg_notify('durable_consumer_' || c.id, 'back:' || first.id))
+                  from durable.consumer c where c.queues @> array[%(queue)s] and first.id is not null) as told
+from first
