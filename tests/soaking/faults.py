@@ -53,12 +53,19 @@ class Faults(Monkey):
             (2, self.restart_postgres),
             (1, self.lose_messages),
         ]
+        self._replace()
         if alive := self._alive:
             weights = [weight for weight, _ in deeds]
             ((_, deed),) = self._chance.choices(deeds, weights)
             deed(self._chance.choice(alive))
             self.done.append(deed.__name__)
         take(self._chance.uniform(0.2, 1.5))
+
+    def _replace(self) -> None:
+        """Start what a supervisor would: Celery itself may end when its broker does."""
+        for _ in range(2 - sum(worker.alive for worker in self._world.workers)):
+            self._world.start(**self._options)
+            self.done.append("ended by itself")
 
     def restart_postgres(self, _: Worker) -> None:
         """Stop the server, or crash it; start it again after a while."""
@@ -74,9 +81,8 @@ class Faults(Monkey):
 
     def heal(self) -> list[Any]:
         """Let everything stand that is needed; return the workers."""
-        alive = [worker for worker in self._world.workers if worker.alive]
-        for worker in alive:
-            worker.thaw()
-        for _ in range(2 - len(alive)):
-            self._world.start(**self._options)
+        for worker in self._world.workers:
+            if worker.alive:
+                worker.thaw()
+        self._replace()
         return self._world.workers
