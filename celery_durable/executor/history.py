@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from typing import TYPE_CHECKING, Any
 
 from celery_durable import checkpoint as outcomes
 from celery_durable.exceptions import NondeterminismError
+from celery_durable.executor.keys import branch
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -40,7 +41,10 @@ class History:
         self._unmet = {step.key for step in steps if step.finished or step.outcome == outcomes.WAITING}
         self._unmet -= {key for key in self._unmet if key.startswith(PATCH)}  # a branch may lose its question
         self._tried = {step.key for step in steps if step.outcome in (outcomes.STARTED, outcomes.TRYING)}
-        self._waits = deque(step.key for step in steps if step.kind and step.key in self._unmet)
+        self._waits: defaultdict[str, deque[str]] = defaultdict(deque)
+        for step in steps:
+            if step.kind and step.key in self._unmet:
+                self._waits[branch(step.key)].append(step.key)
 
     def find(self, key: str) -> Checkpoint | None:
         """Return what is stored of a step."""
@@ -82,9 +86,13 @@ class History:
         return None if known is None else known.due
 
     def meet_wait(self, key: str, kind: str) -> Checkpoint | None:
-        """Return what is stored of the wait that the body has come to; waits have one order."""
+        """Return what is stored of the wait that the body has come to.
+
+        Waits of one branch have one order; those of several asyncio tasks come in any.
+        """
         known = self._steps.get(key)
-        expected = self._waits[0] if self._waits else None
+        waits = self._waits[branch(key)]
+        expected = waits[0] if waits else None
         if known is not None and known.outcome == outcomes.DISCARDED:
             known = None
         if (expected is not None and expected != key) or (known is not None and known.kind != kind):
@@ -98,8 +106,8 @@ class History:
             )
             if known is None or known.kind != kind:
                 return None
-        if key in self._waits:
-            self._waits.remove(key)
+        if key in waits:
+            waits.remove(key)
         self._unmet.discard(key)
         return known
 

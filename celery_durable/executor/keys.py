@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import Counter
 
 from celery_durable.checkpoint import occurrence
 from celery_durable.exceptions import StepUsageError
+
+_BRANCH = re.compile(r"(?:[^/]*/)*\[\d+\]/")
+
+
+def branch(key: str) -> str:
+    """Return the scope of the asyncio task that made a call: `[2]/[1]/` for `[2]/[1]/fetch#2`, or nothing."""
+    found = _BRANCH.match(key)
+    return "" if found is None else found[0]
 
 
 class Keys:

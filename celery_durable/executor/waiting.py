@@ -178,7 +178,9 @@ class Waiter:
         return _left(wait, waited, children) if waited.left else None
 
     def may_wait(self) -> None:
-        """A cancelled run waits for nothing, not even while it cleans up."""
+        """A run that is leaving, or cancelled, waits for nothing more, not even while it cleans up."""
+        if self._journal.leaving is not None:
+            raise self._journal.leaving
         if self._journal.replaying:
             self._journal.may_go_on()
         if self._journal.cancelled:

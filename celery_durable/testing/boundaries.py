@@ -26,7 +26,7 @@ class Crash(SystemExit):
 
 @dataclass(frozen=True)
 class Boundary:
-    """One write of one run, in the order in which they were made.
+    """One write of one run.
 
     Attributes:
         key: the key of the step or wait that was stored; None for the end of an attempt.
@@ -40,15 +40,20 @@ class Boundary:
         return self.text
 
 
+if TYPE_CHECKING:
+    Strike = Callable[[Boundary, Side, uuid.UUID], None]
+
+
 class Boundaries:
     """Stands in front of a run store: notes the writes of attempts, and strikes at one of them.
 
     Arguments:
         runs: the store's real statements.
-        strike: called before and after each write; where it wants a death it raises or kills.
+        strike: called before and after each write, with the attempt's fence; where it wants a death it
+            raises or kills.
     """
 
-    def __init__(self, runs: Any, strike: Callable[[Boundary, Side], None]) -> None:
+    def __init__(self, runs: Any, strike: Strike) -> None:
         self._runs = runs
         self._strike = strike
         self._tasks: dict[int, str] = {}
@@ -73,9 +78,9 @@ class Boundaries:
         if not (len(args) > 1 and isinstance(args[1], uuid.UUID)):
             return call(*args, **kwargs)
         boundary = _boundary(name, self._tasks.get(args[0], "a task"), args[2:])
-        self._strike(boundary, "before")
+        self._strike(boundary, "before", args[1])
         done = call(*args, **kwargs)
-        self._strike(boundary, "after")
+        self._strike(boundary, "after", args[1])
         return done
 
 
@@ -87,7 +92,7 @@ class Transactions:
         strike: as for `Boundaries`.
     """
 
-    def __init__(self, transactions: Any, strike: Callable[[Boundary, Side], None]) -> None:
+    def __init__(self, transactions: Any, strike: Strike) -> None:
         self._transactions = transactions
         self._strike = strike
 
@@ -100,11 +105,11 @@ class Transactions:
 
         def inside(handle: Any) -> Any:
             entry = body(handle)
-            self._strike(boundary, "before")
+            self._strike(boundary, "before", place.fence)
             return entry
 
         done = self._transactions.perform(place, form, inside, may_go_on)
-        self._strike(boundary, "after")
+        self._strike(boundary, "after", place.fence)
         return done
 
 

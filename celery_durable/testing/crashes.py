@@ -10,7 +10,7 @@ import signal
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery_durable.backend import durable_backend
 from celery_durable.store.rehearsal import Rehearsal
@@ -42,30 +42,56 @@ class Outcome:
     effects: Any
 
 
+class Write(NamedTuple):
+    """One write among all of a task: what it stores, and how often that was stored by then."""
+
+    boundary: Boundary
+    count: int
+
+
 @dataclass
 class Place:
-    """Where a worker dies: at the n-th write, or at the first one of a step."""
+    """Where a worker dies: at a write, or at the first one of a step.
+
+    A write is told by what it stores, not by how many there were before: those of steps that are executed side
+    by side come in any order.
+    """
 
     side: Side
-    number: int | None = None
+    write: Write | None = None
     key: str | None = None
     kill: bool = False
     seen: list[Boundary] = field(default_factory=list)
     struck: bool = False
+    dead: uuid.UUID | None = None
     tell: Callable[[Boundary], None] | None = None
 
-    def strike(self, boundary: Boundary, side: Side) -> None:
-        """Die, if this is the place."""
+    def strike(self, boundary: Boundary, side: Side, fence: uuid.UUID) -> None:
+        """Die, if this is the place; an attempt that has died writes nothing more."""
+        if fence == self.dead:
+            raise Crash
         if side == "before":
             self.seen.append(boundary)
             if self.tell is not None:
                 self.tell(boundary)
-        meant = self.number == len(self.seen) - 1 or (self.key is not None and self.key == boundary.key)
-        if meant and side == self.side and not self.struck:
+        if side == self.side and not self.struck and self._meant(boundary):
             if self.kill:
                 os.kill(os.getpid(), signal.SIGKILL)
-            self.struck = True
+            self.struck, self.dead = True, fence
             raise Crash
+
+    def _meant(self, boundary: Boundary) -> bool:
+        if self.write is None:
+            return self.key is not None and self.key == boundary.key
+        return self.write == Write(boundary, self.seen.count(boundary))
+
+    def missed(self) -> bool:
+        """Whether the step or wait was not stored at all, this time; how an attempt leaves may differ."""
+        return (
+            self.write is not None
+            and self.write.boundary.key is not None
+            and self.write.boundary not in self.seen
+        )
 
 
 class Crashes:
@@ -131,12 +157,13 @@ class Crashes:
         undisturbed = Place("after")
         expected = self._outcome(signature, undisturbed, effects, reset, when_waiting)
         problems = []
-        for number, boundary in enumerate(undisturbed.seen):
+        for number, boundary in enumerate(undisturbed.seen, start=1):
+            write = Write(boundary, undisturbed.seen[:number].count(boundary))
             for side in sides:
-                place = Place(side, number=number, kill=self._kill)
+                place = Place(side, write, kill=self._kill)
                 found = self._outcome(signature, place, effects, reset, when_waiting)
-                if not place.struck or place.seen[number].text != boundary.text:
-                    problems.append(f"the {number + 1}. write was {boundary}, and another time it was not")
+                if place.missed():
+                    problems.append(f"{boundary} was stored once, and another time it was not")
                 problems += _differences(expected, found, f"when the worker dies {side} {boundary} is stored")
         if problems:
             raise CrashDifferenceError(

@@ -18,7 +18,7 @@ from celery_durable.testing.boundaries import Crash
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from celery import Celery
 
@@ -56,8 +56,8 @@ class Player:
 
         Arguments:
             signature: `task.s(...)`, a chain, a group or a chord.
-            when_waiting: called with a run's id when runs wait for something else than time; it may send a
-                signal or cancel the run.
+            when_waiting: called with a run's id when runs wait for something else than time, and before the
+                clock is turned to the timeout of a signal; it may send a signal or cancel the run.
         """
         result = signature.apply_async()
         self.play(when_waiting=when_waiting)
@@ -70,19 +70,21 @@ class Player:
             when_waiting: as for `run`.
         """
         with self.worker():
-            asked: str | None = None
+            ask = _Ask(when_waiting)
             for _ in range(_TOO_OFTEN):
                 if (stored := self._rehearsal.next_pending()) is not None:
                     self._execute(stored)
-                    asked = None
-                elif self._plain_tasks() or self._timer() or self._services():
-                    asked = None
+                    ask.again()
+                elif self._plain_tasks():
+                    ask.again()
+                elif ask.about(run for run in self._rehearsal.unfinished() if run["reason"] == "signal"):
+                    continue  # and only if nothing has come does the clock turn
+                elif self._timer() or self._services():
+                    ask.again()
                 elif not (left := self._rehearsal.unfinished()):
                     return
-                elif when_waiting is None or asked == (asked := repr(left)):
+                elif not ask.about(left):
                     raise StuckError(_stuck(left))
-                else:
-                    when_waiting(left[0]["id"])
         left = self._rehearsal.unfinished()
         raise StuckError(f"The runs are not over after {_TOO_OFTEN:,} attempts: {_stuck(left)}")
 
@@ -182,6 +184,31 @@ class Player:
                 services.publish_outbox(self.app, keeper),
             )
         return any(done)
+
+
+class _Ask:
+    """Asks a test for what runs wait for, about each of them once while nothing else happens.
+
+    Arguments:
+        when_waiting: as for `Player.run`.
+    """
+
+    def __init__(self, when_waiting: Callable[[str], object] | None) -> None:
+        self._when_waiting = when_waiting
+        self._asked: set[str] = set()
+
+    def about(self, runs: Iterable[dict[str, Any]]) -> bool:
+        """Ask about the first run that was not asked about; say whether there was one."""
+        run = next((run for run in runs if run["id"] not in self._asked), None)
+        if run is None or self._when_waiting is None:
+            return False
+        self._asked.add(run["id"])
+        self._when_waiting(run["id"])
+        return True
+
+    def again(self) -> None:
+        """Note that something has happened: who still waits is asked about anew."""
+        self._asked.clear()
 
 
 def _stuck(left: list[dict[str, Any]]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import re
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -152,10 +154,40 @@ def test_a_body_that_takes_another_way_is_told_apart(
     def wanderer() -> None:
         walk.options(name=f"way {next(ways)}")(0)
 
-    with pytest.raises(
-        CrashDifferenceError, match=r"the 1\. write was step 'way 0', and another time it was not"
-    ):
+    with pytest.raises(CrashDifferenceError, match="step 'way 0' was stored once, and another time it was not"):
         crash_everywhere(wanderer.s())
+
+
+@pytest.mark.parametrize("kill", [False, True], ids=["raised", "killed"])
+def test_steps_side_by_side_may_be_stored_in_any_order(
+    crash_everywhere: Callable[..., list[str]], durable_app: Celery, bank: Bank, *, kill: bool
+) -> None:
+    def pay(amount: int) -> str:
+        return bank.charge(amount, durable.idempotency_key())
+
+    async def pay_later(amount: int) -> str:
+        await asyncio.sleep(next(hurry))
+        return bank.charge(amount, durable.idempotency_key())
+
+    charge, charge_later = durable.step(pay), durable.step(pay_later)
+    hurry = itertools.cycle([0.0, 0.02, 0.01, 0.0])
+
+    @durable_app.task(name="dying.threads", shared=False)
+    def threads() -> list[str]:
+        return durable.gather(charge.s(1), charge.s(2), charge.s(3))
+
+    @durable_app.task(name="dying.branches", shared=False)
+    async def branches() -> list[str]:
+        return await asyncio.gather(*(charge_later(amount) for amount in (1, 2, 3)))
+
+    def charged() -> list[str]:
+        return sorted(bank.entries())
+
+    def paid(task: Any) -> set[str]:
+        return set(crash_everywhere(task.s(), effects=charged, reset=bank.reset, kill=kill))
+
+    assert paid(threads) == {"step 'pay'", "step 'pay#2'", "step 'pay#3'", "the result of dying.threads"}
+    assert len(paid(branches)) == 4
 
 
 def test_failures_retries_and_children_are_compared_too(

@@ -83,6 +83,26 @@ def test_what_a_run_waits_for_is_brought_by_the_test(durable_player: Player, dur
     assert durable_player.run(approval.s(), when_waiting=approve) == "by ada"
 
 
+def test_a_signal_with_a_timeout_is_asked_for_before_the_clock_is_turned(
+    durable_player: Player, durable_app: Celery
+) -> None:
+    @durable_app.task(name="played.deadline", shared=False)
+    def deadline() -> Any:
+        try:
+            return durable.wait_for_signal("approved", timeout=3600)
+        except durable.SignalTimeout:
+            return "too late"
+
+    asked: list[str] = []
+
+    def approve(run_id: str) -> None:
+        durable.send_signal(run_id, "approved", "by ada", app=durable_app)
+
+    assert durable_player.run(deadline.s(), when_waiting=approve) == "by ada"
+    assert durable_player.run(deadline.s(), when_waiting=asked.append) == "too late"
+    assert len(asked) == 1
+
+
 def test_canvas_and_plain_tasks_are_executed_too(
     durable_player: Player, durable_app: Celery, double: Any
 ) -> None:
