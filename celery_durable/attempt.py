@@ -135,7 +135,7 @@ class Attempt:
             args, kwargs = self._as_stored(claim, args, kwargs)
             self.request.retries = claim.retries
             if claim.rolls_back:
-                told = Rollback(settlement).of_replay(lambda: self.task.body(*args, **kwargs))
+                told = Rollback(settlement).of_replay(lambda: self.task.unretried(*args, **kwargs))
             else:
                 with context.activate(execution):
                     value = self._value(execution, args, kwargs)

@@ -14,12 +14,13 @@ from celery_durable.exceptions import (
     LeaseLostError,
     NondeterminismError,
     RollbackError,
+    RunCancelled,
     StoreUnavailableError,
 )
 from celery_durable.executor.history import PATCH
-from celery_durable.executor.rollbacks import PREFIX
+from celery_durable.executor.rollbacks import is_compensation
 from celery_durable.run import RunState
-from celery_durable.seam import Suspended
+from celery_durable.seam import ReplayedError, Suspended
 from celery_durable.store.writes import Finish
 
 if TYPE_CHECKING:
@@ -34,20 +35,23 @@ logger = logging.getLogger(__name__)
 _NAMED = 10
 
 
-def says_what_stands(error: NondeterminismError, execution: Execution) -> None:
-    """Let the error of a body that left its history name what is done and was not taken back."""
-    standing = [key for key in execution.standing if not key.startswith((PREFIX, PATCH))]
+def what_stands(execution: Execution) -> str:
+    """Name what is done and was not taken back, in a sentence; nothing if there is none of it."""
+    undone = [key for key in execution.standing if is_compensation(key)]
+    standing = [key for key in execution.standing if key not in undone and not key.startswith(PATCH)]
     if not standing:
-        return
-    undone = {key for key in execution.standing if key.startswith(PREFIX)}
+        return ""
     named = ", ".join(repr(key) for key in standing[:_NAMED])
     more = f" and {len(standing) - _NAMED:,} more" if len(standing) > _NAMED else ""
     taken = f"Taken back were {len(undone)} of them" if undone else "Nothing is taken back"
-    message = (
-        f"{error}\n{taken}; what stands: {named}{more}. Mend the code and resume the run; "
-        f"cancel it then to have it taken back"
-    )
-    error.args = (message,)
+    return f"{taken}; what stands: {named}{more}. "
+
+
+def says_what_stands(error: NondeterminismError, execution: Execution) -> None:
+    """Let the error of a body that left its history name what is done and was not taken back."""
+    if standing := what_stands(execution):
+        message = f"{error}\n{standing}Mend the code and resume the run; cancel it then to have it taken back"
+        error.args = (message,)
 
 
 class Rollback:
@@ -67,7 +71,8 @@ class Rollback:
         """Replay a body for what it has registered, and take that back; return what tells Celery of it."""
         execution = self._execution
         execution.replay_only()
-        problem: NondeterminismError | None = None
+        problem: DurableError | None = None
+        ended: BaseException | None = None
         try:
             with context.activate(execution):
                 body()
@@ -76,16 +81,43 @@ class Rollback:
         except NondeterminismError as error:
             says_what_stands(error, execution)
             problem = error
-        except BaseException as error:  # noqa: BLE001  (how it ends is stored already)
-            logger.debug("The replay ended with %s", texts.line(error))
+        except BaseException as error:  # noqa: BLE001  (how the run ends is stored already)
+            ended = error
         if execution.leaving is not None:
             raise execution.departed(execution.leaving)
         if execution.lost:
             raise LeaseLostError
+        problem = problem or self._not_found_out(ended)
         keys = execution.compensations if self._claim.rollbacks is None else list(self._claim.rollbacks)
-        if keys and self._claim.rollbacks is None:
+        if keys and self._claim.rollbacks is None and problem is None:
             self._begin(Finish(RunState(self._claim.ending)), keys)
         return self._ended(self._claim.ending or "failed", keys, problem, None)
+
+    def _not_found_out(self, ended: BaseException | None) -> RollbackError | None:
+        """Return why the replay has not registered all there is to take back; None if it has.
+
+        It has when it came to the end of what is stored, whatever it raised there: nothing is done behind that.
+        """
+        known, execution = self._claim.rollbacks, self._execution
+        if known is None:
+            missing = [key for key in execution.ahead if not is_compensation(key)]
+        else:
+            missing = [key for key in known if key not in execution.compensations]
+        if not missing:
+            return None
+        how = "returned"
+        if isinstance(ended, (ReplayedError, RunCancelled)):
+            how = "came to something new"
+        elif ended is not None:
+            how = f"raised {texts.line(ended)},"
+        message = (
+            f"What the run has to take back could not be found out: its replay {how} before it came to "
+            f"{missing[0]!r}, which is stored. {what_stands(execution)}Once the code is mended: "
+            f"celery -A <app> durable resume {self._claim.id}"
+        )
+        error = RollbackError(message, run=self._claim.id)
+        error.__cause__ = ended
+        return error
 
     def of(self, finish: Finish, error: Exception | None) -> Exception:
         """Take back what a body has registered that has just ended badly.

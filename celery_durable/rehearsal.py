@@ -138,11 +138,6 @@ class Rehearsal(Execution):
         """Return a child that is stored; a new one is not even prepared."""
         return super().child(name, lambda _: self._stop(f"{scope}delay:{name}"), scope)
 
-    @property
-    def ahead(self) -> tuple[str, ...]:
-        """Steps of the history that the body has not come by."""
-        return self._history.ahead
-
     def _stop(self, at: str | None = None) -> NoReturn:
         if not self.stopped:  # a body may catch everything and go on
             self.stopped, self.at = True, at

@@ -11,7 +11,7 @@ from celery.exceptions import Ignore, Reject, Retry
 
 from celery_durable import envelope, hooks, links, outgoing, texts
 from celery_durable.backend import durable_backend, has_dependents, tell_revoked
-from celery_durable.compensating import Rollback, says_what_stands
+from celery_durable.compensating import Rollback, says_what_stands, what_stands
 from celery_durable.exceptions import (
     DurableError,
     ExhaustedError,
@@ -174,10 +174,17 @@ class Settlement:
             result_type=self.backend.content_type,
             traceback=texts.trace(error),
             meta=self.backend.extra_meta(self.request, hidden=hidden),
-            error=texts.line(error),
+            error=self._told(error),
             reason=type(error).__name__ if isinstance(error, DurableError) else None,
             unreported=has_dependents(self.request),
         )
+
+    def _told(self, error: Exception) -> str:
+        """Return an error in a line, with what stands if it kept the body from its history."""
+        told = texts.line(error)
+        if not self.execution.ahead or isinstance(error, NondeterminismError) or self.execution.compensations:
+            return told
+        return f"{told}. {what_stands(self.execution)}".rstrip(" .")
 
     def _retry(self, retry: Retry) -> None:
         successor, cause = self.execution.successor, retry.exc or retry

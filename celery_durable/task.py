@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Task, current_app
 from celery._state import get_current_task, get_current_worker_task
+from celery.exceptions import Reject
 
 from celery_durable import (
     batching,
@@ -291,6 +292,10 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         with outgoing.collecting(execution.id) as caught, driving.known_to_celery():
             try:
                 return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+            except Reject as refused:  # it cannot be called like that: its parameters have changed
+                if not isinstance(refused.reason, Exception):
+                    raise
+                raise refused.reason from exc
             finally:
                 execution.successor = caught.successor
                 execution.rewritten = bool(args is not None or kwargs is not None or options)

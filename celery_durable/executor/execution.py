@@ -223,6 +223,11 @@ class Execution:
         """The keys of the steps that are done, and of compensations that are made."""
         return tuple(dict.fromkeys((*self._history.standing, *self._journal.done)))
 
+    @property
+    def ahead(self) -> tuple[str, ...]:
+        """What is stored of steps and waits that the body has not come by, in their order."""
+        return self._history.ahead
+
     def replay_only(self) -> None:
         """Let the body do nothing new: it is executed for what it registers.
 

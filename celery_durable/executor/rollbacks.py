@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 PREFIX = "rollback:"
 
 
+def is_compensation(key: str) -> bool:
+    """Whether this is the key of a compensation, also of one of an inlined task: `inner/rollback:refund`."""
+    return key.rpartition("/")[2].startswith(PREFIX)
+
+
 class Compensation(NamedTuple):
     """A call that is made when the run ends badly."""
 

@@ -63,6 +63,8 @@ class RollbackView:
     @property
     def sentence(self) -> str:
         """How far it has come."""
+        if not self.known and self.over:
+            return "What it has registered could not be found out, and stands. A resume replays it again"
         if not self.known:
             return "What it has registered is not known yet: a worker replays it first to find out"
         count, failed = (

@@ -264,6 +264,14 @@ def _not_taken_back(facts: Facts, rollback: RollbackView, ended: str) -> Diagnos
     keys = {one.key for one in rollback.compensations}
     first = [step for step in facts.steps if step.outcome == "error" and step.key not in keys]
     began = (f"it began with step {first[-1].key}: {first[-1].error}",) if first else ()
+    if not rollback.known:
+        why = f": {facts.run.error}" if facts.run.error else ""
+        return Diagnosis(
+            "bad",
+            f"Failed {ended}, and what it had to take back could not be found out{why}",
+            (*began, rollback.sentence),
+            "Mend the code, or start the version it was written for, then resume the run",
+        )
     failed = next((one for one in rollback.compensations if one.outcome == "failed"), None)
     what = "not all of it was taken back" if failed is None else f"{failed.name} could not take it back"
     why = f": {failed.error}" if failed is not None and failed.error else ""

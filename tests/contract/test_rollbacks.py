@@ -22,6 +22,7 @@ import celery_durable as durable
 from celery_durable import envelope, hooks
 from celery_durable.exceptions import RunStateError, StepUsageError
 from celery_durable.operations import Filter, Runs
+from celery_durable.operations.compensations import rollback_of
 from celery_durable.operations.wording import summary
 from celery_durable.plain import register
 from celery_durable.request import DurableRequest
@@ -116,6 +117,12 @@ class World:
 
     def task(self, body: Callable[..., Any], **options: Any) -> Any:
         return self.app.task(body, base=durable.DurableTask, name=str(uuid.uuid4()), **options)
+
+    def deploy(self, body: Callable[..., Any], **options: Any) -> None:
+        """Put other code in the place of the task's."""
+        name = self.body.name
+        self.app.tasks.unregister(name)
+        self.body = self.app.task(body, base=durable.DurableTask, name=name, **options)
 
     def start(self, body: Callable[..., Any], *args: Any) -> str:
         """Send a run and deliver its message once; it may die."""
@@ -781,6 +788,130 @@ def test_a_worker_that_drains_leaves_a_run_that_takes_back(
 
     assert done == FORWARD + BACK
     assert world.state(run) == ("failed", None)
+
+
+# -- the code changed ---------------------------------------------------------------------------------------
+
+
+def misconfigured() -> None:
+    raise KeyError("config is gone")
+
+
+def asks_for_more(more: str) -> None:
+    sleeping()
+    book(more)
+
+
+def ends_early() -> None:
+    book("flight")
+
+
+def inserts_a_step() -> None:
+    book.options(name="insure")("flight")
+    sleeping()
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        (misconfigured, "raised KeyError: 'config is gone', before it came to 'book'"),
+        (asks_for_more, "1 required positional argument: 'more', before it came to 'book'"),
+        (ends_early, "returned before it came to 'sleep'"),
+        (inserts_a_step, "came to something new before it came to 'book'"),
+    ],
+)
+def test_a_cancelled_run_whose_replay_ends_early_says_what_stands_and_why(
+    world: World, changed: Callable[..., None], why: str
+) -> None:
+    run = world.start(sleeping)
+    world.runs.cancel(run)
+    world.deploy(changed)
+    world.deliver(run)
+
+    assert done == ["flight"]
+    assert world.state(run) == ("failed", "rollback")
+    problem = world.outcome(run).result
+    assert type(problem).__name__ == "RollbackError"
+    assert why in str(problem)
+    assert "Nothing is taken back; what stands: 'book'." in str(problem)
+    assert f"durable resume {run}" in str(problem)
+    view = world.runs.get(run)
+    assert view.attempts[-1].error == f"RollbackError: {problem}"
+    found = rollback_of(view)
+    assert found is not None
+    assert "could not be found out" in found.sentence
+
+    world.deploy(sleeping)
+    world.runs.resume(run)
+    world.deliver(run)
+    assert done == ["flight", "undo flight"]
+    assert world.state(run) == ("cancelled", "cancelled")
+
+
+def test_a_cancelled_run_whose_body_raises_at_its_end_is_taken_back(world: World) -> None:
+    """The replay came by all that is stored: nothing can have been registered behind that."""
+
+    def cleans_up() -> None:
+        try:
+            sleeping()
+        except durable.RunCancelled:
+            raise ValueError("as it always did") from None
+
+    run = world.start(cleans_up)
+    world.runs.cancel(run)
+    world.deliver(run)
+
+    assert done == ["flight", "undo flight"]
+    assert world.state(run) == ("cancelled", "cancelled")
+
+
+def test_what_a_replay_had_registered_when_it_left_its_history_is_not_taken_for_all_of_it(
+    world: World,
+) -> None:
+    def longer() -> None:
+        book("flight")
+        durable.on_rollback(undo, "flight")
+        book("hotel")
+        durable.on_rollback(undo, "hotel")
+        durable.sleep(3600)
+
+    def other() -> None:
+        book("flight")
+        durable.on_rollback(undo, "flight")
+        book("another hotel")
+
+    run = world.start(longer)
+    world.runs.cancel(run)
+    world.deploy(other)
+    world.deliver(run)
+    assert world.state(run) == ("failed", "rollback")
+    assert done == ["flight", "hotel"]
+
+    world.deploy(longer)
+    world.runs.resume(run)
+    world.deliver(run)
+    assert done == ["flight", "hotel", *BACK]
+
+
+def test_a_run_that_does_not_fit_its_parameters_any_more_fails_with_that_and_says_what_stands(
+    world: World,
+) -> None:
+    run = world.start(sleeping)
+    world.deploy(asks_for_more, autoretry_for=(Exception,), max_retries=3)
+    execute(
+        world.store,
+        "update durable.run set state = 'pending', reason = null, due = now() where id = %s returning key",
+        run,
+    )
+    world.deliver(run)
+
+    error = world.outcome(run).result
+    assert type(error) is TypeError
+    assert "missing 1 required positional argument: 'more'" in str(error)
+    told = world.runs.get(run).attempts[-1].error
+    assert told is not None
+    assert told.startswith("TypeError: ")
+    assert told.endswith("Nothing is taken back; what stands: 'book'")
 
 
 # -- what one must not do ---------------------------------------------------------------------------------

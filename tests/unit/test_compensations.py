@@ -70,6 +70,9 @@ def test_what_a_lost_attempt_had_registered_is_not_known_before_a_replay() -> No
 
     assert found is not None
     assert found.sentence.startswith("What it has registered is not known yet")
+    failed = rollback_of(run(RunState.FAILED, rollbacks=None))
+    assert failed is not None
+    assert failed.sentence.startswith("What it has registered could not be found out, and stands")
     assert rollback_of(run(rollbacks=[])) is None
     assert rollback_of(run(ending=None, rollbacks=None)) is None
 
