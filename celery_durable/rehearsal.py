@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from celery_durable.config import Settings
     from celery_durable.executor.journal import Journal
     from celery_durable.store.views import Replayable
+    from celery_durable.store.writes import Wait
 
 CONTINUES, ENDS, FAILS, BREAKS = "continues", "ends", "fails", "breaks"
 
@@ -41,7 +42,7 @@ class Verdict:
     Attributes:
         outcome: `continues` with something that is not stored yet, `ends` as the body returns or leaves,
             `fails` with an error that is stored of one of its steps, or `breaks`.
-        at: the key of what it would continue with, None where it does not get that far or is not a step.
+        at: the key of the step or wait that it would continue with, None where it does not get that far.
         problem: why it breaks, with what is stored and what was met.
         ahead: stored steps behind the place where it continues: a new step stands in front of them.
     """
@@ -68,14 +69,27 @@ class _Nowhere:
     """A store for somebody who must not write.
 
     Arguments:
-        refuse: called for whatever is wanted of it.
+        refuse: called for whatever is wanted of it, with the key of a wait.
     """
 
-    def __init__(self, refuse: Callable[[], NoReturn]) -> None:
+    def __init__(self, refuse: Callable[[str | None], NoReturn]) -> None:
         self._refuse = refuse
+        self.waits = _NoWaits(refuse)
 
     def __getattr__(self, name: str) -> Any:
-        self._refuse()
+        self._refuse(None)
+
+
+class _NoWaits:
+    """The same for waits, which are told by their key."""
+
+    def __init__(self, refuse: Callable[[str | None], NoReturn]) -> None:
+        self._refuse = refuse
+
+    def begin(self, run: int, fence: uuid.UUID, wait: Wait, *_: Any) -> NoReturn:  # noqa: ARG002
+        self._refuse(wait.key)
+
+    leave = take_up = begin
 
 
 class _Seam(WorkerSeam):
@@ -119,7 +133,7 @@ class Rehearsal(Execution):
 
     Attributes:
         stopped: whether it came to something that is not stored.
-        at: the key of that, if it is a step.
+        at: the key of that, if it is a step or a wait.
     """
 
     rehearsed = True
@@ -137,6 +151,18 @@ class Rehearsal(Execution):
     def child(self, name: str, _new_run: Any, scope: str = "") -> tuple[str, str | None]:
         """Return a child that is stored; a new one is not even prepared."""
         return super().child(name, lambda _: self._stop(f"{scope}delay:{name}"), scope)
+
+    @property
+    def problem(self) -> str | None:
+        """Why it cannot go on where it stopped: stored steps in front of that wait were left out."""
+        missed = () if self.at is None else self._history.passed_over(self.at)
+        if not missed:
+            return None
+        named = ", ".join(repr(key) for key in missed[:5])
+        return (
+            f"The body comes to {self.at!r} without {named}, which its history holds in front of it: "
+            f"its code changed, or it depends on something that is not a step"
+        )
 
     def _stop(self, at: str | None = None) -> NoReturn:
         if not self.stopped:  # a body may catch everything and go on
@@ -174,6 +200,8 @@ def _verdict(app: Celery, run: Replayable, history: Sequence[Checkpoint]) -> Ver
     seam, settings = _Seam(backend), replace(backend.store.settings, nondeterminism="error")
     execution = Rehearsal(_claim(run), list(history), settings, seam)
     found = _outcome(lambda: _replay(app, task, run, execution), seam)
+    if execution.stopped and execution.problem is not None:
+        return replace(verdict, problem=execution.problem)
     if execution.stopped:
         return replace(verdict, outcome=CONTINUES, at=execution.at, ahead=execution.ahead)
     return replace(verdict, **found)

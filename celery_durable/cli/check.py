@@ -107,7 +107,8 @@ def _say(verdicts: Sequence[Verdict]) -> None:
             click.echo("  " + (verdict.problem or "").rstrip().replace("\n", "\n  "))
         elif verdict.ahead:
             ahead = ", ".join(verdict.ahead[:_AHEAD]) + (", …" if len(verdict.ahead) > _AHEAD else "")
-            click.echo(f"{verdict.id}  {verdict.task} would do {verdict.at} in front of the stored {ahead}")
+            at = verdict.at or "something new"
+            click.echo(f"{verdict.id}  {verdict.task} would come to {at} in front of the stored {ahead}")
     counts = Counter(verdict.outcome for verdict in verdicts)
     words = {CONTINUES: "continue", ENDS: "end", FAILS: "fail as they did", BREAKS: "would break"}
     told = ", ".join(f"{counts[outcome]:,} {said}" for outcome, said in words.items() if counts[outcome])

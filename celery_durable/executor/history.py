@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from celery_durable import checkpoint as outcomes
@@ -62,6 +63,13 @@ class History:
     def ahead(self) -> tuple[str, ...]:
         """What is stored of steps and waits that the body has not come by yet, in their order."""
         return tuple(key for key in self._steps if key in self._unmet or key in self._tried)
+
+    def passed_over(self, wait: str) -> tuple[str, ...]:
+        """What is stored in front of a stored wait, in its branch, and the body has not come by."""
+        if wait not in self._steps:
+            return ()
+        before = takewhile(lambda key: key != wait, self._steps)
+        return tuple(key for key in before if key in self._unmet and branch(key) == branch(wait))
 
     @property
     def standing(self) -> tuple[str, ...]:

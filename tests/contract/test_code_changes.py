@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,6 +10,7 @@ from delivering import World, delivering
 from inspecting import execute
 
 import celery_durable as durable
+from celery_durable import driving
 from celery_durable.rehearsal import Verdict, rehearse
 
 if TYPE_CHECKING:
@@ -266,6 +268,53 @@ def test_a_new_step_in_front_of_stored_ones_is_told(world: World) -> None:
     verdict = task.check(run_id)
 
     assert (verdict.outcome, verdict.at, verdict.ahead) == ("continues", "text", ("pack", "sleep"))
+
+
+def removed(order: int) -> str:
+    pack(order)
+    mail("parcel")
+    durable.sleep(hours=1)
+    return text("parcel")
+
+
+def test_a_step_that_is_gone_from_in_front_of_a_wait_would_break(world: World) -> None:
+    task = Task(world, removed)
+    run_id = task.start(1)
+    assert task.check(run_id).at == "sleep"
+
+    task.deploy(lambda order: old(order) and None)
+    verdict = task.check(run_id)
+
+    assert (verdict.outcome, verdict.at) == ("breaks", None)
+    assert "comes to 'sleep' without 'mail', which its history holds in front of it" in (verdict.problem or "")
+
+
+def test_a_new_wait_in_front_of_stored_steps_is_told(world: World) -> None:
+    task = Task(world, lambda order: [pack(order), fail_once.options(name="call")(), text("x")])
+    run_id = task.start(1)
+    task.deploy(lambda order: [durable.wait_for_signal("go"), pack(order)])
+
+    verdict = task.check(run_id)
+
+    assert (verdict.outcome, verdict.at, verdict.ahead) == ("continues", "wait_for_signal:go", ("pack", "call"))
+
+
+def test_what_other_branches_have_stored_in_front_of_a_wait_may_come_later(world: World) -> None:
+    async def beside(order: int) -> str:
+        await asyncio.sleep(0)
+        return pack(order)
+
+    async def body(order: int) -> Any:
+        task = asyncio.ensure_future(beside(order))
+        if not done:  # as if it had been faster, this time
+            await task
+        durable.sleep(hours=1)
+
+    task = Task(world, lambda order: driving.completed(task.task, body(order)))
+    run_id = task.start(1)
+
+    assert list(world.steps(run_id)) == ["[1]/pack", "sleep"]
+    assert (task.check(run_id).outcome, task.check(run_id).at) == ("continues", "sleep")
 
 
 def test_a_failure_that_is_stored_is_no_break(world: World) -> None:
