@@ -96,7 +96,7 @@ class Rollback:
     def _not_found_out(self, ended: BaseException | None) -> RollbackError | None:
         """Return why the replay has not registered all there is to take back; None if it has.
 
-        It has when it came to the end of what is stored, whatever it raised there: nothing is done behind that.
+        It has when it came to the end of what is stored, whatever it raised there: nothing was done later.
         """
         known, execution = self._claim.rollbacks, self._execution
         if known is None:

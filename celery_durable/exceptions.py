@@ -122,7 +122,7 @@ class SignalTokenError(DurableError):
 
 
 class RollbackError(DurableError):
-    """A compensation failed for good, or what is to be taken back could not be found out: see `durable resume`."""
+    """What a run has done could not be taken back; `celery -A <app> durable resume` tries what is left."""
 
 
 class Fatal(DurableError):  # noqa: N818  (a verdict that users raise, as in `raise durable.Fatal(...)`)

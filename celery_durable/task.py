@@ -293,9 +293,8 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
             try:
                 return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
             except Reject as refused:  # it cannot be called like that: its parameters have changed
-                if not isinstance(refused.reason, Exception):
-                    raise
-                raise refused.reason from exc
+                reason = getattr(refused, "reason", None)
+                raise (reason if isinstance(reason, Exception) else refused) from exc
             finally:
                 execution.successor = caught.successor
                 execution.rewritten = bool(args is not None or kwargs is not None or options)

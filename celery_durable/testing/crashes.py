@@ -43,18 +43,18 @@ class Outcome:
 
 
 class Write(NamedTuple):
-    """One write among all of a task: what it stores, and how often that was stored by then."""
+    """One write among all of a task: what it stores, and how many stored that by then."""
 
     boundary: Boundary
-    count: int
+    number: int
 
 
 @dataclass
 class Place:
     """Where a worker dies: at a write, or at the first one of a step.
 
-    A write is told by what it stores, not by how many there were before: those of steps that are executed side
-    by side come in any order.
+    A write is told by what it stores, not by how many there were before: those of steps that are executed
+    side by side come in any order.
     """
 
     side: Side

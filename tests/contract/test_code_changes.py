@@ -286,7 +286,9 @@ def test_a_step_that_is_gone_from_in_front_of_a_wait_would_break(world: World) -
     verdict = task.check(run_id)
 
     assert (verdict.outcome, verdict.at) == ("breaks", None)
-    assert "comes to 'sleep' without 'mail', which its history holds in front of it" in (verdict.problem or "")
+    assert "comes to 'sleep' without 'mail', which its history holds in front of it" in (
+        verdict.problem or ""
+    )
 
 
 def test_a_new_wait_in_front_of_stored_steps_is_told(world: World) -> None:
@@ -296,7 +298,11 @@ def test_a_new_wait_in_front_of_stored_steps_is_told(world: World) -> None:
 
     verdict = task.check(run_id)
 
-    assert (verdict.outcome, verdict.at, verdict.ahead) == ("continues", "wait_for_signal:go", ("pack", "call"))
+    assert (verdict.outcome, verdict.at, verdict.ahead) == (
+        "continues",
+        "wait_for_signal:go",
+        ("pack", "call"),
+    )
 
 
 def test_what_other_branches_have_stored_in_front_of_a_wait_may_come_later(world: World) -> None:

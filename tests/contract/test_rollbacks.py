@@ -848,6 +848,26 @@ def test_a_cancelled_run_whose_replay_ends_early_says_what_stands_and_why(
     assert world.state(run) == ("cancelled", "cancelled")
 
 
+def test_branches_that_wait_take_back_what_each_has_done(world: World) -> None:
+    async def branch(what: str) -> None:
+        book(what)
+        durable.on_rollback(undo, what)
+        durable.wait_for_signal(what)
+
+    async def branches() -> None:
+        await asyncio.gather(*(branch(what) for what in ("flight", "hotel", "car")))
+
+    run = world.start(branches)
+    durable.send_signal(run, "flight", app=world.app)
+    world.deliver(run)
+    durable.send_signal(run, "hotel", app=world.app)
+    world.deliver(run)
+    world.runs.cancel(run)
+    world.deliver(run)
+    assert done == ["flight", "hotel", "car", "undo car", "undo hotel", "undo flight"]
+    assert world.state(run) == ("cancelled", "cancelled")
+
+
 def test_a_cancelled_run_whose_body_raises_at_its_end_is_taken_back(world: World) -> None:
     """The replay came by all that is stored: nothing can have been registered behind that."""
 

@@ -72,6 +72,35 @@ def test_of_a_killed_worker_what_was_finished_is_not_done_again(pool: World) -> 
     assert pool.tables.outcomes(result.id) == ["lost", "succeeded"]
 
 
+@pytest.mark.parametrize("kind", ["prefork", "threads"])
+def test_branches_wait_one_after_the_other_and_lose_nothing_when_their_worker_is_killed(
+    new_world: Callable[..., Any], kind: str
+) -> None:
+    names = ["a", "b", "c"]
+    with new_world(durable_step_sleep=0.1) as world:
+        world.pair(pool=kind, concurrency=4 if kind == "threads" else 2)
+        for gate in ("b1", "c2"):
+            world.gates.close(gate)
+        result = world.send("branching", names, 0.3)
+        for gate in ("b1", "c2"):
+            world.ledger.wait_for("start", gate, result.id, timeout=20)
+            if gate == "c2":
+                world.owner(result.id).kill9()
+                world.ledger.wait_for("start", gate, result.id, times=2, timeout=20)
+            world.gates.open(gate)
+
+        done = result.get(timeout=30)
+        assert [(first, second) for first, _, second in done] == [(f"{n}1 done", f"{n}2 done") for n in names]
+        steps = world.ledger.names(run=result.id)
+        assert sorted(set(steps)) == ["a1", "a2", "b1", "b2", "c1", "c2"]
+        assert [steps.count(f"{name}1") for name in names] == [1, 1, 1]
+        assert steps.count("c2") == 2
+        outcomes = set(world.tables.outcomes(result.id))
+        assert (
+            {"suspended", "lost", "succeeded"} <= outcomes <= {"suspended", "released", "lost", "succeeded"}
+        )
+
+
 def test_a_soft_time_limit_cancels_the_body(new_world: Callable[..., Any]) -> None:
     with new_world() as world:
         world.worker()

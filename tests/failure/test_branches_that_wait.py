@@ -1,4 +1,4 @@
-"""Branches of an `async def` body that wait, each for itself: whoever is faster, and wherever the worker dies."""
+"""Branches of an `async def` body that wait, each for itself: whoever is faster, wherever the worker dies."""
 
 from __future__ import annotations
 

@@ -315,6 +315,18 @@ async def rests(seconds: float) -> str:
     return value
 
 
+async def branching(names: list[str], seconds: float) -> list[Any]:
+    """Let each branch do a step, sleep in the database, wait for a child, and do another step."""
+
+    async def branch(name: str) -> list[Any]:
+        first = await work_later.options(name="first")(f"{name}1")
+        durable.sleep(seconds)
+        child = durable.call(current_app.tasks["plain"].s(name))
+        return [first, child, await work_later.options(name="second")(f"{name}2")]
+
+    return await asyncio.gather(*(branch(name) for name in names))
+
+
 async def stuck() -> None:
     """Never return; clean up when cancelled."""
     try:
@@ -420,6 +432,7 @@ def register(app: Celery, ledger: Ledger, gates: Gates) -> None:
     app.task(restless, name="restless", bind=True, **soon)
     app.task(asks_for_a_retry, name="asks_for_a_retry", bind=True, **soon)
     app.task(rests, name="rests", **soon)
+    app.task(branching, name="branching", **soon)
     app.task(stuck, name="stuck", **soon)
     app.task(join, name="join", **soon)
     app.task(join, name="fragile", base=Fragile, **soon)

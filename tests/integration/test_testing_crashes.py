@@ -154,7 +154,9 @@ def test_a_body_that_takes_another_way_is_told_apart(
     def wanderer() -> None:
         walk.options(name=f"way {next(ways)}")(0)
 
-    with pytest.raises(CrashDifferenceError, match="step 'way 0' was stored once, and another time it was not"):
+    with pytest.raises(
+        CrashDifferenceError, match="step 'way 0' was stored once, and another time it was not"
+    ):
         crash_everywhere(wanderer.s())
 
 
