@@ -19,6 +19,7 @@ from celery_durable import chains, config, context, hooks, outgoing, texts
 from celery_durable.chords import ChordMixin
 from celery_durable.envelope import HEADER, as_bytes
 from celery_durable.exceptions import ConfigurationError, StoreUnavailableError
+from celery_durable.failures import FailureMixin
 from celery_durable.run import celery_state
 from celery_durable.serialization import ValueCodec
 from celery_durable.store.url import redact
@@ -57,7 +58,7 @@ class KombuSerializer:
         return serialization.loads(data, self._content_type, self._encoding, accept=self._accept)
 
 
-class DurableBackend(ChordMixin, WaitingMixin, Backend):
+class DurableBackend(ChordMixin, FailureMixin, WaitingMixin, Backend):
     """Results in Postgres; for durable tasks, a view on their runs.
 
     Arguments:
@@ -73,7 +74,6 @@ class DurableBackend(ChordMixin, WaitingMixin, Backend):
     expires: float | None
     if TYPE_CHECKING:
         _get_result_meta: Any
-        prepare_exception: Any
         prepare_expires: Any
 
     supports_autoexpire = False
@@ -126,10 +126,6 @@ class DurableBackend(ChordMixin, WaitingMixin, Backend):
         kind = content_type or self.content_type
         encoding = "utf-8" if kind == "application/json" or kind.endswith("yaml") else "binary"
         return serialization.loads(decompressed(bytes(data)), kind, encoding, accept=self.accept)
-
-    def error_meta(self, error: BaseException) -> bytes:
-        """Return an exception as a result is stored."""
-        return self.encoded(self.prepare_exception(error))
 
     def extra_meta(self, request: Any, *, hidden: bool = False) -> bytes | None:
         """Return what a result says beside state and value: children, lineage, the extended fields.

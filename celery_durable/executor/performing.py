@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from celery_durable import checkpoint as outcomes
 from celery_durable import context, texts
 from celery_durable.exceptions import (
+    Fatal,
     LeaseLostError,
     SerializationError,
     StepInterruptedError,
@@ -19,6 +20,7 @@ from celery_durable.exceptions import (
 from celery_durable.executor.asks import Abandoned, Body, Pause, Write, answered
 from celery_durable.limits import time_limit
 from celery_durable.seam import Suspended
+from celery_durable.serialization import is_same
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from celery_durable.transactions import TransactionStep
 
 
-_FOR_GOOD = (Abandoned, SerializationError, StepUsageError)
+_FOR_GOOD = (Abandoned, Fatal, SerializationError, StepUsageError)
 
 
 class Call(NamedTuple):
@@ -109,9 +111,10 @@ class Performer:
                 if transaction is not None and isinstance(error, StoreError):
                     raise
                 delay = _delay(step, error, tries - spent)
-                yield self._saved(self._failure(call, this, error, delay))
+                failure = self._failure(call, this, error, delay)
+                yield self._saved(failure)
                 if delay is None:
-                    raise
+                    raise self._as_replayed(failure, error)  # noqa: B904  (it has a cause where it needs one)
                 self._leave_for(delay)
                 yield Pause(delay)
             else:
@@ -180,6 +183,16 @@ class Performer:
         form, dumped = self._seam.dump_error(error)
         outcome = outcomes.ERROR if delay is None else outcomes.TRYING
         return self._entry(call, this, outcome, output=dumped, codec=form, error=texts.line(error))
+
+    def _as_replayed(self, failure: StepWrite, error: Exception) -> BaseException:
+        """Return what a replay will raise: the error itself, or where not all of it is kept, what is."""
+        if failure.codec == outcomes.ABANDONED:
+            return error
+        kept = self._seam.load_error(failure.codec, failure.output or b"")
+        if is_same(kept, error):
+            return error
+        kept.__cause__ = error
+        return kept
 
     def _saved(self, entry: StepWrite, *, relaxed: bool = False) -> Write:
         return Write(lambda: self._journal.save(entry, relaxed=relaxed))

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 from celery_durable.serialization.codec import ValueCodec
 from celery_durable.serialization.digests import digest
+from celery_durable.serialization.errors import build_error, is_same, lower_error
 from celery_durable.serialization.hints import MISSING, parameter_annotation, return_annotation
+from celery_durable.serialization.restoring import restore_parts
 from celery_durable.serialization.serializers import JsonSerializer, Serializer
 
 __all__ = [
@@ -23,7 +25,11 @@ __all__ = [
     "JsonSerializer",
     "Serializer",
     "ValueCodec",
+    "build_error",
     "digest",
+    "is_same",
+    "lower_error",
     "parameter_annotation",
+    "restore_parts",
     "return_annotation",
 ]

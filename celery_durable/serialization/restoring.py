@@ -7,6 +7,7 @@ from enum import Enum, Flag
 from typing import TYPE_CHECKING, Any
 
 from celery_durable.exceptions import SerializationError
+from celery_durable.serialization.errors import build_error
 from celery_durable.serialization.leaves import RESTORE_LEAF, restore_str
 from celery_durable.serialization.lowering import FACTORIES
 from celery_durable.serialization.names import choose_class
@@ -113,6 +114,16 @@ def _restore_defaultdict(payload: list[Any], shape: Shape) -> object:
     return defaultdict(None if name is None else FACTORIES[name], _pairs(pairs, shape))
 
 
+def _restore_error(payload: list[Any]) -> object:
+    name, parts = payload
+    return build_error(name, restore_parts(parts)) or Exception(f"{name}{parts.get('args', [])}")
+
+
+def restore_parts(parts: dict[str, Any]) -> dict[str, Any]:
+    """Rebuild what `lower_error` returned."""
+    return {part: restore(tree) for part, tree in parts.items()}
+
+
 _CONTAINERS: dict[str, Callable[[Any, Shape], object]] = {
     "~tuple": lambda payload, shape: tuple(restore(payload, shape)),
     "~set": lambda payload, shape: set(_elements(payload, shape)),
@@ -124,5 +135,6 @@ _CONTAINERS: dict[str, Callable[[Any, Shape], object]] = {
     "~defaultdict": _restore_defaultdict,
     "~enum": _restore_enum,
     "~flag": _restore_flag,
+    "~error": lambda payload, shape: _restore_error(payload),  # noqa: ARG005
     "~adapted": lambda payload, shape: from_json(restore(payload), shape.annotation),
 }

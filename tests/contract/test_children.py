@@ -45,6 +45,18 @@ def fails(text: str) -> None:
     raise durable.Fatal(text)
 
 
+class Declined(Exception):  # noqa: N818
+    """An error whose constructor takes other arguments than it hands on."""
+
+    def __init__(self, code: int, *, cents: int) -> None:
+        super().__init__(f"declined: {code}")
+        self.code, self.cents = code, cents
+
+
+def declines(code: int) -> None:
+    raise Declined(code, cents=5)
+
+
 @pytest.fixture(autouse=True)
 def _nothing_done() -> None:
     done.clear()
@@ -75,6 +87,22 @@ def children(world: World, *columns: str) -> list[tuple[Any, ...]]:
         f"select {', '.join(columns)} from durable.run where wait is not null order by key",
     )
     return [tuple(row.values()) for row in rows]
+
+
+def test_the_error_of_a_child_is_of_its_class_in_its_parent_and_for_its_caller(world: World) -> None:
+    child = world.task(declines, max_retries=0)
+
+    def body() -> list[Any]:
+        try:
+            durable.call(child.s(1))
+        except Declined as error:
+            caught = (error.code, error.cents)
+        others = durable.gather(child.s(2), child.s(3), return_exceptions=True)
+        return [*caught, *((one.code, str(one)) for one in others)]
+
+    assert finished(world, body) == [1, 5, [2, "declined: 2"], [3, "declined: 3"]]
+    told = world.result(world.run(child, 4))
+    assert (type(told), told.cents) == (Declined, 5)
 
 
 def come_back(world: World, run_id: str) -> None:

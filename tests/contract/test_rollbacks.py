@@ -72,6 +72,12 @@ def undo_stubbornly(what: str) -> str:
     return effect(f"undo {what}")
 
 
+@durable.step(max_retries=3, default_retry_delay=0)
+def undo_never(what: str) -> str:
+    effect(f"undo {what}")
+    raise durable.Fatal(f"{what} cannot be undone")
+
+
 @durable.step(max_retries=3, default_retry_delay=60)
 def undo_patiently(what: str) -> str:
     return effect(f"undo {what}")
@@ -417,6 +423,15 @@ def test_a_compensation_that_fails_for_good_is_for_the_operator_who_resumes_the_
     assert done == [*FORWARD, "undo hotel", *BACK]
     assert world.state(run) == ("failed", None)
     assert world.runs.get(run).error == "ValueError: pay fails"  # and no other one's
+
+
+def test_a_compensation_that_raises_fatal_is_not_tried_again(world: World) -> None:
+    fails.update({"pay": 1})
+    run = world.start(travel, undo_never)
+
+    assert done == [*FORWARD, "undo hotel"]
+    assert world.state(run) == ("failed", "rollback")
+    assert "hotel cannot be undone" in (world.runs.get(run).error or "")
 
 
 def test_what_went_wrong_is_told_with_a_run_that_was_taken_back(world: World) -> None:

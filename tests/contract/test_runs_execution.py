@@ -52,6 +52,20 @@ def charge(*, dies: bool) -> str:
     return "charged"
 
 
+class Declined(Exception):  # noqa: N818
+    """An error whose constructor takes other arguments than it hands on, and something that is not stored."""
+
+    def __init__(self, code: int, *, response: object) -> None:
+        super().__init__(f"declined: {code}")
+        self.code, self.response = code, response
+
+
+@durable.step(max_retries=3, default_retry_delay=0)
+def refuse(error: str) -> None:
+    done.append("refuse")
+    raise Declined(7, response=object()) if error == "declined" else durable.Fatal("no money")
+
+
 @durable.step
 def connect() -> Any:
     done.append("connect")
@@ -126,6 +140,40 @@ def test_an_error_that_the_body_caught_is_caught_again_at_the_replay(story: Stor
     assert story.attempt(body) == "fallback done"
     assert story.attempt(body) == "fallback done"
     assert done == ["flaky", "fallback"]
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_a_body_is_given_what_a_replay_gives_it_also_at_the_first_time(story: Story, attempts: int) -> None:
+    def body() -> tuple[Any, ...]:
+        try:
+            refuse("declined")
+        except Declined as error:
+            return error.code, str(error), hasattr(error, "response"), error.__notes__[0].count("response")
+        return ()
+
+    for _ in range(attempts):
+        value = story.attempt(body)
+    assert value == (7, "declined: 7", False, 1)
+    assert done == ["refuse"] * 4
+
+
+def test_an_error_of_which_not_all_is_stored_has_the_whole_one_as_its_cause(story: Story) -> None:
+    with pytest.raises(Declined) as error:
+        story.attempt(lambda: refuse("declined"))
+    assert hasattr(error.value.__cause__, "response")
+
+    with pytest.raises(ValueError, match="no") as plain:
+        story.attempt(lambda: flaky(ValueError))
+    assert plain.value.__cause__ is None
+    assert plain.traceback[-1].name == "flaky"
+
+
+def test_a_step_that_raises_fatal_is_not_tried_again(story: Story) -> None:
+    with pytest.raises(durable.Fatal, match="no money"):
+        story.attempt(lambda: refuse("fatal"))
+
+    assert done == ["refuse"]
+    assert story.steps() == {"refuse": ("error", 1)}
 
 
 def test_a_retry_of_the_run_tries_the_failed_step_with_all_its_tries_again(story: Story) -> None:

@@ -144,6 +144,18 @@ def test_a_body_that_raises_leaves_nothing_but_its_failed_tries(story: Story) ->
     assert story.ledger() == [("try", 1)]
 
 
+def test_a_body_that_raises_fatal_is_not_tried_again(story: Story) -> None:
+    @durable.transaction(max_retries=2, default_retry_delay=0)
+    def refused(connection: psycopg.Connection[Any]) -> None:
+        begun.append("refused")
+        raise durable.Fatal("the card does not cover it")
+
+    with pytest.raises(durable.Fatal, match="does not cover"):
+        story.attempt(refused)
+    assert begun == ["refused"]
+    assert list(story.steps().values()) == [("error", 1)]
+
+
 def test_a_value_that_cannot_be_stored_leaves_nothing(story: Story) -> None:
     @durable.transaction
     def opaque(connection: Any) -> Any:
