@@ -12,6 +12,7 @@ from celery_durable import checkpoint as outcomes
 from celery_durable import texts
 from celery_durable.exceptions import RunCancelled, SignalTimeout, StepUsageError
 from celery_durable.seam import Suspended
+from celery_durable.serialization import build
 from celery_durable.store.writes import Stored, Wait
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ class Waiter:
                 outcome, codec, output = known.outcome, known.codec, known.output
             if outcome == outcomes.ERROR:
                 raise self._seam.load_error(codec, output or b"")
-            return self._seam.codec(codec)[1].decode(output or b"", hint)
+            payload = self._seam.codec(codec)[1].decode(output or b"", hint)
+            return build(payload, hint, where=f"signal {name!r}")
 
     def _received(
         self, key: str, name: str, timeout: timedelta | None

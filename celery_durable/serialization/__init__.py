@@ -13,6 +13,7 @@ What is not: identity (two references to one list come back as two lists), the c
 
 from __future__ import annotations
 
+from celery_durable.serialization.building import build
 from celery_durable.serialization.codec import ValueCodec
 from celery_durable.serialization.digests import digest
 from celery_durable.serialization.errors import build_error, is_same, lower_error
@@ -25,6 +26,7 @@ __all__ = [
     "JsonSerializer",
     "Serializer",
     "ValueCodec",
+    "build",
     "build_error",
     "digest",
     "is_same",

@@ -108,6 +108,11 @@ def from_json(tree: object, annotation: object) -> object:
     return adapter.validate_python(tree)
 
 
+def knows(cls: type) -> bool:
+    """Whether pydantic is there and can make instances of a class from JSON, such as an URL."""
+    return _adapter(cls) is not None
+
+
 def _base_model() -> Any:
     return getattr(sys.modules.get("pydantic.main"), "BaseModel", None)
 

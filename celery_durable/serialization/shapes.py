@@ -95,7 +95,7 @@ def _read(hint: object, nesting: int) -> Shape:
     cls = origin or hint
     if origin is typing.Literal:
         shape.classes = tuple({type(arg): None for arg in args if isinstance(arg, Enum)})
-    elif members := _stands_for(hint, origin, args):
+    elif members := stands_for(hint, origin, args):
         for member in members:
             shape.merge(_read(member, nesting + 1))
     elif typing.is_typeddict(cls):
@@ -108,7 +108,7 @@ def _read(hint: object, nesting: int) -> Shape:
     return shape
 
 
-def _stands_for(hint: Any, origin: object, args: tuple[object, ...]) -> tuple[object, ...]:
+def stands_for(hint: Any, origin: object, args: tuple[object, ...]) -> tuple[object, ...]:
     """Return a union's members, or what is behind Annotated, Required, NewType, a TypeVar or an alias."""
     if origin is typing.Union or origin is types.UnionType:
         return args

@@ -20,7 +20,7 @@ from inspecting import execute
 from replaying import inside
 
 import celery_durable as durable
-from celery_durable.exceptions import RunCancelled, SignalTimeout
+from celery_durable.exceptions import RunCancelled, SerializationError, SignalTimeout
 from celery_durable.run import RunState
 from celery_durable.seam import Suspended
 from celery_durable.store.runs import Finish, Release
@@ -257,6 +257,28 @@ def test_a_payload_comes_back_with_its_type(story: Story) -> None:
     story.store.signals.deliver(story.id, "approved", encoded, codec=codec)
 
     assert story.attempt(lambda: approved(type=Approval)) == value
+
+
+@pytest.mark.parametrize("when", ["kept", "woken"])
+def test_plain_json_is_made_the_type_that_is_asked_for(story: Story, when: str) -> None:
+    if when == "woken":
+        story.leaves(approved)
+    send(story, {"by": "ada", "until": 86_400})
+
+    for _ in range(2):
+        assert story.attempt(lambda: approved(type=Approval)) == Approval("ada", timedelta(days=1))
+
+
+def test_a_payload_that_does_not_fit_is_an_error_with_its_place_and_is_not_lost(
+    story: Story, store: Store
+) -> None:
+    send(story, {"by": "ada"})
+
+    for _ in range(2):
+        with pytest.raises(SerializationError, match="signal 'approved': value has no field 'until'"):
+            story.attempt(lambda: approved(type=Approval))
+    assert taken(store) == [({"by": "ada"}, "wait_for_signal:approved")]
+    assert story.attempt(lambda: approved(type=dict[str, str])) == {"by": "ada"}, "by code that was mended"
 
 
 def test_a_process_that_dies_after_it_received_a_signal_has_received_it(story: Story, store: Store) -> None:
