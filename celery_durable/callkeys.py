@@ -14,21 +14,29 @@ if TYPE_CHECKING:
     from celery import Task
 
 _LONGEST_KEY = 1000
+_BRACES = frozenset("{}")
 
 
-def of_call(task: Task[..., Any], name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
-    """Return the key that a task's attribute gives a call; None where it is `True`, which names no key.
+def of_task(task: Task[..., Any], name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+    """Return the key that a task's attribute gives a call; None where it is `True`, which names no key."""
+    wanted: Any = inspect.getattr_static(task, name)  # a function that is no method of the task
+    wanted = getattr(wanted, "__func__", wanted)
+    return None if wanted is True else of_call(task, name, wanted, args, kwargs)
+
+
+def of_call(
+    task: Task[..., Any], name: str, wanted: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> str:
+    """Return the key that `wanted` gives a call.
 
     It is a format string of the task's arguments, such as `"customer-{customer}"`, or a function of them.
     """
-    wanted: Any = inspect.getattr_static(task, name)  # a function that is no method of the task
-    wanted = getattr(wanted, "__func__", wanted)
-    if wanted is True:
-        return None
     if callable(wanted):
         return checked(task, name, wanted(*args, **kwargs))
+    if not isinstance(wanted, str) or not _BRACES.intersection(wanted):
+        return checked(task, name, wanted)
     try:
-        return checked(task, name, str(wanted).format(**bound(task, args, kwargs)))
+        return checked(task, name, wanted.format(**bound(task, args, kwargs)))
     except (LookupError, ValueError, AttributeError) as error:
         message = f"{task.name}: {name} = {wanted!r} cannot be made of the arguments of this call: {error}"
         raise ConfigurationError(message) from error

@@ -32,6 +32,7 @@ class Frame(NamedTuple):
     crew: Crew | None = None
 
 
+LONGEST_WAIT = timedelta(days=36_525)
 _A_WEEK = timedelta(days=7)
 _frame: ContextVar[Frame | None] = ContextVar("celery_durable_frame", default=None)
 _active: dict[int, Execution] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from celery_durable.callkeys import bound, checked, of_call, span
+from celery_durable.callkeys import bound, checked, of_task, span
 from celery_durable.exceptions import ConfigurationError
 from celery_durable.serialization import digest
 from celery_durable.store.writes import Key
@@ -59,5 +59,5 @@ def taken_from(task: DurableTask, args: Any, kwargs: Any, options: dict[str, Any
 
 
 def _singleton(task: DurableTask, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Key:
-    key = of_call(task, "singleton", args, kwargs)
+    key = of_task(task, "singleton", args, kwargs)
     return Key("singleton", key or digest(bound(task, args, kwargs))[0].hex())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from celery.utils.time import maybe_make_aware
 
 from celery_durable import batching, chains, envelope, slots
-from celery_durable.exceptions import PayloadTooLargeError, TransactionUsageError
+from celery_durable.exceptions import ConfigurationError, PayloadTooLargeError, TransactionUsageError
 from celery_durable.store.writes import NewRun, PlainMessage, Stored
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ class Schedule:
     ) -> Schedule:
         """Take countdown, eta, expires and deadline out of a caller's options."""
         countdown, eta = options.pop("countdown", None), options.pop("eta", None)
-        expires, expires_at = _span_or_moment(app, options.pop("expires", default_expires))
-        moment = _span_or_moment(app, eta)[1] if eta is not None else None
-        span = timedelta(seconds=float(countdown)) if countdown and moment is None else None
-        deadline, deadline_at = _span_or_moment(app, options.pop("deadline", default_deadline))
+        expires, expires_at = _span_or_moment(app, "expires", options.pop("expires", default_expires))
+        moment = _span_or_moment(app, "eta", eta)[1] if eta is not None else None
+        span = _span("countdown", countdown) if countdown and moment is None else None
+        deadline, deadline_at = _span_or_moment(app, "deadline", options.pop("deadline", default_deadline))
         return cls(span, moment, expires, expires_at, deadline, deadline_at)
 
     def told(self, app: Celery) -> dict[str, str]:
@@ -57,14 +57,26 @@ class Schedule:
         return {envelope.TIMES[name]: moment.isoformat() for name, moment in times.items() if moment}
 
 
-def _span_or_moment(app: Celery, value: Any) -> tuple[timedelta | None, datetime | None]:
+def _span_or_moment(app: Celery, name: str, value: Any) -> tuple[timedelta | None, datetime | None]:
     if value is None:
         return None, None
     if isinstance(value, str):
-        value = datetime.fromisoformat(value.replace("Z", "+00:00"))
+        try:
+            value = datetime.fromisoformat(value.replace("Z", "+00:00"))
+        except ValueError as error:
+            message = f"{name}={value!r} is no moment such as '2026-01-31T12:00:00Z'"
+            raise ConfigurationError(message) from error
     if isinstance(value, datetime):
         return None, maybe_make_aware(value, app.timezone)
-    return (value if isinstance(value, timedelta) else timedelta(seconds=float(value))), None
+    return _span(name, value), None
+
+
+def _span(name: str, value: Any) -> timedelta:
+    try:
+        return value if isinstance(value, timedelta) else timedelta(seconds=float(value))
+    except (TypeError, ValueError, OverflowError) as error:
+        message = f"{name}={value!r} is no number of seconds, timedelta or datetime ({error})"
+        raise ConfigurationError(message) from error
 
 
 @dataclass

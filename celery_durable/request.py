@@ -9,7 +9,7 @@ from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.worker import state
 from celery.worker.request import Request
 
-from celery_durable import hooks
+from celery_durable import hooks, texts
 from celery_durable.exceptions import ExhaustedError, StoreError
 
 if TYPE_CHECKING:
@@ -90,13 +90,13 @@ class DurableRequest(Request):
         """Put the run back to pending and its message back to the broker, unless this was once too often."""
         backend = self._backend
         settings = self._store.settings
-        exhausted = ExhaustedError.after(self.id, settings.max_recoveries, error)
+        exhausted = ExhaustedError.after(self.id, settings.max_recoveries, texts.line(error))
         try:
             row = self._store.runs.recover_child(
                 self.id,
                 token=hooks.worker_token(),
                 pid=None if self.worker_pid is None else int(self.worker_pid),
-                error=f"{type(error).__name__}: {error}",
+                error=texts.line(error),
                 max_recoveries=settings.max_recoveries,
                 result=backend.error_meta(exhausted),
                 result_type=backend.content_type,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from celery_durable.exceptions import (
 )
 from celery_durable.run import RunState
 from celery_durable.seam import Continued, Suspended
+from celery_durable.serialization.refusals import not_a_result
 from celery_durable.store import in_hand
 from celery_durable.store.writes import Finish, Finished, Release, Stored
 
@@ -95,7 +97,10 @@ class Settlement:
     def _result(self, value: Any) -> bytes | None:
         if self._result_is_ignored:
             return None
-        result = self.backend.encoded(self.backend.encode_result(value, states.SUCCESS))
+        try:
+            result = self._encoded(value)
+        except Exception as error:
+            raise not_a_result(value, f"The result of {self.task.name}", self._takes) from error
         limit = self.backend.store.settings.max_payload
         if len(result) > limit:
             message = (
@@ -103,6 +108,15 @@ class Settlement:
             )
             raise PayloadTooLargeError(message, size=len(result), limit=limit)
         return result
+
+    def _encoded(self, value: Any) -> bytes:
+        return self.backend.encoded(self.backend.encode_result(value, states.SUCCESS))
+
+    def _takes(self, value: Any) -> bool:
+        with suppress(Exception):
+            self._encoded(value)
+            return True
+        return False
 
     # -- the body raised --------------------------------------------------------------------------------
 

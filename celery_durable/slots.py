@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from celery_durable import envelope
-from celery_durable.callkeys import checked, of_call
+from celery_durable.callkeys import of_call, of_task
 from celery_durable.exceptions import ConfigurationError
 from celery_durable.store.writes import Slot
 
@@ -46,11 +46,13 @@ def taken_from(task: DurableTask, args: Any, kwargs: Any, options: dict[str, Any
             return None
         message = f"{task.name}: a concurrency_key needs a concurrency_limit or a start_rate"
         raise ConfigurationError(message)
+    called = (args or (), kwargs or {})
     if "concurrency_key" in given:
-        key = checked(task, "concurrency_key", given["concurrency_key"])
+        key = of_call(task, "concurrency_key", given["concurrency_key"], *called)
+    elif task.concurrency_key is not None:
+        key = of_task(task, "concurrency_key", *called) or task.name
     else:
-        named = task.concurrency_key is not None
-        key = (of_call(task, "concurrency_key", args or (), kwargs or {}) if named else None) or task.name
+        key = task.name
     count, period = (None, None) if rate is None else _rate(task, rate)
     return Slot(key, None if limit is None else _limit(task, limit), count, period)
 

@@ -19,7 +19,8 @@ def line(error: BaseException) -> str:
         message = str(error)
     except Exception:  # noqa: BLE001  (a message is the user's code)
         message = "<its message cannot be shown>"
-    return storable(f"{type(error).__qualname__}: {message}")[:_LONGEST_LINE]
+    name = type(error).__qualname__
+    return storable(f"{name}: {message}" if message else name)[:_LONGEST_LINE]
 
 
 def trace(error: BaseException) -> str:

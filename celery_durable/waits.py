@@ -13,7 +13,6 @@ from celery_durable.serialization import MISSING
 T = TypeVar("T")
 _Timeout = timedelta | float | None
 
-_LONGEST = timedelta(days=36_525)
 _LONGEST_NAME = 200
 
 
@@ -74,7 +73,8 @@ def sleep_until(when: datetime, /) -> None:
     frame = context.current()
     if frame is None:
         now = datetime.now(timezone.utc)  # noqa: TID251  (outside a run there is no other clock)
-        threading.Event().wait(max((when - now).total_seconds(), 0))
+        span = _span(when - now, "sleep_until")
+        threading.Event().wait(max(span.total_seconds(), 0))
     else:
         frame.execution.sleep(frame, None, when)
 
@@ -136,7 +136,7 @@ def _span(length: timedelta | float, what: str) -> timedelta:
     except (OverflowError, TypeError, ValueError) as error:
         message = f"{what}: {length!r} is not a number of seconds or a timedelta ({error})"
         raise StepUsageError(message) from error
-    if span > _LONGEST:
+    if span > context.LONGEST_WAIT:
         message = f"{what}: {span} is longer than a hundred years; leave the timeout out to wait for ever"
         raise StepUsageError(message)
     return span

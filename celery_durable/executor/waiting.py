@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery_durable import checkpoint as outcomes
-from celery_durable import texts
+from celery_durable import context, texts
 from celery_durable.exceptions import RunCancelled, SignalTimeout, StepUsageError
 from celery_durable.seam import Suspended
 from celery_durable.serialization import build
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
 
-    from celery_durable import context
     from celery_durable.checkpoint import Checkpoint
     from celery_durable.config import Settings
     from celery_durable.executor.chance import Chance
@@ -71,6 +70,9 @@ class Waiter:
             left = due - self._chance.reckoned() if due is not None else length or timedelta(0)
             if stored is None and left <= timedelta(0):
                 return  # no wait at all, at no replay: nothing of it is stored
+            if stored is None and left > context.LONGEST_WAIT:
+                message = f"sleep_until({until}) is more than a hundred years away"
+                raise StepUsageError(message)
             known = self._history.meet_wait(key, outcomes.SLEEP)
             if left <= timedelta(0) or (known is not None and known.finished):
                 return

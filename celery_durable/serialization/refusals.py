@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from celery_durable.exceptions import PayloadTooLargeError, SerializationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 MAX_DEPTH = 100
 """Levels of lists, dicts and records inside each other; the interpreter's own limit is out of reach of it."""
@@ -107,6 +107,47 @@ def too_large(size: int, limit: int, where: str) -> PayloadTooLargeError:
         size=size,
         limit=limit,
     )
+
+
+def not_a_result(value: object, where: str, takes: Callable[[object], bool]) -> SerializationError:
+    """Build the error for what a task returns and its result's serializer does not take.
+
+    Args:
+        value: What it returns.
+        where: Words that begin the message, such as "the result of media.process".
+        takes: Says whether the serializer takes a value.
+    """
+    path, part = _refused_part(value, takes)
+    kind = type_name(type(part))
+    return SerializationError(
+        f"{where}: {value_path(path)} is of type {kind}, which result_serializer cannot store. Return plain "
+        "values from a task (a step may return any supported type), or choose another result_serializer. The "
+        "steps of the run are kept: resume it when the task is mended.",
+        where=where,
+        path=value_path(path),
+        type=kind,
+    )
+
+
+def _refused_part(value: object, takes: Callable[[object], bool]) -> tuple[list[str], object]:
+    """Return the way to the innermost part that is not taken, and this part."""
+    path: list[str] = []
+    while len(path) < MAX_DEPTH:
+        for segment, part in _parts(value):
+            if not takes(part):
+                path.append(segment)
+                value = part
+                break
+        else:
+            break
+    return path, value
+
+
+def _parts(value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict):
+        yield from ((key_segment(key), part) for key, part in value.items())
+    elif isinstance(value, (list, tuple)):
+        yield from ((index_segment(index), part) for index, part in enumerate(value))
 
 
 def missing_field(cls: type, name: str) -> SerializationError:

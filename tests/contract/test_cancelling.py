@@ -315,6 +315,15 @@ def test_a_run_stored_in_a_transaction_of_the_callers_has_its_deadline_as_well(w
     assert [row["deadline"] for row in rows[1:]] == [moment, None]
 
 
+@pytest.mark.parametrize("option", ["deadline", "expires", "eta", "countdown"])
+@pytest.mark.parametrize("value", ["x", ["x"], float("inf")])
+def test_a_time_that_cannot_be_meant_is_refused_by_its_name(world: World, option: str, value: Any) -> None:
+    task = world.task(idle)
+
+    with pytest.raises(durable.ConfigurationError, match=f"{option}="):
+        task.apply_async((1,), **{option: value})
+
+
 def test_a_tasks_own_deadline_holds_unless_its_caller_says_another(world: World) -> None:
     task = world.task(sleepy, deadline=60)
     own, callers = world.run(task), world.run(task, deadline=HOUR)

@@ -403,6 +403,15 @@ def test_a_task_says_which_runs_share_what(world: World) -> None:
     ]
 
 
+def test_a_call_says_it_as_a_task_does(world: World) -> None:
+    task = world.task(export, name="export", concurrency_limit=1, concurrency_key="the task's")
+    for key in ("c-{customer}", lambda customer: f"f-{customer}", "plain"):
+        task.apply_async((7,), concurrency_key=key)
+        task.apply_async(kwargs={"customer": 8}, concurrency_key=key)
+
+    assert [slot for slot, *_ in slots(world.store)] == ["c-7", "c-8", "f-7", "f-8", "plain", "plain"]
+
+
 def test_a_run_stored_in_a_transaction_of_the_callers_needs_its_slot_as_well(world: World) -> None:
     task = world.task(export, name="export", concurrency_limit=2, start_rate="10/m")
 
@@ -446,6 +455,11 @@ def test_a_run_that_another_task_replaces_shares_what_that_one_does(
         ({"start_rate": "0/s"}, "not like '10/s'"),
         ({"concurrency_key": "a"}, "needs a concurrency_limit or a start_rate"),
         ({"concurrency_key": "", "concurrency_limit": 1}, "not a printable text"),
+        (
+            {"concurrency_key": "{who}", "concurrency_limit": 1},
+            "cannot be made of the arguments of this call",
+        ),
+        ({"concurrency_key": lambda customer: customer, "concurrency_limit": 1}, "not a printable text"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(world: World, options: dict[str, Any], message: str) -> None:

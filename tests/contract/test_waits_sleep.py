@@ -358,16 +358,25 @@ def test_a_run_sleeps_in_its_body_and_not_in_a_step_or_a_thread(story: Story) ->
         lambda: durable.sleep(weeks=10_000_000_000),
         lambda: durable.sleep(timedelta.max),
         lambda: durable.sleep_until(datetime(2030, 1, 1)),  # noqa: DTZ001
+        lambda: durable.sleep_until(datetime.max.replace(tzinfo=timezone.utc)),
         lambda: durable.wait_for_signal(""),
         lambda: durable.wait_for_signal("x" * 201),
         lambda: durable.wait_for_signal("a\0b"),
         lambda: durable.wait_for_signal("approved", timeout=timedelta.max),
     ],
-    ids="abcdefghi",
+    ids="abcdefghij",
 )
 def test_what_cannot_be_meant_is_an_error_of_the_call(wrong: Callable[[], None]) -> None:
     with pytest.raises(StepUsageError):
         wrong()
+
+
+def test_a_moment_more_than_a_hundred_years_away_is_refused_and_nothing_is_stored(story: Story) -> None:
+    moment = datetime.max.replace(tzinfo=timezone.utc)
+
+    with pytest.raises(StepUsageError, match="more than a hundred years away"):
+        story.attempt(lambda: durable.sleep_until(moment))
+    assert story.steps() == {}
 
 
 def test_outside_a_run_sleep_sleeps_and_signals_have_nobody_to_go_to() -> None:
