@@ -46,6 +46,7 @@ class WorkerSeam:
     """Celery's way with values, errors and shutdown, for the executor below."""
 
     control_flow: tuple[type[BaseException], ...] = (Ignore, Reject, Retry, SoftTimeLimitExceeded)
+    cut_off: tuple[type[BaseException], ...] = (SoftTimeLimitExceeded,)
 
     def __init__(self, backend: DurableBackend) -> None:
         self._backend = backend

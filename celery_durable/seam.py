@@ -95,3 +95,8 @@ class Seam(Protocol):
     def control_flow(self) -> tuple[type[BaseException], ...]:
         """Exceptions that are no failure of a step: they pass through and are not stored."""
         ...
+
+    @property
+    def cut_off(self) -> tuple[type[BaseException], ...]:
+        """Those among them after which a body may go on: then the step has ended so, and it is stored."""
+        ...

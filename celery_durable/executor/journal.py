@@ -65,6 +65,7 @@ class Journal:
         self.replaying = False
         self.compensates = False
         self.done: list[str] = []
+        self._owed: list[StepWrite] = []
 
     def may_go_on(self) -> None:
         """Stop at a step boundary: the lease is gone, the run is cancelled, or the worker shuts down."""
@@ -79,6 +80,15 @@ class Journal:
             raise ReplayedError
         if self._seam.draining():
             raise self.leave(Suspended("released"))
+        self._pay()
+
+    def owe(self, entry: StepWrite) -> None:
+        """Keep what is stored only if the body goes on, to a next step or wait."""
+        self._owed.append(entry)
+
+    def _pay(self) -> None:
+        while self._owed:
+            self.save(self._owed.pop(0))
 
     def leave(self, suspended: Suspended) -> Suspended:
         """Note how the run leaves its worker: a body that catches it all the same gets no further."""
@@ -182,6 +192,7 @@ class Journal:
 
     def wait(self, wait: Wait, *, leave: bool, children: Children | None = None) -> Waited:
         """Store a wait, start its children, and leave the worker for it if that is wanted."""
+        self._pay()
         waits, claim = self.runs.waits, self.claim
         wait = replace(wait, compensates=self.compensates)
         try:

@@ -105,7 +105,8 @@ class Performer:
                     return (yield Write(partial(self._transact, transaction, call, this, body)))
                 value = yield Body(body)
                 value, codec, output = self._stored_form(step, call, value)
-            except self._control_flow:
+            except self._control_flow as error:
+                self._passes(call, this, error)
                 raise
             except Exception as error:
                 if transaction is not None and isinstance(error, StoreError):
@@ -177,12 +178,17 @@ class Performer:
             **more,
         )
 
-    def _failure(self, call: Call, this: Try, error: Exception, delay: float | None) -> StepWrite:
+    def _failure(self, call: Call, this: Try, error: BaseException, delay: float | None) -> StepWrite:
         if isinstance(error, Abandoned):
             return self._entry(call, this, outcomes.ERROR, codec=outcomes.ABANDONED, error=str(error))
         form, dumped = self._seam.dump_error(error)
         outcome = outcomes.ERROR if delay is None else outcomes.TRYING
         return self._entry(call, this, outcome, output=dumped, codec=form, error=texts.line(error))
+
+    def _passes(self, call: Call, this: Try, error: BaseException) -> None:
+        """Let a time limit of the run pass; if the body goes on behind it, the step has ended with it."""
+        if isinstance(error, self._seam.cut_off):
+            self._journal.owe(self._failure(call, this, error, None))
 
     def _as_replayed(self, failure: StepWrite, error: Exception) -> BaseException:
         """Return what a replay will raise: the error itself, or where not all of it is kept, what is."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from attempting import Killed, Story
+from celery.exceptions import SoftTimeLimitExceeded
 from contending import move_clock
 from inspecting import execute
 from replaying import inside
@@ -174,6 +175,44 @@ def test_a_step_that_raises_fatal_is_not_tried_again(story: Story) -> None:
 
     assert done == ["refuse"]
     assert story.steps() == {"refuse": ("error", 1)}
+
+
+@durable.step(max_retries=0)
+def slow() -> str:
+    done.append("slow")
+    if len(done) == 1:
+        raise SoftTimeLimitExceeded
+    return "fast"
+
+
+@pytest.mark.parametrize("then", ["step", "wait"])
+def test_a_step_that_was_cut_off_has_ended_so_once_its_body_goes_on(story: Story, then: str) -> None:
+    deaths = [Killed]
+
+    def body() -> str:
+        try:
+            return slow()
+        except SoftTimeLimitExceeded:
+            if then == "step":
+                work("fallback")
+            else:
+                durable.sleep(seconds=0.01)
+        if deaths:
+            raise deaths.pop()
+        return "went on"
+
+    story.attempt(body)
+    assert story.attempt(body) == "went on"
+    assert done == ["slow", "fallback"][: 2 if then == "step" else 1]
+    assert story.steps()["slow"] == ("error", 1)
+
+
+def test_a_step_that_was_cut_off_and_whose_body_went_no_further_runs_again(story: Story) -> None:
+    with pytest.raises(SoftTimeLimitExceeded):
+        story.attempt(slow)
+
+    assert story.steps() == {}
+    assert story.attempt(slow) == "fast"
 
 
 def test_a_retry_of_the_run_tries_the_failed_step_with_all_its_tries_again(story: Story) -> None:

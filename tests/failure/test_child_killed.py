@@ -69,3 +69,13 @@ def test_a_run_that_kills_its_child_every_time_fails_as_exhausted_and_its_errbac
     assert shared.ledger.names(run=result.id) == ["before", "poison", "poison"]
     assert shared.ledger.wait_for("errback", result.id, timeout=5).detail == "ExhaustedError"
     assert shared.send("flow", ["healthy"]).get(timeout=10) == ["healthy done"]
+
+
+def test_a_run_that_ends_its_child_every_time_and_says_nothing_is_told_by_the_name_of_what_it_raised(
+    shared: World,
+) -> None:
+    result = shared.send("interrupted")
+
+    with pytest.raises(ExhaustedError, match=r"the last time: KeyboardInterrupt\. Once the cause"):
+        result.get(timeout=30)
+    assert [one["error"] for one in shared.tables.attempts(result.id)] == ["KeyboardInterrupt"] * 2

@@ -98,6 +98,11 @@ def poison() -> str:
     return killing("poison")
 
 
+def interrupted() -> None:
+    """End the process as Ctrl-C does, which says nothing."""
+    raise KeyboardInterrupt
+
+
 def flaky(self: Task[..., Any], failures: int) -> list[Any]:
     """Raise after the first step, `failures` times; then do the second."""
     _body("flaky")
@@ -410,6 +415,7 @@ def register(app: Celery, ledger: Ledger, gates: Gates) -> None:
     app.task(flow, name="flow", **soon)
     app.task(calling, name="calling", **soon)
     app.task(poison, name="poison", **soon)
+    app.task(interrupted, name="interrupted", **soon)
     app.task(flaky, name="flaky", bind=True, **soon)
     app.task(persistent, name="persistent", **soon)
     app.task(patient, name="patient", bind=True)
