@@ -143,7 +143,7 @@ def test_pydantic_arguments_and_results_are_converted(on_redis: Semantics, kind:
     assert order.delay({"item": "tea"}).get(timeout=20) == {"item": "tea", "count": 1}
     assert order(Order(item="tea")) in (Order(item="tea"), {"item": "tea", "count": 1})
     refused = order.delay({"count": 2})
-    assert "ValidationError" in repr(refused.get(timeout=20, propagate=False))
+    assert type(refused.get(timeout=20, propagate=False)).__name__ == "ValidationError"
     assert "item" in refused.traceback
 
 
