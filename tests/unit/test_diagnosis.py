@@ -271,6 +271,20 @@ def test_a_step_that_fails_again_and_again_is_the_headline_also_while_it_waits()
     assert "no worker is alive" in found.because[-1]
 
 
+def test_a_run_whose_compensations_could_not_be_found_out_says_why() -> None:
+    rollback = RollbackView(ends_as="cancelled", over=True, known=False, compensations=())
+    ended = run(
+        "failed", reason="rollback", ending="cancelled", finished_at=at(-60), error="KeyError: 'config'"
+    )
+    found = diagnose(Facts(run=ended, rollback=rollback, **HEALTHY), UTC)
+
+    assert found.sentence == (
+        "Failed 1 min ago, and what it had to take back could not be found out: KeyError: 'config'"
+    )
+    assert found.because == (rollback.sentence,)
+    assert found.stuck
+
+
 def test_a_compensation_that_failed_is_the_headline_and_not_the_command_that_mends_it() -> None:
     failed = CompensationView(key="rollback:refund", name="refund", outcome="failed", error="Timeout: bank")
     left = CompensationView(key="rollback:cancel", name="cancel", outcome="left")
