@@ -42,7 +42,7 @@ class Muster:
         The body ends when it returns or raises, or when one of its tasks has found that the run leaves its
         worker.
         """
-        with context.led(frame, Crew(self, frame.scope, seed)):
+        with context.led(frame, Crew(self, frame.scope, seed, told=self._journal.told)):
             root = asyncio.Task(coroutine)
         self.joined(root)
         left = asyncio.ensure_future(self._left.wait())
@@ -94,11 +94,17 @@ class Crew:
         muster: where they are noted.
         scope: of the task that starts them.
         seed: of its chance.
+        told: whether this task knows that the run is asked to stop.
+        starter: of this task.
     """
 
-    def __init__(self, muster: Muster, scope: str, seed: object, *, inner: bool = False) -> None:
+    def __init__(
+        self, muster: Muster, scope: str, seed: object, *, told: bool, starter: Crew | None = None
+    ) -> None:
         self.muster = muster
-        self.inner = inner
+        self.inner = starter is not None
+        self.told = told
+        self._starter = starter
         self.scope = scope
         self.chance = Random(f"{seed}/{scope}")  # noqa: S311  (repeatable on purpose)
         self._seed = seed
@@ -108,7 +114,13 @@ class Crew:
         """Return the scope of the next task, and the crew that it may start itself."""
         self._count += 1
         scope = f"{self.scope}[{self._count}]/"
-        return scope, Crew(self.muster, scope, self._seed, inner=True)
+        return scope, Crew(self.muster, scope, self._seed, told=self.told, starter=self)
+
+    def tell(self) -> None:
+        """Note that this task was told to stop; those that have started it hear of it as it ends."""
+        crew: Crew | None = self
+        while crew is not None:
+            crew.told, crew = True, crew._starter  # noqa: SLF001
 
     def started(self, task: asyncio.Task[Any]) -> None:
         """Note the task."""

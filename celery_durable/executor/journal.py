@@ -7,6 +7,7 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from celery_durable import context
 from celery_durable.checkpoint import OK, StepWrite
 from celery_durable.exceptions import LeaseLostError, RunCancelled, SerializationError
 from celery_durable.executor.ids import DerivedIds
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from celery_durable.executor.chance import Chance
+    from celery_durable.executor.crew import Crew
     from celery_durable.run import Claim
     from celery_durable.seam import Seam
     from celery_durable.store.forms import Kept, TransactionForm
@@ -32,7 +34,6 @@ class Journal:
     Attributes:
         lost: whether another attempt owns the run now.
         cancelled: whether somebody asked the run to stop.
-        told: whether the body has been told so.
         leaving: how the run leaves its worker; what is still executed of its body can do nothing more.
         thread: the thread that executes the body itself.
         in_flight: says whether steps are being executed beside the body.
@@ -56,7 +57,7 @@ class Journal:
         self._seam = seam
         self._chance = chance
         self.leaving: Suspended | None = None
-        self.told = False
+        self._told = False
         self._seq = last_seq
         self._notes: dict[str, list[Callable[[], str]]] = {}
         self._lock = threading.Lock()
@@ -67,6 +68,25 @@ class Journal:
         self.done: list[str] = []
         self._owed: list[StepWrite] = []
 
+    @property
+    def told(self) -> bool:
+        """Whether the body, or this asyncio task of it, has been told that the run is asked to stop."""
+        crew = self._crew
+        return self._told if crew is None else crew.told
+
+    @told.setter
+    def told(self, told: bool) -> None:
+        crew = self._crew
+        if crew is None:
+            self._told = told
+        elif told:
+            crew.tell()
+
+    @property
+    def _crew(self) -> Crew | None:
+        frame = context.here()
+        return None if frame is None else frame.crew
+
     def may_go_on(self) -> None:
         """Stop at a step boundary: the lease is gone, the run is cancelled, or the worker shuts down."""
         if self.leaving is not None:
@@ -74,7 +94,7 @@ class Journal:
         if self.lost:
             raise LeaseLostError
         if self.cancelled and not self.told:
-            self.told = True  # once: the body may clean up with further steps
+            self.told = True  # each task once: it may clean up with further steps
             raise RunCancelled
         if self.replaying:
             raise ReplayedError

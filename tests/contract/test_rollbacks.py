@@ -872,6 +872,13 @@ def test_branches_that_wait_take_back_what_each_has_done(world: World) -> None:
     async def branches() -> None:
         await asyncio.gather(*(branch(what) for what in ("flight", "hotel", "car")))
 
+    run = world.start(branches)  # the first one waits; the others have not come to their step
+    world.runs.cancel(run)
+    world.deliver(run)
+    assert done == ["flight", "undo flight"]
+    assert world.state(run) == ("cancelled", "cancelled")
+
+    done.clear()
     run = world.start(branches)
     durable.send_signal(run, "flight", app=world.app)
     world.deliver(run)
