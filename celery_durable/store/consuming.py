@@ -10,17 +10,19 @@ import selectors
 import socket
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery_durable.store import queries
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime, timedelta
+    from datetime import datetime
 
     from celery_durable.store.connections import Connection, Connections
 
-
+GRACE = timedelta(seconds=60)
+"""How long a queue that goes with its last consumer waits for that one to come back."""
 IN_QUEUE = "queue:"
 """What a notification begins with that names the queue to look into."""
 BACK = "back:"
@@ -142,7 +144,7 @@ class ConsumerSession:
 
     def leave(self, consumer: int) -> None:
         """End as a consumer; what it has claimed is handed on."""
-        rows = self._connection.execute(self._sql["leave"], {"consumer": consumer}).fetchall()
+        rows = self._execute("leave", {"consumer": consumer, "grace": GRACE}).fetchall()
         self._rouse(rows)
 
     def reconcile(self, consumer: int, known: Sequence[int]) -> None:
@@ -208,7 +210,7 @@ class ConsumerSession:
 
     def used(self, names: Sequence[str]) -> None:
         """Note that queues were consumed until now."""
-        self._execute("used", {"names": list(names)})
+        self._execute("used", {"names": list(names), "grace": GRACE})
 
     def _rouse(self, rows: list[dict[str, Any]]) -> None:
         """Let the consumers of these messages' queues look again."""
@@ -225,7 +227,8 @@ class ConsumerSession:
 
     def bury(self, dead: dict[int, int]) -> list[int]:
         """Remove consumers whose heartbeat is still this one; return their ids."""
-        rows = self._execute("bury", {"ids": list(dead), "beats": list(dead.values())}).fetchall()
+        values = {"ids": list(dead), "beats": list(dead.values()), "grace": GRACE}
+        rows = self._execute("bury", values).fetchall()
         return [row["id"] for row in rows]
 
     def recover(self) -> dict[str, int]:
@@ -234,7 +237,7 @@ class ConsumerSession:
         self._rouse(rows)
         return {row["queue"]: row["messages"] for row in rows}
 
-    def tidy(self, grace: timedelta) -> tuple[int, list[str]]:
+    def tidy(self, grace: timedelta = GRACE) -> tuple[int, list[str]]:
         """Remove expired messages and queues; return how many messages, and which queues."""
         with self._connection.pipeline():
             expired = self._execute("expire", {})
@@ -254,6 +257,10 @@ class ConsumerSession:
         self._connection.pgconn.consume_input()
         while (notification := self._connection.pgconn.notifies()) is not None:
             self._heard.append(notification.extra.decode())
+        return self.heard()
+
+    def heard(self) -> list[str]:
+        """Return the texts of the notifications that came with answers."""
         heard, self._heard = self._heard, []
         return heard
 

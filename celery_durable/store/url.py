@@ -75,6 +75,25 @@ def driver() -> str:
     return f"psycopg {__version__}"
 
 
+def part_password(url: str) -> tuple[str, str | None]:
+    """Return `url` without its password, and the password as it stands there, percent-encoded."""
+    parts = urlsplit(url)
+    who, at, host = parts.netloc.rpartition("@")
+    user, colon, password = who.partition(":")
+    if not colon:
+        return url, None
+    # Put together by hand: urlunsplit leaves the slashes of a socket's URL out.
+    start, _, rest = url.partition("://")
+    return f"{start}://{user}{at}{host}{rest[len(parts.netloc) :]}", password
+
+
+def with_password(url: str, password: str) -> str:
+    """Return `url` with a percent-encoded password."""
+    start, _, rest = url.partition("://")
+    user, at, _ = urlsplit(url).netloc.rpartition("@")
+    return f"{start}://{user}:{password}@{rest[len(user + at) :]}"
+
+
 def redact(url: str) -> str:
     """Return `url` without its password."""
     parts = urlsplit(url)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from celery_durable.exceptions import ConfigurationError
 from celery_durable.store import migrate
@@ -13,6 +13,7 @@ from celery_durable.store.connections import Connections
 from celery_durable.store.consuming import ConsumerSession
 from celery_durable.store.in_hand import database_of
 from celery_durable.store.messages import MessageStore
+from celery_durable.store.url import part_password, with_password
 from celery_durable.transport.options import BrokerOptions
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def database_url(client: KombuConnection) -> str:
     given = client.hostname or ""
     scheme = urlsplit(given).scheme
     if "://" in given and scheme.partition("+")[0] in _SCHEMES:
-        return given
+        return with_password(given, quote(client.password, safe="")) if client.password else given
     scheme = str(client.transport_cls).removeprefix("durable+")
     if "://" in given or scheme not in _SCHEMES:
         message = (
@@ -119,6 +120,21 @@ def database_url(client: KombuConnection) -> str:
         )
         raise ConfigurationError(message)
     return _put_together(scheme, given, client)
+
+
+def hide_password(client: Any) -> None:
+    """Keep a connection's password apart from its URL, for kombu and Celery show the one and not the other.
+
+    Arguments:
+        client: also one that has switched to another URL of its list; afterwards its `hostname` is a URL.
+    """
+    try:
+        url = database_url(client)
+    except ConfigurationError:
+        return  # it says so when it connects
+    client.uri_prefix = "durable"
+    client.hostname, password = part_password(url)
+    client.password = unquote(password) if password else None
 
 
 def _put_together(scheme: str, host: str, client: Any) -> str:

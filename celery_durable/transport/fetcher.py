@@ -81,7 +81,6 @@ class Fetcher:
         self._arrived = threading.Condition(self.lock)
         self._inbox: deque[tuple[Subscription, Delivery]] = deque()
         self._buffered: dict[Hashable, int] = {}
-        self._delivering: Hashable = None
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
@@ -124,26 +123,31 @@ class Fetcher:
         self.back.append(Return(claim, counted))
         self.bell.ring()
 
-    def pop(self) -> tuple[Subscription, Delivery] | None:
-        """Return the next message, None if there is none; raise what ended the thread."""
+    def hand_over(self) -> bool:
+        """Give a message to its consumer; return whether there was one; raise what ended the thread."""
         with self.lock:
-            self._delivered()
             if not self._inbox:
                 error, self._error = self._error, None
                 if error is not None:
                     raise error
-                return None
+                return False
             subscription, delivery = self._inbox.popleft()
-            # It counts until its consumer has taken it: only then does a worker know that it has one more.
-            self._delivering = subscription.channel
         if subscription.no_ack:
             self.settle(delivery.claim)
-        return subscription, delivery
+        try:
+            subscription.receive(delivery)
+        finally:
+            # It counts until its consumer has taken it: only then does a worker know that it has one more.
+            with self.lock:
+                self._buffered[subscription.channel] = max(0, self.buffered(subscription.channel) - 1)
+        return True
 
-    def _delivered(self) -> None:
-        if self._delivering is not None:
-            self._buffered[self._delivering] = max(0, self.buffered(self._delivering) - 1)
-            self._delivering = None
+    def ring_for_the_rest(self) -> None:
+        """Ring for what has arrived and was not handed over yet."""
+        with self.lock:
+            waits = bool(self._inbox or self._error)
+        if waits:
+            self.arrivals.ring()
 
     def wait(self, timeout: float | None) -> bool:
         """Wait for a message, at most `timeout` seconds; return whether there is one, or an error."""
@@ -170,7 +174,6 @@ class Fetcher:
             thread, self.stopping = self._thread, True
             self._inbox.clear()
             self._buffered.clear()
-            self._delivering = None
         self.bell.ring()
         if thread is not None:
             thread.join(_AT_THE_END)
@@ -191,7 +194,7 @@ class Fetcher:
         return self._buffered.get(channel, 0)
 
     def deliver(self, found: list[tuple[Subscription, Delivery]]) -> None:
-        """Put messages where `pop` finds them; those of a subscription that has ended go back."""
+        """Put messages where `hand_over` finds them; those of a subscription that has ended go back."""
         with self._arrived:
             for subscription, delivery in found:
                 if self.stopping or subscription not in self.subscriptions:
@@ -207,7 +210,6 @@ class Fetcher:
         with self.lock:
             self._inbox.clear()
             self._buffered.clear()
-            self._delivering = None
 
     def ended(self, error: BaseException | None) -> bool:
         """Let the thread end, unless there is something to do; an error ends it in any case."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from celery_durable.store.consuming import BACK, IN_QUEUE, Order
 from celery_durable.store.patience import PASSING, first_line
 from celery_durable.transport.heads import Heads
+from celery_durable.transport.looks import Looks
 from celery_durable.transport.upkeep import LOOK, Upkeep
 
 if TYPE_CHECKING:
@@ -25,14 +26,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_POLL = 1.0  # seconds between two looks of a consumer that is woken by notifications
-_FIRST_POLL, _LONGEST_POLL = 0.005, 0.3  # of one that is not
+_TOLD = {"first": 0.02, "longest": 1.0, "growth": 4.0}  # looks of a consumer that is woken by notifications
+_UNTOLD = {"first": 0.005, "longest": 0.3, "growth": 1.5}  # and of one that is not
 _NO_ROOM = 0.05  # seconds between two looks whether a prefetch limit allows more
 _FULL = 0.2  # seconds without room after which publishers had better wake somebody else
 _BUSY = 0.5  # seconds of work without a pause after which nobody needs to wake this consumer
 _BATCH = 100  # messages claimed at once where there is no prefetch limit
 _LINGER = 5.0  # seconds that a session without consumers is kept
 _LONGEST_PAUSE = 1.0
+_SILENT = "This consumer was silent for too long: what it had claimed was handed to others"
 _FULL_LOOK, _FULL_LOOK_UNTOLD = 5.0, 1.0  # seconds; `Heads`
 
 
@@ -56,8 +58,9 @@ class Fetching:
         self._wanted: set[str] = set()
         self._busy_since: float | None = None
         self._full_since: float | None = None
-        self._poll = _POLL if self._listens else _FIRST_POLL
-        self._next_poll = self._next_beat = 0.0
+        self._looks = Looks(**(_TOLD if self._listens else _UNTOLD))
+        self._turns = 0
+        self._next_beat = 0.0
         self._next_look = time.monotonic() + LOOK
         self._head = 0
 
@@ -108,12 +111,19 @@ class Fetching:
         self._starve()
 
     def _begin(self, session: ConsumerSession) -> None:
+        """Be a new consumer, for the first time or because the one before was taken for dead.
+
+        Raises `ConnectionResetError` if claims went with it. A worker treats that as a lost connection: it
+        forgets what it has received and not begun, for that is somebody else's now.
+        """
         reborn = self._me is not None
-        self._me = session.register(self._named)
-        self._held.clear()
         if reborn:
-            logger.warning("This consumer was silent for too long: what it had claimed was handed to others")
+            logger.warning(_SILENT)
+        if self._held:
             self._fetcher.drop()
+            raise ConnectionResetError(_SILENT)
+        self._me = session.register(self._named)
+        if reborn:
             self._fetcher.on_reborn()
 
     def _serve(self, session: ConsumerSession) -> None:
@@ -135,7 +145,11 @@ class Fetching:
                 self._next_look = now + LOOK
                 assert self._me is not None  # noqa: S101  (registered)
                 self._upkeep.run_once(session, self._me)
-            if not came:
+            if now >= self._looks.next and self._look_around(session, now):
+                continue
+            if came:
+                self._hear(session.heard())
+            else:
                 self._rest(session)
         self._fail_errands(ConnectionError("The connection to the broker was closed"))
         self._turn(session, claims=False)
@@ -153,9 +167,7 @@ class Fetching:
         if not (done or back or groups):
             return False
         assert self._me is not None  # noqa: S101  (registered)
-        began = time.monotonic()
-        full = bool(groups) and self._heads.full_look_due(began)
-        orders = [Order(self._heads.places(queues, from_start=full), limit) for queues, limit, _ in groups]
+        orders = [Order(self._heads.places(queues), limit) for queues, limit, _ in groups]
         try:
             answers = session.turn(
                 self._me,
@@ -172,8 +184,6 @@ class Fetching:
             self._heads.came_back(min(one.claim.id for one in back))
             self._starve()
         now = time.monotonic()
-        if full:
-            self._heads.looked(began, now, [one.place for found in answers for one in found])
         for (_, limit, subscriptions), found in zip(groups, answers, strict=True):
             self._take(subscriptions, found, limit, now)
         came = {delivery.queue for found in answers for delivery in found}
@@ -193,19 +203,23 @@ class Fetching:
             self._fetcher.deliver(deal)
 
     def _hungry_groups(self) -> list[tuple[list[str], int, list[Subscription]]]:
-        """Return queues, room and subscriptions of each channel that may claim something."""
+        """Return queues, room and subscriptions of what may claim something, channel by channel.
+
+        The queues take turns in being the first, or one that never ends would keep the others waiting.
+        """
         groups: dict[object, list[Subscription]] = {}
         with self._fetcher.lock:
             for one in self._fetcher.subscriptions:
-                groups.setdefault((one.channel, one.no_ack), []).append(one)
+                if one.hungry:
+                    groups.setdefault((one.channel, one.no_ack), []).append(one)
+        self._turns += 1
         found = []
         for members in groups.values():
-            if not any(one.hungry for one in members):
-                continue
             room = self._room(members[0])
             if room > 0:
-                members.append(members.pop(0)) if len(members) > 1 else None
-                found.append((list(dict.fromkeys(one.queue for one in members)), room, members))
+                queues = list(dict.fromkeys(one.queue for one in members))
+                first = self._turns % len(queues)
+                found.append((queues[first:] + queues[:first], room, members))
         return found
 
     def _room(self, subscription: Subscription) -> int:
@@ -275,8 +289,6 @@ class Fetching:
         """Tell publishers when nobody needs to wake this consumer for these queues."""
         if not came:
             return
-        self._poll = _POLL if self._listens else _FIRST_POLL
-        self._next_poll = now + self._poll
         if self._busy_since is None:
             self._busy_since = now
         elif self._wanted & came and now - self._busy_since >= _BUSY:
@@ -287,20 +299,18 @@ class Fetching:
         now = time.monotonic()
         full = self._full()
         open_to = set(self._named) - full
-        if not full:
+        if full:
+            self._full_since = self._full_since or now
+        else:
+            if self._busy_since is not None and not self._listens:
+                self._looks.rests(now)
             self._busy_since = self._full_since = None
-        elif self._full_since is None:
-            self._full_since = now
         if self._listens and self._told_wrong(open_to, now):
             self._beat(session, open_to)
+            self._looks.rests(time.monotonic())
             self._starve()  # what was published while nobody could know that this consumer sleeps
             return
-        if open_to and now >= self._next_poll:
-            self._look_around(session, sorted(open_to), now)
-            if self._full() != full:
-                return
-        until = min(self._next_beat, self._next_look)
-        until = min(until, self._next_poll) if open_to else until
+        until = min(self._next_beat, self._next_look, self._looks.next)
         until = min(until, now + _NO_ROOM) if full else until
         self._hear(session.wait(self._fetcher.bell.fileno(), max(0.0, until - now)))
 
@@ -323,21 +333,28 @@ class Fetching:
         with self._fetcher.lock:
             return {one.queue for one in self._fetcher.subscriptions if one.hungry}
 
-    def _look_around(self, session: ConsumerSession, names: list[str], now: float) -> None:
-        """Ask what is ready: a notification may be lost, or not be sent at all."""
-        full = self._heads.full_look_due(now)
-        found, head = session.ready(self._heads.places(names, from_start=full))
+    def _look_around(self, session: ConsumerSession, now: float) -> bool:
+        """Ask what is ready, for a notification may be lost, or never sent; return whether there is news.
+
+        A look from the start is for every queue; else those for which there is no room need not be asked for.
+        """
+        every = self._heads.full_look_due(now)
+        hungry = self._full()
+        names = self._named if every else [name for name in self._named if name not in hungry]
+        if not names:
+            self._looks.looked(now)
+            return False
+        found, head = session.ready(self._heads.places(names, from_start=every))
         after = time.monotonic()
-        if full:
+        if every:
             self._heads.looked(now, after, found)
         ready = {place.queue for place in found}
         self._feed(ready)
         for place in self._heads.places(name for name in names if name not in ready):
             self._heads.reached(place.queue, place.priority, self._head, after)
         self._head = head or 0
-        if not self._listens:
-            self._poll = min(self._poll * 1.5, _LONGEST_POLL)
-        self._next_poll = after + self._poll
+        self._looks.looked(after)
+        return not ready <= hungry
 
     def _feed(self, names: set[str]) -> None:
         with self._fetcher.lock:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from kombu.transport import virtual
 
 from celery_durable.exceptions import StoreError
 from celery_durable.store.patience import PASSING
-from celery_durable.store.url import driver, redact
-from celery_durable.transport.broker import Broker, identity_of
+from celery_durable.store.url import driver, redact, with_password
+from celery_durable.transport.broker import Broker, hide_password, identity_of
 from celery_durable.transport.channel import PostgresChannel
 from celery_durable.transport.fetcher import Fetcher
 
@@ -44,6 +45,7 @@ class PostgresTransport(virtual.Transport):
 
     def __init__(self, client: Connection, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
+        hide_password(client)
         self._broker: Broker | None = None
         self._fetcher: Fetcher | None = None
 
@@ -84,9 +86,9 @@ class PostgresTransport(virtual.Transport):
             broker.release()
 
     def drain_events(self, connection: Any, timeout: float | None = None, **_: Any) -> None:  # noqa: ARG002  (kombu's signature)
-        """Deliver what is there, or wait for it; raise `TimeoutError` after `timeout` seconds."""
+        """Deliver one message, or wait for it; raise `TimeoutError` after `timeout` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not self._deliver_all():
+        while not self.fetcher.hand_over():
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not self.fetcher.wait(left):
                 raise TimeoutError
@@ -96,16 +98,12 @@ class PostgresTransport(virtual.Transport):
         loop.add_reader(self.fetcher.arrivals.fileno(), self._on_arrival)
 
     def _on_arrival(self) -> None:
+        """Deliver one message: before the next one, the loop sees to whatever else there is."""
         self.fetcher.arrivals.hush()
-        self._deliver_all()
-
-    def _deliver_all(self) -> bool:
-        came = False
-        while (arrived := self.fetcher.pop()) is not None:
-            came = True
-            subscription, delivery = arrived
-            subscription.receive(delivery)
-        return came
+        try:
+            self.fetcher.hand_over()
+        finally:
+            self.fetcher.ring_for_the_rest()
 
     def _declare_again(self) -> None:
         """Bring back queues that were taken for dead while this process was frozen."""
@@ -115,7 +113,9 @@ class PostgresTransport(virtual.Transport):
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:  # noqa: ARG002, FBT001, FBT002  (kombu's signature)
         """Return the broker's URL, without its password unless asked for."""
-        return f"durable+{uri if include_password else redact(uri)}"
+        client: Any = self.client
+        url = with_password(uri, quote(client.password, safe="")) if client.password else uri
+        return f"durable+{url if include_password else redact(url)}"
 
     def driver_version(self) -> str:
         """Return what `celery report` shows."""

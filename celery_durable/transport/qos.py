@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kombu.transport import virtual
 
 from celery_durable.store.consuming import Claimed
+
+if TYPE_CHECKING:
+    from celery_durable.transport.fetcher import Fetcher
 
 
 class PostgresQoS(virtual.QoS):
@@ -14,6 +17,11 @@ class PostgresQoS(virtual.QoS):
 
     _quick_ack: Any  # what kombu's class has and its stubs leave out
     _flush: Any
+
+    def __init__(self, channel: Any, prefetch_count: int = 0) -> None:
+        super().__init__(channel, prefetch_count)
+        # Also of a channel that is closed: what is acknowledged there was handed back.
+        self._fetcher: Fetcher = channel.connection.fetcher
 
     def room(self) -> int | None:
         """Return how many more messages may be claimed, None for no limit."""
@@ -45,11 +53,6 @@ class PostgresQoS(virtual.QoS):
             tag, _ = self._delivered.popitem()
             self._fetcher.give_back(claim_of(tag), counted=False)
         return []
-
-    @property
-    def _fetcher(self) -> Any:
-        connection: Any = self.channel.connection
-        return connection.fetcher
 
 
 def claim_of(delivery_tag: str) -> Claimed:

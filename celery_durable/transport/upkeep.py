@@ -16,7 +16,6 @@ logger = logging.getLogger(__name__)
 
 LOOK = 2.0  # seconds between two looks at the other consumers
 _TIDY_EVERY = 5  # looks
-_GRACE = timedelta(seconds=60)  # for a consumer of a queue that goes with its last one to come back
 
 
 class Upkeep:
@@ -54,6 +53,6 @@ class Upkeep:
             for queue, number in recovered.items():
                 logger.warning("%d messages of %s were held by a consumer that is gone", number, queue)
         if tidies:
-            counts["expired"], pruned = session.tidy(_GRACE)
+            counts["expired"], pruned = session.tidy()
             counts["pruned"] = len(pruned)
         return counts

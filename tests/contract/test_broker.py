@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,9 @@ from harness.pooler import pooled
 from harness.proxy import proxied
 from harness.waiting import eventually, take
 from kombu import Connection, Consumer, Exchange, Producer, Queue
+from kombu.common import itermessages
 from kombu.exceptions import ChannelError
+from kombu.mixins import ConsumerMixin
 
 from celery_durable.exceptions import ConfigurationError, SchemaMissingError
 from celery_durable.store.messages import MessageStore
@@ -45,6 +48,11 @@ def connect(store: Store) -> Iterator[Callable[..., Connection]]:
 @pytest.fixture
 def messages(store: Store) -> MessageStore:
     return MessageStore(store.connections, schema="durable")
+
+
+def alone(name: str) -> Queue:
+    """Return a queue with an exchange of its own."""
+    return Queue(name, Exchange(name), routing_key=name)
 
 
 def publish(connection: Connection, *bodies: Any, queue: Queue = WORK, **options: Any) -> None:
@@ -251,6 +259,117 @@ def test_a_producer_s_batch_is_stored_at_its_end_and_not_at_all_after_an_error(
     assert waiting(messages) == 6
 
 
+def test_one_call_delivers_one_message_and_what_nobody_asked_for_stays(
+    connect: Any, messages: MessageStore
+) -> None:
+    publish(connect(), *range(10))
+    reader = Reader(connect(), prefetch=10)
+    reader.connection.drain_events(timeout=20)
+    assert reader.bodies == [0]
+    reader.connection.close()
+
+    connection = connect()
+    found = itermessages(connection, connection.channel(), WORK, limit=3, timeout=20, no_ack=True)
+    assert len([body for body, _ in found]) == 3
+    eventually(lambda: waiting(messages) == 7, what=lambda: f"7 messages, not {waiting(messages)}")
+
+
+def test_who_consumes_in_a_loop_stops_after_the_message_that_told_it_to(
+    connect: Any, messages: MessageStore
+) -> None:
+    publish(connect(), *range(10))
+    handled: list[Any] = []
+
+    class Program(ConsumerMixin):
+        def __init__(self, connection: Connection) -> None:
+            self.connection = connection
+
+        def get_consumers(self, consumer: Any, channel: Any) -> list[Any]:
+            return [consumer([WORK], on_message=self.handle)]
+
+        def handle(self, message: Any) -> None:
+            handled.append(message.decode())
+            message.ack()
+            self.should_stop = len(handled) == 3
+
+    Program(connect()).run()
+
+    assert handled == [0, 1, 2]
+    eventually(lambda: waiting(messages) == 7)
+
+
+def test_a_message_that_is_committed_just_after_its_consumer_fell_asleep_is_found_soon(
+    connect: Any, store: Store
+) -> None:
+    """It was sent before: its publisher saw nobody who sleeps."""
+    publish(connect(), "first")
+    reader = Reader(connect())
+    reader.wait_for(1)
+    reader.consumer.cancel()
+    eventually(lambda: not _asleep(store), what="nobody to wait for messages")
+    with store.connections.dedicated() as publisher:
+        with publisher.transaction():
+            publisher.execute(
+                b"insert into durable.message (queue, priority, payload)"
+                b" select queue, priority, payload from durable.message"
+            )
+            reader.consumer.consume()
+            eventually(lambda: _asleep(store), what="the consumer to fall asleep")
+        committed = time.monotonic()
+
+    reader.wait_for(2)
+    assert time.monotonic() - committed < 0.6
+
+
+def _asleep(store: Store) -> list[Any]:
+    sql = b"select id from durable.consumer where 'work' = any(wanted)"
+    return store.connections.once(lambda connection: connection.execute(sql).fetchall())
+
+
+def test_who_is_woken_for_one_queue_does_not_look_into_all_the_others(connect: Any, store: Store) -> None:
+    connection, publisher = connect(), connect()
+    queues = [alone(f"many-{n}") for n in range(100)]
+    reader = Reader(connection, *queues)
+    for number in range(30):
+        publish(publisher, number, queue=queues[number])
+        reader.wait_for(number + 1)
+    connection.close()
+
+    def scans() -> int:
+        sql = b"select idx_scan as n from pg_stat_user_indexes where indexrelname = 'message_order'"
+        return int(store.connections.once(lambda one: one.execute(sql).fetchone())["n"])
+
+    eventually(lambda: scans() > 1000)
+    assert scans() < 20_000  # a thousand for each look around, ten for each message
+
+
+def test_queues_take_turns_also_where_each_has_more_than_there_is_room_for(connect: Any) -> None:
+    queues = [alone(f"turn-{n}") for n in range(3)]
+    for queue in queues:
+        publish(connect(), *([queue.name] * 20), queue=queue)
+    reader = Reader(connect(), *queues, prefetch=1)
+
+    for number in range(1, 10):
+        reader.wait_for(number)
+        reader.messages[-1].ack()
+
+    assert set(reader.bodies) == {queue.name for queue in queues}
+
+
+def test_a_queue_that_never_ends_does_not_keep_another_one_waiting(connect: Any) -> None:
+    other = alone("other")
+    connection, publisher = connect(), connect()
+    reader = Reader(connection, WORK, other, prefetch=1)
+    publish(publisher, *range(200))
+    for number in range(1, 201):
+        reader.wait_for(number)
+        if number == 10:
+            publish(publisher, "other", queue=other)
+        reader.messages[-1].ack()
+
+    assert "other" in reader.bodies[:100]
+
+
 # -- what a connection leaves behind, and what it outlives ------------------------------------------------
 
 
@@ -427,8 +546,22 @@ def test_a_url_means_the_same_in_a_list_of_alternatives_and_in_a_clone() -> None
     switched = Connection(["redis://localhost", url])
     switched.maybe_switch_next()
 
-    for connection in (Connection([url, "redis://localhost"]), Connection(url).clone(), switched):
+    again = Connection([url.replace("db", "first"), url])
+    again.maybe_switch_next()
+    pickled = pickle.loads(pickle.dumps(Connection(url)))
+
+    for connection in (
+        Connection([url, "redis://localhost"]),
+        Connection(url).clone(),
+        Connection(url).clone().clone(),
+        switched,
+        switched.clone(),
+        again,
+        again.clone(),
+        pickled,
+    ):
         assert database_url(connection) == "postgresql://ada:s%20cret@db:5433/media"
+        assert connection.as_uri(include_password=True) == url
 
 
 @pytest.mark.parametrize("url", ["durable+embedded://", "durable+embedded:///srv/media"])
@@ -440,6 +573,15 @@ def test_the_banner_of_a_worker_shows_no_password() -> None:
     assert Connection("durable+postgresql://ada:secret@db/media").as_uri() == (
         "durable+postgresql://ada:**@db/media"
     )
+
+
+def test_a_connection_s_password_is_where_celery_takes_it_out_and_nowhere_else() -> None:
+    connection = Connection("durable+postgresql://ada:s%20cret@db/media")
+    for one in (connection, connection.clone()):
+        told = one.info()
+        assert told.pop("password") == "s cret"
+        assert "cret" not in repr(told)
+        assert "cret" not in repr(one)
 
 
 def test_a_url_of_another_kind_is_an_error_that_says_what_to_use() -> None:

@@ -376,6 +376,23 @@ def test_a_queue_that_expires_goes_with_its_messages_and_bindings_unless_somebod
     assert [queue.name for queue in messages.queues()] == ["work"]
 
 
+def test_a_queue_that_goes_with_its_last_consumer_goes_soon_after_it_whatever_it_was_declared_with(
+    messages: MessageStore, store: Store, consumers: Any
+) -> None:
+    """A client of `rpc://` declares its replies' queue for a day, and consumes it when it first waits."""
+    for name in ("left", "never consumed", "declared again"):
+        messages.declare(name, auto_delete=True, expires=24 * HOUR, ttl=None)
+    consumer = consumers()
+    consumer.session.beat(consumer.id, ["left", "declared again"], wanted=())
+    consumer.session.leave(consumer.id)
+    messages.declare("declared again", auto_delete=True, expires=24 * HOUR, ttl=None)
+
+    with later(store, 50):
+        assert consumers().session.tidy() == (0, [])
+    with later(store, 70):
+        assert consumers().session.tidy() == (0, ["left"])
+
+
 # -- waking -----------------------------------------------------------------------------------------------
 
 

@@ -133,13 +133,43 @@ def test_a_worker_that_is_frozen_for_longer_than_its_lease_disturbs_nobody_when_
         (row,) = place.rows("select consumer, number from durable.claim")
 
         frozen.thaw()
-        frozen.wait_for_log("silent for too long")
+        frozen.wait_for_log("was silent for too long")
         assert place.rows("select consumer, number from durable.claim") == [row]
     place.ledger.wait_for("end", "long", times=2)
     eventually(lambda: place.left() == 0)
 
     place.send("next")  # both are consumers again
     place.ledger.wait_for("end", "next")
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["late", "early"])
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+def test_a_worker_that_was_frozen_does_not_begin_what_it_had_only_received(
+    office: Callable[..., Office],
+    pool: str,
+    late: bool,  # noqa: FBT001
+) -> None:
+    place = office(options={"lease": 3.0}, task_acks_late=late)
+    frozen = place.worker(pool=pool, concurrency=1)
+    with closed(place, "long"):
+        place.send("long", "second", "third")
+        place.ledger.wait_for("start", "long")
+        eventually(lambda: place.rows("select count(*) as n from durable.claim")[0]["n"] >= 2 + late)
+        frozen.freeze()
+        survivor = place.worker(pool="threads", concurrency=2)
+        for name in ("second", "third"):
+            assert place.ledger.wait_for("end", name, timeout=25).run == survivor.name
+
+        frozen.thaw()
+        frozen.wait_for_log("was silent for too long")
+    place.ledger.wait_for("end", "long", times=1 + late)
+    frozen.wait_for_log("Connection to broker lost")
+    eventually(lambda: place.left() == 0)
+    survivor.terminate()
+
+    place.send("next")
+    assert place.ledger.wait_for("end", "next").run == frozen.name
+    assert [place.ledger.count("start", name) for name in ("second", "third")] == [1, 1]
 
 
 def test_a_long_task_is_not_handed_out_twice_while_its_worker_lives(office: Callable[..., Office]) -> None:
@@ -176,6 +206,24 @@ def test_a_worker_that_is_told_to_stop_hands_back_what_it_had_not_begun(
     for name in ("second", "third"):
         place.ledger.wait_for("end", name)
     assert place.ledger.count("start") == 3
+
+
+@pytest.mark.parametrize("pool", ["solo", "gevent"])
+def test_a_worker_without_an_event_loop_begins_nothing_more_when_it_is_told_to_stop(
+    office: Callable[..., Office], pool: str
+) -> None:
+    place = office(options={"lease": 60.0})
+    leaving = place.worker(pool=pool, concurrency=1, settings={"worker_prefetch_multiplier": 20})
+    with closed(place, "first"):
+        place.send("first", *(f"later{number}" for number in range(10)))
+        place.ledger.wait_for("start", "first")
+        eventually(lambda: place.rows("select count(*) as n from durable.claim")[0]["n"] == 11)
+        leaving.signal(signal.SIGTERM)
+        leaving.wait_for_log("Warm shutdown")
+    leaving.wait_for_end()
+
+    assert place.ledger.count("start") <= 3  # gevent's main loop waits for its pool and goes on with the next
+    assert place.left() == 11 - place.ledger.count("end")
 
 
 def test_without_prefetch_a_worker_claims_a_message_only_when_it_has_a_child_for_it(

@@ -23,11 +23,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+PASSWORD = "s3cret-word"
+
+
 class Place:
     """Two workers that send events, and their app."""
 
     def __init__(self, url: str, folder: str) -> None:
-        self.setup = MessagingSetup(f"durable+{url}", "", folder, "work", {})
+        broker = f"durable+{url.replace('postgres@', f'postgres:{PASSWORD}@', 1)}"  # the server asks for none
+        self.setup = MessagingSetup(broker, "", folder, "work", {})
         self.app = self.setup.app()
         self.workers = [Worker(self.setup, app="messaging.app", concurrency=1, options=("-E",)) for _ in "ab"]
         for worker in self.workers:
@@ -56,6 +60,20 @@ def test_every_worker_answers_a_broadcast_and_only_the_one_that_is_meant_answers
 
     one = place.workers[0].name
     assert list(place.app.control.inspect([one], timeout=10, limit=1).stats() or {}) == [one]
+
+
+def test_nothing_that_a_worker_tells_or_logs_has_the_broker_s_password(place: Place) -> None:
+    assert PASSWORD in place.setup.broker
+    inspect = place.app.control.inspect(timeout=10, limit=2)
+    stats = inspect.stats() or {}
+
+    assert {one["broker"]["hostname"].partition("@")[0] for one in stats.values()} == {
+        "durable+postgresql://postgres"
+    }
+    for told in (stats, inspect.conf(), inspect.report()):
+        assert told
+        assert PASSWORD not in str(told)
+    assert not any(PASSWORD in worker.output for worker in place.workers)
 
 
 def test_events_reach_whoever_listens_also_two_at_once(place: Place) -> None:

@@ -33,8 +33,8 @@ class MessagingSetup(Setup):
             task_reject_on_worker_lost=True,
             broker_connection_retry_on_startup=True,
             worker_hijack_root_logger=False,
-            **self.settings,
         )
+        app.conf.update(self.settings)
         ledger, gates = self.ledger, self.gates
 
         @app.task(name="handle", bind=True, shared=False)

@@ -30,7 +30,8 @@ returning id
 with gone as (
     delete from durable.consumer where id = %(consumer)s returning queues
 ), used as (
-    update durable.queue q set used_at = durable.clock()
+    update durable.queue q set used_at = durable.clock(),
+        expires = case when q.auto_delete then least(q.expires, %(grace)s::interval) else q.expires end
     from gone where q.name = any(gone.queues) and (q.expires is not null or q.auto_delete)
 ), held as (
     delete from durable.claim where consumer = %(consumer)s returning message, number
@@ -152,7 +153,8 @@ with dead as (
     where c.id = d.id and c.beat = d.beat
     returning c.id, c.queues
 ), used as (
-    update durable.queue q set used_at = durable.clock()
+    update durable.queue q set used_at = durable.clock(),
+        expires = case when q.auto_delete then least(q.expires, %(grace)s::interval) else q.expires end
     from dead where q.name = any(dead.queues) and (q.expires is not null or q.auto_delete)
 )
 select id from dead
@@ -214,6 +216,8 @@ where queue = %(queue)s and holder is null and not exists (select from durable.q
   and not exists (select from durable.claim c where c.message = m.id)
 
 -- name: used
--- Somebody has just stopped consuming these queues.
-update durable.queue set used_at = durable.clock()
+-- Somebody has just stopped consuming these queues: one that goes with its last consumer has little time left, until
+-- it is declared again. One that nobody has consumed yet keeps what it was declared with, as in RabbitMQ.
+update durable.queue set used_at = durable.clock(),
+    expires = case when auto_delete then least(expires, %(grace)s::interval) else expires end
 where name = any(%(names)s::text[]) and (expires is not null or auto_delete)
