@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
 from celery_durable.operations.wording import relative, span, summary, until
@@ -172,7 +173,7 @@ def _pending(facts: Facts, zone: tzinfo | None) -> Diagnosis:
             "bad",
             f"No worker listens to its queue {run.queue}",
             (f"queues that are listened to: {heard}",),
-            f"Start one that does: celery -A <app> worker -Q {run.queue}",
+            f"Start one that does: celery -A <app> worker -Q {quote(run.queue)}",
         )
     if run.published_at is None:
         return _unpublished(facts, words)

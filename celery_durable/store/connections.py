@@ -16,6 +16,7 @@ from psycopg_pool import ConnectionPool
 
 from celery_durable.exceptions import ConfigurationError
 from celery_durable.store import django_databases
+from celery_durable.store.hints import REFUSED, with_hint
 from celery_durable.store.patience import PASSING, persist, unavailable
 from celery_durable.store.url import conninfo, django_alias, redact
 
@@ -59,6 +60,7 @@ class Connections:
 
     kind: type[Connection] = Connection
     application = "celery-durable"
+    hinted: tuple[type[psycopg.Error], ...] = REFUSED
 
     def __init__(
         self,
@@ -114,7 +116,7 @@ class Connections:
 
         def checked(connection: Connection) -> T:
             if not self._checked and self._on_open is not None:
-                with _closed_on_error(connection):
+                with closed_on_error(connection):
                     self._on_open(connection)
             self._checked = True
             return work(connection)
@@ -177,7 +179,15 @@ class Connections:
         Arguments:
             work: what to do.
             patience: seconds to wait for a connection; None means some.
+
+        Raises `StoreError` with a hint where Postgres or a pooler before it is not set up for this.
         """
+        try:
+            return self._once(work, patience)
+        except self.hinted as error:
+            raise with_hint(error) from error
+
+    def _once(self, work: Callable[[Connection], T], patience: float | None) -> T:
         self._arrive()
         if not self._checked:
             work = self._check_first(work)
@@ -263,7 +273,7 @@ class Connections:
 
 
 @contextmanager
-def _closed_on_error(connection: Connection) -> Iterator[None]:
+def closed_on_error(connection: Connection) -> Iterator[None]:
     """Close a connection when what is done with it fails."""
     try:
         yield

@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery_durable.store import queries
+from celery_durable.store.connections import closed_on_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,7 +96,8 @@ class ConsumerSession:
         self._listens = listens
         self._max_returns = max_returns
         if listens:
-            self._execute("plan_by_index", {})
+            with closed_on_error(self._connection):
+                self._execute("plan_by_index", {})
         self._heard: list[str] = []
         self._connection.add_notify_handler(lambda notify: self._heard.append(notify.payload))
         self._selector = selectors.DefaultSelector()

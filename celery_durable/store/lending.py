@@ -80,6 +80,7 @@ class LentConnections(Connections):
     """
 
     kind = LentConnection
+    hinted = ()  # what is done with them is the user's
 
     def _options(self) -> dict[str, Any]:
         threshold = _OF_PSYCOPG if self.prepare else None

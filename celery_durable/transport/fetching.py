@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from celery_durable.store.consuming import BACK, IN_QUEUE, Order
+from celery_durable.store.hints import REFUSED, with_hint
 from celery_durable.store.patience import PASSING, first_line
 from celery_durable.transport.heads import Heads
 from celery_durable.transport.looks import Looks
@@ -88,8 +89,9 @@ class Fetching:
                     self._fetcher.ended(None)
                     return
             except BaseException as error:  # noqa: BLE001  (raised in the consumer's thread)
-                self._fail_errands(error)
-                self._fetcher.ended(error)
+                told = with_hint(error) if isinstance(error, REFUSED) else error
+                self._fail_errands(told)
+                self._fetcher.ended(told)
                 return
             else:
                 if self._fetcher.ended(None):

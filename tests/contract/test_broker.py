@@ -13,10 +13,10 @@ from harness.proxy import proxied
 from harness.waiting import eventually, take
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.common import itermessages
-from kombu.exceptions import ChannelError
+from kombu.exceptions import ChannelError, OperationalError
 from kombu.mixins import ConsumerMixin
 
-from celery_durable.exceptions import ConfigurationError, SchemaMissingError
+from celery_durable.exceptions import ConfigurationError, SchemaMissingError, StoreError
 from celery_durable.store.messages import MessageStore
 from celery_durable.transport import heads, register
 from celery_durable.transport.broker import database_url
@@ -303,17 +303,14 @@ def test_a_message_that_is_committed_just_after_its_consumer_fell_asleep_is_foun
 ) -> None:
     """It was sent before: its publisher saw nobody who sleeps."""
     publish(connect(), "first")
-    reader = Reader(connect())
-    reader.wait_for(1)
-    reader.consumer.cancel()
-    eventually(lambda: not _asleep(store), what="nobody to wait for messages")
     with store.connections.dedicated() as publisher:
         with publisher.transaction():
             publisher.execute(
                 b"insert into durable.message (queue, priority, payload)"
                 b" select queue, priority, payload from durable.message"
             )
-            reader.consumer.consume()
+            reader = Reader(connect())
+            reader.wait_for(1)
             eventually(lambda: _asleep(store), what="the consumer to fall asleep")
         committed = time.monotonic()
 
@@ -466,6 +463,16 @@ def test_more_consumers_than_connections_work_behind_pgbouncer_in_transaction_mo
         eventually(lambda: store.connections.once(_count) == 0)
         for reader in readers:
             reader.connection.close()
+
+
+def test_a_pooler_that_shares_sessions_is_met_with_the_name_of_the_option(connect: Any, store: Store) -> None:
+    with pooled(store.url, connections=1) as url:
+        first = connect(url)
+        publish(first, "x")
+        with pytest.raises(OperationalError, match="prepare_statements"):
+            publish(connect(url, pool_size=2), "y")  # a process of its own, as far as the server can tell
+        with pytest.raises(StoreError, match="prepare_statements"):
+            Reader(first).wait_for(1)
 
 
 @pytest.mark.parametrize("listen", [True, False])

@@ -108,3 +108,8 @@ def test_a_queue_that_nobody_consumes_is_a_finding_once_a_message_has_waited_for
     assert "2 messages wait in c" in finding.message
     assert finding.advice is not None
     assert "-Q c" in finding.advice
+
+
+def test_a_queue_s_name_can_be_copied_from_the_advice_into_a_shell() -> None:
+    (finding,) = about_queues([queue("extra q", ready=2, consumers=0, waiting=120.0)])
+    assert "-Q 'extra q'," in str(finding.advice)

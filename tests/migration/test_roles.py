@@ -18,9 +18,10 @@ from harness.postgres import fresh_database
 from inspecting import Worker
 
 from celery_durable.config import Settings
-from celery_durable.exceptions import SchemaMissingError
+from celery_durable.exceptions import SchemaMissingError, StoreError
 from celery_durable.store import Store
 from celery_durable.store.inspection import Filter
+from celery_durable.store.messages import MessageStore
 from celery_durable.store.questions import list_runs, whole_run
 from celery_durable.store.watching import Watching
 
@@ -163,6 +164,13 @@ def test_the_viewers_role_changes_nothing(stores: dict[str, Store], sql: str) ->
         pytest.raises(psycopg.errors.InsufficientPrivilege),
     ):
         connection.execute(sql.encode())
+
+
+def test_a_role_that_may_not_is_told_what_to_do(stores: dict[str, Store]) -> None:
+    messages = MessageStore(stores["viewer"].connections, schema="durable")
+
+    with pytest.raises(StoreError, match=r"permission denied for table \w+\. Grant it.*least-privilege"):
+        messages.redrive("work")
 
 
 def test_tables_of_an_older_installation_are_granted_once(roles: Roles, stores: dict[str, Store]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from celery_durable.operations.findings.finding import Finding
@@ -31,7 +32,8 @@ def about_queues(queues: Sequence[QueueView]) -> Iterator[Finding]:
             "queues",
             "warning",
             f"{queue.ready} messages of {name} came back too often and are in {queue.name}",
-            f"Find out what they do to their workers, then: celery -A <app> durable queues --redrive {name}",
+            f"Find out what they do to their workers, then: "
+            f"celery -A <app> durable queues --redrive {quote(name)}",
         )
     for queue in forgotten:
         yield Finding(
@@ -39,7 +41,8 @@ def about_queues(queues: Sequence[QueueView]) -> Iterator[Finding]:
             "warning",
             f"{queue.ready} messages wait in {queue.name}, the oldest for {span(queue.waiting or 0.0)}; "
             f"nobody consumes it",
-            f"Start a worker with -Q {queue.name}, or delete them: celery -A <app> purge -Q {queue.name}",
+            f"Start a worker with -Q {quote(queue.name)}, or delete them: "
+            f"celery -A <app> purge -Q {quote(queue.name)}",
         )
     if not dead and not forgotten:
         ready, held = sum(queue.ready for queue in queues), sum(queue.held for queue in queues)

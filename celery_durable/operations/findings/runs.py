@@ -31,7 +31,7 @@ def about_workers(health: Health, settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "workers",
             "warning",
-            "No worker is alive: nothing is executed",
+            "No worker of an app with durable tasks is alive: no run is executed",
             "Start one: celery -A <app> worker. Does it use the same result_backend and durable_schema?",
         )
     elif not silent:
