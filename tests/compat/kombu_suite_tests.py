@@ -40,7 +40,7 @@ TestTimeToLive = _tests_of(common.BaseTimeToLive)
 
 
 class Drained(kombu.Connection):
-    """Delivers all there is in one call, as py-amqp does; kombu's suite for Redis makes that difference, too."""
+    """Delivers all there is in one call, as py-amqp does; kombu's suite for Redis differs, too."""
 
     def drain_events(self, **options: Any) -> Any:
         super().drain_events(**options)
