@@ -227,20 +227,33 @@ class PostgresChannel(virtual.Channel):
                 qos.append(message, message.delivery_tag)
             callback(message)
 
-        subscription = Subscription(queue, self, qos.room, receive, no_ack=bool(no_ack))
+        raw = getattr(getattr(callback, "__self__", None), "on_message", None) is not None
+        subscription = Subscription(
+            queue, self, qos.room, receive, no_ack=bool(no_ack), takes_the_rest=not (no_ack or raw)
+        )
         self._subscriptions[consumer_tag] = subscription
         self._fetcher.subscribe(subscription)
         return str(consumer_tag)
 
     def basic_cancel(self, consumer_tag: str) -> None:
-        """Stop delivering to one consumer."""
+        """Stop delivering to one consumer.
+
+        What has arrived for it is delivered, as RabbitMQ's clients do until the server confirms. It goes back
+        where that would be wrong: to one with `on_message`, as in Celery's worker, which would begin it; to one
+        that does not acknowledge, which might not look at it; and at the end of the channel.
+        """
         if consumer_tag not in self._consumers:
             return
         self._consumers.discard(consumer_tag)
         queue = self._tag_to_queue.pop(consumer_tag, None)
         if queue in self._active_queues:
             self._active_queues.remove(queue)
-        self._fetcher.unsubscribe(self._subscriptions.pop(consumer_tag))
+        subscription = self._subscriptions.pop(consumer_tag)
+        for delivery in self._fetcher.unsubscribe(subscription):
+            if subscription.takes_the_rest and not self.closed:
+                subscription.receive(delivery)
+            else:
+                self._fetcher.give_back(delivery.claim, counted=False)
 
     def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> Any:  # noqa: FBT001, FBT002  (kombu's signature)
         """Return the first message of a queue, None if there is none."""

@@ -30,6 +30,7 @@ class Subscription:
         room: how many more messages the channel takes, None for no limit.
         receive: takes a message, in the thread that drains events.
         no_ack: whether a delivery is its own acknowledgement.
+        takes_the_rest: whether it is given what has arrived when it is cancelled.
         hungry: whether the queue may have something to claim.
     """
 
@@ -38,6 +39,7 @@ class Subscription:
     room: Callable[[], int | None]
     receive: Callable[[Delivery], object]
     no_ack: bool = False
+    takes_the_rest: bool = True
     hungry: bool = True
 
 
@@ -94,10 +96,10 @@ class Fetcher:
             self._ensure_running()
         self.bell.ring()
 
-    def unsubscribe(self, subscription: Subscription) -> None:
-        """Stop to consume; what has not been delivered goes back to its queue."""
+    def unsubscribe(self, subscription: Subscription) -> list[Delivery]:
+        """Stop to consume; return what has arrived and was not handed over."""
         if self._pid != os.getpid():
-            return  # a child's copy: the consumers are its parent's, and so is whoever held the lock
+            return []  # a child's copy: the consumers are its parent's, and so is whoever held the lock
         with self.lock:
             if subscription in self.subscriptions:
                 self.subscriptions.remove(subscription)
@@ -105,8 +107,8 @@ class Fetcher:
             mine = [delivery for owner, delivery in self._inbox if owner is subscription]
             self._inbox = deque(one for one in self._inbox if one[0] is not subscription)
             self._buffered[subscription.channel] = self.buffered(subscription.channel) - len(mine)
-            self.back.extend(Return(delivery.claim, counted=False) for delivery in mine)
         self.bell.ring()
+        return mine
 
     def settle(self, claim: Claimed) -> None:
         """Acknowledge, soon; from any thread."""

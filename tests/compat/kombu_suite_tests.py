@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import kombu
@@ -37,24 +36,6 @@ def _tests_of(mixin: Any) -> Any:
 TestBasic = _tests_of(common.BasicFunctionality)
 TestExchangeTypes = _tests_of(common.BaseExchangeTypes)
 TestTimeToLive = _tests_of(common.BaseTimeToLive)
-
-
-class Drained(kombu.Connection):
-    """Delivers all there is in one call, as py-amqp does; kombu's suite for Redis differs, too."""
-
-    def drain_events(self, **options: Any) -> Any:
-        super().drain_events(**options)
-        with suppress(TimeoutError):
-            while True:
-                super().drain_events(timeout=0.3)
-
-
-class TestPriority(common.BasePriority):
-    @pytest.fixture
-    def connection(self) -> Iterator[kombu.Connection]:
-        with Drained(os.environ["KOMBU_SUITE_URL"], transport_options={"auto_migrate": True}) as made:
-            yield made
-
-
+TestPriority = _tests_of(common.BasePriority)
 TestMessage = _tests_of(common.BaseMessage)
 TestEventLoop = _tests_of(common.BaseEventLoop)

@@ -382,14 +382,38 @@ def test_a_connection_that_closes_hands_back_what_it_has_not_acknowledged_at_onc
     assert sorted(Reader(connect()).wait_for(2)) == [1, 3]
 
 
-def test_a_consumer_that_is_cancelled_hands_back_what_was_not_delivered(connect: Any, store: Store) -> None:
+def test_a_consumer_that_is_cancelled_is_given_what_has_arrived(connect: Any, store: Store) -> None:
+    """As with RabbitMQ, until the server confirms; not acknowledged, it goes back with its channel."""
     publish(connect(), *range(5))
-    reader = Reader(connect())
+    channel, bodies = connect().channel(), []
+    consumer = Consumer(channel, [WORK], callbacks=[lambda body, _: bodies.append(body)])
+    consumer.consume()
     eventually(lambda: held(store) == 5)
 
-    reader.consumer.cancel()
+    consumer.cancel()
 
+    assert bodies == list(range(5))
+    channel.close()
     assert sorted(Reader(connect()).wait_for(5)) == list(range(5))
+
+
+@pytest.mark.parametrize("way", ["on_message", "no_ack", "close"])
+def test_what_was_not_delivered_goes_back(connect: Any, way: str) -> None:
+    """To a worker's consumer, to one that does not acknowledge, and at the end of a channel."""
+    publish(connect(), *range(5))
+    connection, bodies = connect(), []
+    channel = connection.channel()
+    take_it: dict[str, Any] = {"callbacks": [lambda body, _: bodies.append(body)]}
+    if way == "on_message":
+        take_it = {"on_message": lambda message: bodies.append(message.decode())}
+    consumer = Consumer(channel, [WORK], no_ack=way == "no_ack", **take_it)
+    consumer.consume()
+    connection.drain_events(timeout=20)
+
+    (channel.close if way == "close" else consumer.cancel)()
+
+    assert bodies == [0]
+    assert {1, 2, 3, 4} <= set(Reader(connect()).wait_for(4))
 
 
 def test_a_consumer_that_is_busy_for_longer_than_its_lease_keeps_its_messages(connect: Any) -> None:
