@@ -239,8 +239,8 @@ class PostgresChannel(virtual.Channel):
         """Stop delivering to one consumer.
 
         What has arrived for it is delivered, as RabbitMQ's clients do until the server confirms. It goes back
-        where that would be wrong: to one with `on_message`, as in Celery's worker, which would begin it; to one
-        that does not acknowledge, which might not look at it; and at the end of the channel.
+        where that would be wrong: to one with `on_message`, as in Celery's worker, which would begin it; to
+        one that does not acknowledge, which might not look at it; and at the end of the channel.
         """
         if consumer_tag not in self._consumers:
             return
