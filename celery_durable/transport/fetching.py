@@ -291,6 +291,7 @@ class Fetching:
         """Tell publishers when nobody needs to wake this consumer for these queues."""
         if not came:
             return
+        self._looks.worked(now)
         if self._busy_since is None:
             self._busy_since = now
         elif self._wanted & came and now - self._busy_since >= _BUSY:

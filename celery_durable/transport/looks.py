@@ -11,14 +11,14 @@ class Looks:
 
     Arguments:
         first: seconds from the beginning of a rest to the first look.
-        longest: the longest pause between two looks, also of a consumer that never rests.
+        longest: the longest pause between two looks; twice as long for a consumer that never rests.
         growth: how much longer than the one before each pause is.
     """
 
     def __init__(self, *, first: float, longest: float, growth: float) -> None:
         self._first, self._longest, self._growth = first, longest, growth
         self._pause = first
-        self.next = 0.0
+        self._last = self.next = 0.0
 
     def rests(self, now: float) -> None:
         """Note that the consumer has just come to rest."""
@@ -27,5 +27,10 @@ class Looks:
 
     def looked(self, now: float) -> None:
         """Note a look."""
-        self._pause = min(self._pause * self._growth, self._longest)
+        self._last, self._pause = now, min(self._pause * self._growth, self._longest)
         self.next = now + self._pause
+
+    def worked(self, now: float) -> None:
+        """Note that messages came without a look: the next one has time, but not for ever."""
+        if self._pause >= self._longest:
+            self.next = min(now + self._longest, self._last + 2 * self._longest)
