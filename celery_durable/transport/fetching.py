@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_TOLD = {"first": 0.02, "longest": 1.0, "growth": 4.0}  # looks of a consumer that is woken by notifications
+_TOLD = {"first": 0.02, "longest": 2.0, "growth": 4.0}  # looks of a consumer that is woken by notifications
 _UNTOLD = {"first": 0.005, "longest": 0.3, "growth": 1.5}  # and of one that is not
 _NO_ROOM = 0.05  # seconds between two looks whether a prefetch limit allows more
 _FULL = 0.2  # seconds without room after which publishers had better wake somebody else
