@@ -7,7 +7,7 @@ Django's `settings.DATABASES`.
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 from celery_durable.exceptions import ConfigurationError
 
@@ -96,9 +96,5 @@ def with_password(url: str, password: str) -> str:
 
 def redact(url: str) -> str:
     """Return `url` without its password."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    user = parts.netloc.rpartition("@")[0].partition(":")[0]
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{user}:**@{host}"))
+    bare, password = part_password(url)
+    return url if password is None else with_password(bare, "**")

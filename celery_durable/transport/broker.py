@@ -111,7 +111,7 @@ def database_url(client: KombuConnection) -> str:
     given = client.hostname or ""
     scheme = urlsplit(given).scheme
     if "://" in given and scheme.partition("+")[0] in _SCHEMES:
-        return with_password(given, quote(client.password, safe="")) if client.password else given
+        return with_its_password(given, client)
     scheme = str(client.transport_cls).removeprefix("durable+")
     if "://" in given or scheme not in _SCHEMES:
         message = (
@@ -120,6 +120,11 @@ def database_url(client: KombuConnection) -> str:
         )
         raise ConfigurationError(message)
     return _put_together(scheme, given, client)
+
+
+def with_its_password(url: str, client: Any) -> str:
+    """Return a connection's URL with the password that `hide_password` has kept apart."""
+    return with_password(url, quote(client.password, safe="")) if client.password else url
 
 
 def hide_password(client: Any) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from kombu.transport import virtual
 
 from celery_durable.exceptions import StoreError
 from celery_durable.store.patience import PASSING
-from celery_durable.store.url import driver, redact, with_password
-from celery_durable.transport.broker import Broker, hide_password, identity_of
+from celery_durable.store.url import driver, redact
+from celery_durable.transport.broker import Broker, hide_password, identity_of, with_its_password
 from celery_durable.transport.channel import PostgresChannel
 from celery_durable.transport.fetcher import Fetcher
 
@@ -113,8 +112,7 @@ class PostgresTransport(virtual.Transport):
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:  # noqa: ARG002, FBT001, FBT002  (kombu's signature)
         """Return the broker's URL, without its password unless asked for."""
-        client: Any = self.client
-        url = with_password(uri, quote(client.password, safe="")) if client.password else uri
+        url = with_its_password(uri, self.client)
         return f"durable+{url if include_password else redact(url)}"
 
     def driver_version(self) -> str:
