@@ -102,8 +102,8 @@ class Heartbeat(KeeperThread):
             self._next_beat = time.monotonic() + self._beat_every
             counts.update(self._beat(keeper))
         if self._leads:
-            dead = self._watch.observe(*keeper.beats())
-            self.term = keeper.lead(self._token, self._lease / 2)
+            self.term, now, beats = keeper.lead(self._token, self._lease / 2)
+            dead = self._watch.observe(now, beats)
             if self.term is not None:
                 counts["recovered"] = self._recover(keeper, self.term, dead)
         return counts

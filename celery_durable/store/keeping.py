@@ -43,6 +43,20 @@ class Unclaimed:
     now: datetime
 
 
+class Lead(NamedTuple):
+    """Whether a worker leads, and what it sees.
+
+    Attributes:
+        term: the leader lease's term; None when another worker leads.
+        now: the database's time; None when there is no worker at all.
+        beats: every worker's heartbeat counter.
+    """
+
+    term: int | None
+    now: datetime | None
+    beats: dict[int, int]
+
+
 @dataclass(frozen=True)
 class Parent:
     """A run that waits for its children.
@@ -134,19 +148,15 @@ class KeeperStore:
         """End a worker cleanly; return the ids of the runs it still owned, which are handed on."""
         return [row["id"] for row in self._all("retire_worker", token=token)]
 
-    def lead(self, token: uuid.UUID, lease: timedelta) -> int | None:
-        """Take or renew the leader lease; return its term, None when another worker leads."""
+    def lead(self, token: uuid.UUID, lease: timedelta) -> Lead:
+        """Take or renew the leader lease, unless another worker leads, and see all heartbeats."""
         rows = self._all("lead", token=token, lease=lease)
-        return int(rows[0]["term"]) if rows else None
+        term, now = (rows[0]["term"], rows[0]["now"]) if rows else (None, None)
+        return Lead(term, now, {row["id"]: row["beat"] for row in rows})
 
     def look(self, term: int) -> Look:
         """See whether anything is to be done."""
         return Look(**self._all("look", term=term)[0])
-
-    def beats(self) -> tuple[datetime | None, dict[int, int]]:
-        """Return the database's time and every worker's heartbeat counter."""
-        rows = self._all("beats")
-        return (rows[0]["now"] if rows else None), {row["id"]: row["beat"] for row in rows}
 
     def bury(self, term: int, dead: dict[int, int]) -> list[int]:
         """Remove the rows of workers whose counter still stands where it stood a lease ago."""

@@ -16,7 +16,7 @@ from celery_durable.store.hints import REFUSED, with_hint
 from celery_durable.store.patience import PASSING, first_line
 from celery_durable.transport.heads import Heads
 from celery_durable.transport.looks import Looks
-from celery_durable.transport.upkeep import LOOK, Upkeep
+from celery_durable.transport.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from collections import deque
@@ -62,7 +62,7 @@ class Fetching:
         self._looks = Looks(**(_TOLD if self._listens else _UNTOLD))
         self._turns = 0
         self._next_beat = 0.0
-        self._next_look = time.monotonic() + LOOK
+        self._next_look = time.monotonic() + self._upkeep.pause
         self._head = 0
 
     def run(self) -> None:
@@ -144,9 +144,9 @@ class Fetching:
             elif now - idle_since >= _LINGER:
                 break
             if now >= self._next_look:
-                self._next_look = now + LOOK
                 assert self._me is not None  # noqa: S101  (registered)
                 self._upkeep.run_once(session, self._me)
+                self._next_look = now + self._upkeep.pause
             if now >= self._looks.next and self._look_around(session, now):
                 continue
             if came:
@@ -291,7 +291,7 @@ class Fetching:
         """Tell publishers when nobody needs to wake this consumer for these queues."""
         if not came:
             return
-        self._looks.worked(now)
+        self._looks.worked()
         if self._busy_since is None:
             self._busy_since = now
         elif self._wanted & came and now - self._busy_since >= _BUSY:

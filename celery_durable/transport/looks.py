@@ -30,7 +30,7 @@ class Looks:
         self._last, self._pause = now, min(self._pause * self._growth, self._longest)
         self.next = now + self._pause
 
-    def worked(self, now: float) -> None:
+    def worked(self) -> None:
         """Note that messages came without a look: the next one has time, but not for ever."""
         if self._pause >= self._longest:
-            self.next = min(now + self._longest, self._last + 2 * self._longest)
+            self.next = self._last + 2 * self._longest

@@ -14,22 +14,27 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOOK = 2.0  # seconds between two looks at the other consumers
-_TIDY_EVERY = 5  # looks
+_CALM = 4.0  # seconds between two looks at the other consumers while all of them are there
+_TROUBLED = 1.0  # and while somebody's session has ended
+_TIDY_EVERY = 3  # looks
 
 
 class Upkeep:
     """One consumer's view of the others.
+
+    Attributes:
+        pause: seconds until the next look.
 
     Arguments:
         options: the transport's.
     """
 
     def __init__(self, options: BrokerOptions) -> None:
-        gap = timedelta(seconds=max(3 * LOOK, options.lease / 2))
+        gap = timedelta(seconds=max(3 * _CALM, options.lease / 2))
         self._silent = DeathWatch(timedelta(seconds=options.lease), gap)
         self._parted = DeathWatch(timedelta(seconds=options.grace), gap)
         self._looks = 0
+        self.pause = _CALM
 
     def forget(self) -> None:
         """Begin anew: while this process could not look, nobody else may have been able to show itself."""
@@ -41,6 +46,7 @@ class Upkeep:
         now, seen = session.consumers()
         beats = {consumer: beat for consumer, (beat, _) in seen.items()}
         parted = {consumer: beat for consumer, (beat, ended) in seen.items() if ended}
+        self.pause = _TROUBLED if parted else _CALM
         dead = {**self._silent.observe(now, beats), **self._parted.observe(now, parted)}
         dead.pop(me, None)
         buried = session.bury(dead) if dead else []

@@ -289,7 +289,7 @@ def test_a_run_that_takes_back_what_it_has_done_is_over_its_deadline_once(world:
     assert serve(world)["overdue"] == 1
     with keeper(world.store) as statements:
         assert [stored.id for stored in statements.publishable(10)] == [run_id]
-        term = statements.lead(world.token, HOUR) or 0
+        term = statements.lead(world.token, HOUR).term or 0
         assert not statements.look(term).overdue
     assert serve(world)["overdue"] == 0
     with keeper(world.store) as statements:

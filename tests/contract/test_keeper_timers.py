@@ -118,7 +118,7 @@ def test_a_timer_that_was_cancelled_while_the_keeper_was_looking_stays_cancelled
 def test_the_leader_sleeps_until_the_next_timer(store: Store) -> None:
     worker = Worker(store)
     with keeper(store) as statements:
-        term = statements.lead(worker.token, HOUR) or 0
+        term = statements.lead(worker.token, HOUR).term or 0
         assert statements.look(term).next_timer is None
         worker.enqueue(countdown=timedelta(minutes=10))
         worker.enqueue(countdown=timedelta(minutes=20))
@@ -137,7 +137,7 @@ def test_the_leader_sees_what_there_is_to_do(store: Store) -> None:
     move_clock(store, "31 seconds")
 
     with keeper(store) as statements:
-        look = statements.look(statements.lead(worker.token, HOUR) or 0)
+        look = statements.look(statements.lead(worker.token, HOUR).term or 0)
 
     assert look.unpublished
     assert look.unclaimed

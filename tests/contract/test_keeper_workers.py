@@ -25,7 +25,7 @@ LEASE = timedelta(minutes=1)
 
 def lead(store: Store, worker: Worker, lease: timedelta = LEASE) -> int | None:
     with keeper(store) as statements:
-        return statements.lead(worker.token, lease)
+        return statements.lead(worker.token, lease).term
 
 
 def beat(store: Store, worker: Worker) -> bool | None:
@@ -36,7 +36,7 @@ def beat(store: Store, worker: Worker) -> bool | None:
 def bury(store: Store, term: int | None, *workers: Worker) -> list[int]:
     assert term is not None
     with keeper(store) as statements:
-        beats = statements.beats()[1]
+        beats = statements.lead(uuid.uuid4(), LEASE).beats
         return statements.bury(term, {worker.id: beats[worker.id] for worker in workers})
 
 
@@ -85,7 +85,7 @@ def test_a_worker_that_beat_since_it_was_judged_is_not_buried(store: Store) -> N
     leader, worker = Worker(store), Worker(store)
     term = lead(store, leader)
     with keeper(store) as statements:
-        seen = statements.beats()[1]
+        seen = statements.lead(leader.token, LEASE).beats
         beat(store, worker)
 
         assert statements.bury(term or 0, {worker.id: seen[worker.id]}) == []

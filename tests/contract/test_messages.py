@@ -164,7 +164,8 @@ def test_a_claim_that_comes_second_sees_what_is_behind(
         gate.execute(b"select pg_advisory_lock(7)")
         thread = threading.Thread(target=lambda: found.extend(slow.claim(1)))
         thread.start()
-        waits = "select pid from pg_locks where locktype = 'advisory' and objid = 7 and not granted"
+        waits = """select pid from pg_locks where locktype = 'advisory' and objid = 7 and not granted
+            and database = (select oid from pg_database where datname = current_database())"""
         eventually(lambda: rows(store, waits))
         gate.execute(b"insert into durable.claim values (%s, 0, 1)", (first["id"],))
         gate.execute(b"select pg_advisory_unlock(7)")

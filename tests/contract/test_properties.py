@@ -297,7 +297,7 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule(worker=workers)
     def worker_is_buried(self, worker: Worker) -> None:
-        beats = self.keeper.beats()[1]
+        beats = self.keeper.lead(self.leader.token, timedelta(hours=1)).beats
         seen = {worker.row: beats[worker.row]} if worker.row is not None else {}
         assert self.keeper.bury(self._term(), seen) == list(seen)
         worker.row = None
@@ -505,7 +505,7 @@ class Interleavings(RuleBasedStateMachine):
         return worker
 
     def _term(self) -> int:
-        term = self.keeper.lead(self.leader.token, timedelta(hours=1))
+        term = self.keeper.lead(self.leader.token, timedelta(hours=1)).term
         assert term is not None
         return term
 

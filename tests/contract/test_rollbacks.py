@@ -712,7 +712,7 @@ def test_so_is_one_whose_whole_worker_is_lost(world: World) -> None:
     with world.store.connections.dedicated() as connection:
         keeper = world.store.keeper(connection)
         keeper.register(other, hostname="other", pid=2, version="0")
-        term = keeper.lead(other, timedelta(minutes=1))
+        term = keeper.lead(other, timedelta(minutes=1)).term
         assert term is not None
         keeper.recover_orphans(term, limit=10, max_recoveries=0, result=b"{}", result_type="application/json")
 
@@ -758,7 +758,7 @@ def test_the_keeper_and_a_clean_shutdown_hand_on_a_run_that_takes_back(world: Wo
     with world.store.connections.dedicated() as connection:
         keeper = world.store.keeper(connection)
         keeper.register(other, hostname="other", pid=2, version="0")
-        term = keeper.lead(other, timedelta(minutes=1))
+        term = keeper.lead(other, timedelta(minutes=1)).term
         assert term is not None
         (recovered,) = keeper.recover_orphans(
             term, limit=10, max_recoveries=5, result=b"{}", result_type="application/json"

@@ -39,7 +39,7 @@ def lose(store: Store, worker: Worker) -> None:
     """Declare a worker dead and recover its runs, as far as nobody holds them."""
     leader = Worker(store, "leader@one")
     with keeper(store) as statements:
-        term = statements.lead(leader.token, timedelta(minutes=1))
+        term = statements.lead(leader.token, timedelta(minutes=1)).term
         assert term is not None
         execute(store, "delete from durable.worker where id = %s", worker.id)
         statements.recover_orphans(term, limit=10, max_recoveries=3, result=b"", result_type="json")

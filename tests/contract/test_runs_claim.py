@@ -195,7 +195,7 @@ def test_a_claim_that_was_on_its_way_when_its_worker_was_buried_is_found_by_the_
         claim = start(lambda slow: claimed(slow.runs, worker, run_id))
         worker.vanish()
         with keeper(store) as statements:
-            term = statements.lead(leader.token, timedelta(minutes=1))
+            term = statements.lead(leader.token, timedelta(minutes=1)).term
             assert recovered(store, term) == []
 
     assert isinstance(claim.result(10), tuple)

@@ -45,7 +45,7 @@ def link(run_id: str) -> NewRun:
 def recover(store: Store, worker: Worker) -> list[str]:
     leader = Worker(store, "leader@one")
     with keeper(store) as statements:
-        term = statements.lead(leader.token, timedelta(minutes=1))
+        term = statements.lead(leader.token, timedelta(minutes=1)).term
         assert term is not None
         execute(store, "delete from durable.worker where id = %s", worker.id)
         found = statements.recover_orphans(term, limit=10, max_recoveries=3, result=b"", result_type="json")

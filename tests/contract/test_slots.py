@@ -349,7 +349,7 @@ class Turmoil:
         threading.Event().wait(0.02)  # leave the lock to those who have something to do
 
     def kept(self, statements: KeeperStore, mine: Customer) -> list[str]:
-        term = statements.lead(mine.token, timedelta(minutes=1)) or 0
+        term = statements.lead(mine.token, timedelta(minutes=1)).term or 0
         recovered = statements.recover_orphans(term, limit=50, max_recoveries=99, result=b"", result_type="")
         woken = [statements.grant(key) for key in statements.slots_with_room("", 10).keys]
         return [one.id for one in recovered] + [one.id for some in woken for one in some]

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from contending import wait_until_blocked
 from inspecting import Worker, execute, open_transaction
 
 from celery_durable.exceptions import SchemaMissingError, StoreUnavailableError
@@ -318,8 +319,7 @@ def test_a_retry_made_at_once_while_the_keeper_wakes_the_run_wakes_it_once(store
         keeper.execute("update durable.run set state = 'pending', reason = null where id = %s", [waiting])
         thread = threading.Thread(target=retry)
         thread.start()
-        while not execute(store, "select pid from pg_stat_activity where wait_event_type = 'Lock'"):
-            threading.Event().wait(0.01)
+        wait_until_blocked(store)
     thread.join()
 
     assert found == [False]

@@ -54,7 +54,8 @@ class Ledger:
     ) -> list[Entry]:
         if not self.path.exists():
             return []
-        every = [Entry(**json.loads(line)) for line in self.path.read_bytes().splitlines()]
+        whole, _, _ = self.path.read_bytes().rpartition(b"\n")  # a line may be read while it is written
+        every = [Entry(**json.loads(line)) for line in whole.splitlines()]
         return [
             entry
             for entry in every

@@ -161,7 +161,7 @@ def test_a_pool_that_grows_takes_more_messages_and_one_that_shrinks_fewer(places
         place.gates.close("d")
         place.send("d", "e")
         place.ledger.wait_for("start", "d")
-        take(2.0)  # two looks around
+        take(4.5)  # more than one look around
         assert place.held() == 1
         place.gates.open("d")
         place.ledger.wait_for("end", "e")
@@ -178,7 +178,7 @@ def test_a_worker_consumes_another_queue_when_it_is_told_to_and_leaves_it_again(
     place.send("two", queue="other")
     place.send("three")
     place.ledger.wait_for("end", "three")
-    take(2.0)  # two looks around
+    take(4.5)  # more than one look around
     assert place.ledger.count("start", "two") == 0
 
     place.app.control.add_consumer("other", **told)
@@ -246,7 +246,7 @@ def test_an_idle_worker_asks_fewer_than_five_questions_a_second(place: Place) ->
         place.worker(broker=f"durable+{proxy.url}", alone=False)
         take(2.0)
         before, began = len(proxy.statements), time.monotonic()
-        take(6.0)
+        take(12.0)  # what happens rarely happens more than once
         asked = Counter(statement.split("\n")[0] for statement in proxy.statements[before:])
     assert sum(asked.values()) < 5 * (time.monotonic() - began), asked
 
@@ -259,6 +259,6 @@ def test_an_idle_worker_of_durable_tasks_asks_fewer_than_five_questions_a_second
         place.workers[-1].wait_until_ready()
         take(2.0)
         before, began = len(proxy.statements), time.monotonic()
-        take(6.0)
+        take(12.0)  # what happens rarely happens more than once
         asked = Counter(statement.split("\n")[0] for statement in proxy.statements[before:])
     assert sum(asked.values()) < 5 * (time.monotonic() - began), asked

@@ -24,6 +24,10 @@ def mixed(world: Semantics, kind: str, name: str, number: int) -> Any:
 
 kinds = pytest.mark.parametrize("kind", [*KINDS, "mixed"])
 
+WAITING_FOR_A_LOCK = """
+select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'
+"""
+
 
 @kinds
 @pytest.mark.parametrize("number", [1, 2])
@@ -189,7 +193,7 @@ def test_a_replacement_starts_only_when_the_run_waits_for_it(
     with psycopg.connect(on_redis.tables.url) as slow, slow.transaction():
         slow.execute("select from durable.run where id = %s for update", (result.id,))
         on_redis.gates.open(f"replace-{result.id}")
-        eventually(lambda: on_redis.tables.one("select count(*) from pg_locks where not granted"))
+        eventually(lambda: on_redis.tables.one(WAITING_FOR_A_LOCK))
         assert on_redis.task("plain", "add").delay(1, 1).get(timeout=20) == 2  # whatever was sent has arrived
         assert on_redis.ledger.count("task_received") == received + 1
     assert result.get(timeout=20) == value

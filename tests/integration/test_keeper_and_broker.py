@@ -56,7 +56,7 @@ def exhausted(world: World) -> str:
     lost.claim(result.id)
     lost.vanish()
     with keeper(store) as statements:
-        term = statements.lead(leader.token, timedelta(minutes=1))
+        term = statements.lead(leader.token, timedelta(minutes=1)).term
         assert term is not None
         error = backend.error_meta(ExhaustedError())
         statements.recover_orphans(

@@ -124,7 +124,7 @@ def test_the_workers_role_can_do_everything_that_a_run_needs(stores: dict[str, S
 
     with keeper(store) as statements:
         assert statements.beat(worker.token, reserved=0) is False
-        term = statements.lead(worker.token, timedelta(minutes=1)) or 0
+        term = statements.lead(worker.token, timedelta(minutes=1)).term or 0
         assert statements.look(term).leading
         assert (
             statements.recover_orphans(term, limit=1, max_recoveries=1, result=b"", result_type="json") == []

@@ -85,7 +85,7 @@ def test_a_run_lives_and_dies_in_a_schema_of_another_name(stores: list[Store]) -
         assert [run.id for run in store.inspection.list(Filter()).runs] == ["run", waiting]
         assert [row["state"] for row in store.results.get(["run", "plain"])] == ["succeeded", None]
         with keeper(store) as statements:
-            term = statements.lead(worker.token, timedelta(minutes=1))
+            term = statements.lead(worker.token, timedelta(minutes=1)).term
             assert term == 1
             assert statements.look(term).next_timer is not None
             assert statements.wake(10) == []

@@ -25,7 +25,7 @@ def test_looks_become_rarer_the_longer_a_rest_takes(looks: Looks) -> None:
 
 def test_who_has_just_come_to_rest_looks_soon_whatever_comes(looks: Looks) -> None:
     looks.rests(100.0)
-    looks.worked(100.01)
+    looks.worked()
 
     assert looks.next == pytest.approx(100.02)
 
@@ -36,7 +36,6 @@ def test_work_puts_a_look_off_but_not_for_ever(looks: Looks) -> None:
         looks.looked(looks.next)
     last = looks.next - 1.0
 
-    looks.worked(last + 0.9)
-    assert looks.next == pytest.approx(last + 1.9)
-    looks.worked(last + 1.8)
-    assert looks.next == pytest.approx(last + 2.0)
+    for _ in range(2):
+        looks.worked()
+        assert looks.next == pytest.approx(last + 2.0)

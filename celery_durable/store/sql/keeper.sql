@@ -42,15 +42,19 @@ with gone as (
 select id from released
 
 -- name: lead
--- Take or renew the leader lease. A new holder opens a new term, which every keeper write of its own names.
-insert into durable.leader (holder, term, expires_at)
-select w.id, 1, durable.clock() + %(lease)s::interval from durable.worker w where w.token = %(token)s
-on conflict (single) do update
-set holder = excluded.holder, expires_at = excluded.expires_at,
-    term = leader.term + case when leader.holder = excluded.holder then 0 else 1 end
-where leader.holder = excluded.holder or leader.expires_at < durable.clock()
-   or not exists (select from durable.worker where id = leader.holder)
-returning term
+-- Take or renew the leader lease, and see the heartbeats as they stand; who leads compares them with what it saw a
+-- lease ago. A new holder opens a new term, which every keeper write of its own names.
+with led as (
+    insert into durable.leader (holder, term, expires_at)
+    select w.id, 1, durable.clock() + %(lease)s::interval from durable.worker w where w.token = %(token)s
+    on conflict (single) do update
+    set holder = excluded.holder, expires_at = excluded.expires_at,
+        term = leader.term + case when leader.holder = excluded.holder then 0 else 1 end
+    where leader.holder = excluded.holder or leader.expires_at < durable.clock()
+       or not exists (select from durable.worker where id = leader.holder)
+    returning term
+)
+select id, beat, durable.clock() as now, (select term from led) as term from durable.worker
 
 -- name: look
 -- The leader's one small query: is there anything to do, and when is the next timer?
@@ -73,10 +77,6 @@ select
     exists (select from durable.run where state = 'waiting' and reason = 'slot' and slot > '') as slots,
     exists (select from durable.leader
             where term = %(term)s and expires_at > durable.clock()) as leading
-
--- name: beats
--- The heartbeats as they stand now; the leader compares them with what it saw a lease ago.
-select id, beat, durable.clock() as now from durable.worker
 
 -- name: bury
 -- Workers whose heartbeat stood still for a whole lease under the leader's eyes.
