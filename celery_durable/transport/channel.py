@@ -18,11 +18,14 @@ from celery_durable.transport import capture
 from celery_durable.transport.batch import PublishBatch
 from celery_durable.transport.fetcher import Subscription
 from celery_durable.transport.qos import PostgresQoS
+from celery_durable.transport.topics import Topics
 
 if TYPE_CHECKING:
     from celery_durable.store.consuming import Claimed, Delivery
     from celery_durable.store.messages import MessageStore
     from celery_durable.transport.fetcher import Fetcher
+
+_EXCHANGE_TYPES = {**virtual.Channel.exchange_types, "topic": Topics}
 
 
 class PostgresChannel(virtual.Channel):
@@ -31,6 +34,7 @@ class PostgresChannel(virtual.Channel):
     QoS = PostgresQoS
     supports_fanout = True
     supports_batch_publish = True
+    exchange_types: Any = _EXCHANGE_TYPES
 
     def __init__(self, connection: Any, **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)
@@ -126,6 +130,16 @@ class PostgresChannel(virtual.Channel):
         self._store.unbind_all(exchange)
         exchanges: Any = self.state.exchanges
         exchanges.pop(exchange, None)
+
+    def exchange_declare(self, exchange: Any = None, type: Any = "direct", *args: Any, **kwargs: Any) -> None:  # noqa: A002  (kombu's signature)
+        """Note an exchange's type; Postgres keeps its bindings alone."""
+        if type and type not in self.exchange_types:
+            invalid: Any = ("Channel.exchange_declare", "503")
+            known = ", ".join(sorted(self.exchange_types))
+            raise ChannelError(
+                f"COMMAND_INVALID - no exchange type {type!r} (there are: {known})", (40, 10), *invalid
+            )
+        super().exchange_declare(exchange, type, *args, **kwargs)
 
     def get_table(self, exchange: str) -> list[Any]:
         """Return the bindings of an exchange, of whoever made them."""

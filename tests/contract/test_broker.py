@@ -200,6 +200,39 @@ def _count(connection: Any) -> int:
     return int(connection.execute(b"select count(*) as number from durable.message").fetchone()["number"])
 
 
+@pytest.mark.parametrize(
+    ("pattern", "reached", "missed"),
+    [
+        ("stock.#", ["stock", "stock.eu", "stock.eu.tech"], ["stocks", "a.stock", ""]),
+        ("#.error", ["error", "db.error", "eu.db.error"], ["error.db", "noerror"]),
+        ("a.#.z", ["a.z", "a.b.z", "a.b.c.z"], ["a", "z", "az", "a.b"]),
+        ("a.*.z", ["a.b.z"], ["a.z", "a.b.c.z"]),
+        ("*.#", ["a", "a.b"], []),
+        ("#", ["", "a", "a.b"], []),
+        ("#.#", ["", "a", "a.b"], []),
+        ("a+b.(c)", ["a+b.(c)"], ["aab.c", "a+bx(c)"]),
+    ],
+)
+def test_a_topic_s_words_mean_what_they_mean_in_rabbitmq(
+    connect: Any, pattern: str, reached: list[str], missed: list[str]
+) -> None:
+    connection = connect()
+    exchange = Exchange("topics", "topic")
+    reader = Reader(connection, Queue("bound", exchange, routing_key=pattern))
+    producer = Producer(connection.default_channel)
+    for key in (*missed, *reached):
+        producer.publish({"key": key}, exchange=exchange, routing_key=key)
+
+    assert [body["key"] for body in reader.wait_for(len(reached))] == reached
+    assert reader.drain() == []
+
+
+def test_an_exchange_of_a_type_that_is_not_there_is_an_error_that_names_those_that_are(connect: Any) -> None:
+    queue = Queue("bound", Exchange("by headers", "headers"))
+    with pytest.raises(ChannelError, match=r"no exchange type 'headers' \(there are: direct, fanout, topic"):
+        queue(connect().default_channel).declare()
+
+
 def test_a_deleted_exchange_leads_nowhere_and_an_unbound_queue_gets_nothing(
     connect: Any, messages: MessageStore
 ) -> None:
