@@ -37,6 +37,7 @@ LOOKS_AT_EVERYTHING = {
     ("messages", "queues"),
 }
 OF_A_WORKER = {"chains", "once", "posting", "runs", "signals", "slots", "transactions", "waits"}
+OF_A_CONSUMER = {"claim", "expire", "give_back", "leave", "ready", "reconcile", "recover", "settle"}
 RARE = {("runs", "withdraw"), ("waits", "forget")}  # no message could be sent; a parent was resumed
 FILTERS = ["states", "task", "reason", "has_error", "has_no_error", "worker", "since", "until", "keys", "ids"]
 # No index serves these: they look at the runs of a window of keys.
@@ -142,6 +143,16 @@ def begun(postgres_url: str, request: pytest.FixtureRequest) -> Iterator[Connect
         yield connection
 
 
+@pytest.fixture(scope="module")
+def nearly_empty(postgres_url: str) -> Iterator[Connection]:
+    """Return a consumer's connection to a database with a handful of everything, analyzed."""
+    with database(postgres_url) as connection:
+        connection.execute(re.sub(r"generate_series\(1, \d+000\)", "generate_series(1, 1)", FILL).encode())
+        connection.execute("vacuum analyze")
+        connection.execute(queries.load("consumers")["plan_by_index"])
+        yield connection
+
+
 @contextmanager
 def database(postgres_url: str) -> Iterator[Connection]:
     name = f"durable_test_{uuid.uuid4().hex[:12]}"
@@ -189,6 +200,21 @@ def test_a_plan_that_a_worker_has_made_in_the_beginning_will_do_later(
     plan = plan_of(begun, sql, given(noun, name, sql))
 
     assert scanned(plan) == []
+
+
+@pytest.mark.parametrize("name", sorted(OF_A_CONSUMER))
+def test_a_consumer_s_plan_that_was_made_for_a_handful_of_messages_reads_by_index(
+    nearly_empty: Connection, name: str
+) -> None:
+    sql = queries.load("consumers")[name]
+
+    plan = plan_of(nearly_empty, sql, given("consumers", name, sql))
+
+    reading = [
+        node for node in plan if node.get("Relation Name") == "message" and "Scan" in node["Node Type"]
+    ]
+    assert reading
+    assert [node for node in reading if "Index Cond" not in node] == []
 
 
 def test_a_claim_that_needs_a_slot_reads_by_index(filled: Connection) -> None:

@@ -174,14 +174,16 @@ with orphaned as (
     select id, claims from durable.message h
     where h.holder is not null and not exists (select from durable.consumer c where c.id = h.holder)
     limit 10000 for update skip locked
+), found as materialized (
+    select message as id, number from orphaned union all select id, claims from older
 ), lost as (
     update durable.message m
-    set holder = null, claims = o.number,
+    set holder = null, claims = found.number,
         returns = case when m.returns >= %(max_returns)s then 0 else m.returns + 1 end,
         expires_at = case when m.returns >= %(max_returns)s then null else m.expires_at end,
         queue = case when m.returns >= %(max_returns)s then m.queue || '.dead' else m.queue end
-    from (select message, number from orphaned union all select id, claims from older) as o
-    where m.id = o.message
+    from found
+    where m.id = any(array(select id from found)) and m.id = found.id
     returning m.queue, m.id
 ), missing as (
     insert into durable.queue (name) select distinct queue from lost where queue like '%%.dead' on conflict do nothing
@@ -191,11 +193,11 @@ select queue, count(*) as messages, min(id) as first from lost group by queue
 -- name: expire
 -- Messages that nobody claimed in time.
 delete from durable.message
-where id in (
+where id = any(array(
     select id from durable.message m
     where expires_at <= durable.clock() and holder is null
-      and not exists (select from durable.claim c where c.message = m.id)
-    order by expires_at limit 10000 for update of m skip locked)
+      and (select c.message from durable.claim c where c.message = m.id) is null
+    order by expires_at limit 10000 for update of m skip locked))
 
 -- name: prune_queues
 -- Queues that nobody consumes any more: those that expire, and those of consumers that have left.
