@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,9 @@ from kombu import Connection
 from kombu.exceptions import OperationalError
 
 from celery_durable import batching
+from celery_durable.envelope import HEADER, breaker, publish_stored
 from celery_durable.store.bulk import ROWS
+from celery_durable.store.writes import Stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -174,3 +178,90 @@ def test_a_group_whose_broker_dies_between_its_batches_loses_no_member_that_its_
 
         left = "select count(published_at) as sent, count(*) as stored from durable.run"
         assert world.tables.rows(left) == [{"sent": ROWS, "stored": ROWS + (0 if told else 20)}]
+
+
+def stored_runs(world: World, number: int) -> list[Stored]:
+    """The messages of so many runs that wait for a time that is far away, as the keeper publishes them."""
+    ids = [world.app.tasks["flow"].apply_async((["one"],), countdown=3600).id for _ in range(number)]
+    return [
+        Stored(one, bytes(run["message"]), bytes(run["body"]))
+        for one in ids
+        for run in [world.tables.run(one)]
+    ]
+
+
+def as_plain(stored: Stored) -> Stored:
+    """The message of a task without a run."""
+    how = json.loads(stored.message)
+    del how["headers"][HEADER]
+    return replace(stored, message=json.dumps(how).encode())
+
+
+def test_messages_are_published_together_and_each_arrives(
+    redis_world: World, private_redis: PrivateRedis
+) -> None:
+    messages = stored_runs(redis_world, 100)
+    publish_stored(redis_world.app, messages[:1])  # connected, and the queue declared
+    before = private_redis.client.info("stats")["total_reads_processed"]
+
+    assert publish_stored(redis_world.app, messages[1:]) == []
+
+    assert private_redis.client.info("stats")["total_reads_processed"] - before < 20
+    assert private_redis.messages(redis_world.setup.queue) == (100, 0)
+
+
+def test_messages_of_plain_tasks_are_published_one_by_one_for_none_may_be_sent_twice(
+    redis_world: World, private_redis: PrivateRedis
+) -> None:
+    first, *_ = messages = [as_plain(one) for one in stored_runs(redis_world, 30)]
+    publish_stored(redis_world.app, [first])
+    before = private_redis.client.info("stats")["total_reads_processed"]
+
+    assert publish_stored(redis_world.app, messages) == []
+
+    assert private_redis.client.info("stats")["total_reads_processed"] - before >= 30
+
+
+def test_messages_that_were_to_be_published_together_over_a_connection_that_is_gone_arrive_all_the_same(
+    redis_world: World, private_redis: PrivateRedis
+) -> None:
+    messages = stored_runs(redis_world, 100)
+    publish_stored(redis_world.app, messages)
+
+    private_redis.kill()
+    private_redis.start()
+
+    assert publish_stored(redis_world.app, messages) == []
+    assert private_redis.messages(redis_world.setup.queue) == (100, 0)
+
+
+def test_a_broker_that_takes_a_part_of_what_is_published_together_is_not_believed_to_have_all(
+    redis_world: World, private_redis: PrivateRedis
+) -> None:
+    messages = stored_runs(redis_world, 300)
+    publish_stored(redis_world.app, messages[:1])
+    used = int(private_redis.client.info("memory")["used_memory"])
+    private_redis.client.config_set("maxmemory", used + 100_000)
+
+    failed = publish_stored(redis_world.app, messages[1:])
+
+    taken, _ = private_redis.messages(redis_world.setup.queue)
+    assert 1 < taken < 300
+    assert taken >= 300 - len(failed)
+    assert breaker.open
+    private_redis.client.config_set("maxmemory", 0)
+    breaker.worked()
+    assert publish_stored(redis_world.app, [one for one in messages if one.id in failed]) == []
+    world_queue = redis_world.setup.queue
+    left = private_redis.client.lrange(f"{world_queue}:{world_queue}", 0, -1)
+    assert {one.id for one in messages} == {json.loads(line)["headers"]["id"] for line in left}
+
+
+def test_a_broker_that_is_away_takes_nothing_of_what_is_published_together(
+    redis_world: World, private_redis: PrivateRedis
+) -> None:
+    messages = stored_runs(redis_world, 10)
+    private_redis.kill()
+
+    assert publish_stored(redis_world.app, messages) == [one.id for one in messages]
+    assert breaker.open

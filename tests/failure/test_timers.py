@@ -37,9 +37,9 @@ def test_a_countdown_is_a_row_and_not_a_message(
     new_world: Callable[..., Any], private_redis: PrivateRedis
 ) -> None:
     with new_world(broker=private_redis.url) as world:
+        world.worker()
         result = world.send("flow", ["late"], countdown=2.0)
         assert private_redis.messages(world.setup.queue) == (0, 0)
-        world.worker()
 
         assert result.get(timeout=20) == ["late done"]
         run = world.tables.run(result.id)
