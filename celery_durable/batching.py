@@ -89,6 +89,11 @@ def send(
             due.setdefault(one.run.id, one)
     error = None
     try:
+        # Not where the caller is told what was not taken: it has to be known of each.
+        if store.settings.publish_errors != "raise" and envelope.publish_together(
+            producer, [partial(producer.publish, **{**one.publish, "retry": False}) for one in due.values()]
+        ):
+            due.clear()
         while due and error is None:
             run_id, one = next(iter(due.items()))
             error = envelope.attempt_publish(producer, partial(producer.publish, **one.publish))

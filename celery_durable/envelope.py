@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 from kombu.utils import json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from celery import Celery
     from kombu import Producer
@@ -170,7 +170,10 @@ def publish_stored(app: Celery, messages: Iterable[Stored]) -> list[str]:
         return [one.id for one, _ in pending]
     failed: list[str] = []
     with app.producer_or_acquire() as producer:
-        if _publish_together(app, producer, pending):
+        runs = all(HEADER in how["headers"] for _, how in pending)
+        if runs and publish_together(
+            producer, [partial(_publish, app, producer, one, how, retry=False) for one, how in pending]
+        ):
             return []
         for one, how in pending:
             publish = partial(_publish, app, producer, one, how, retry=app.conf.task_publish_retry)
@@ -179,19 +182,18 @@ def publish_stored(app: Celery, messages: Iterable[Stored]) -> list[str]:
     return failed
 
 
-def _publish_together(app: Celery, producer: Producer, pending: list[tuple[Stored, dict[str, Any]]]) -> bool:
+def publish_together(producer: Producer, calls: Sequence[Callable[[], object]]) -> bool:
     """Publish runs' messages in one go, where the transport can; return whether the broker took all of them.
 
     If not, whoever publishes them one by one learns what is wrong. Some are sent twice then, and claimed
     once; a plain task would be executed twice.
     """
-    runs = all(HEADER in how["headers"] for _, how in pending)
-    if len(pending) == 1 or not runs or not getattr(producer, "supports_batch_publish", False):
+    if len(calls) < 2 or not getattr(producer, "supports_batch_publish", False):
         return False
     try:
         with producer.batch():  # type: ignore[attr-defined]
-            for one, how in pending:
-                _publish(app, producer, one, how, retry=False)
+            for publish in calls:
+                publish()
     except Exception:  # noqa: BLE001
         return False
     breaker.worked()

@@ -210,6 +210,19 @@ def test_messages_are_published_together_and_each_arrives(
     assert private_redis.messages(redis_world.setup.queue) == (100, 0)
 
 
+def test_the_members_of_a_group_are_published_together(
+    redis_world: World, private_redis: PrivateRedis
+) -> None:
+    members = group(redis_world.app.tasks["flow"].s([f"{number}"]) for number in range(100))
+    redis_world.send("flow", ["first"])
+    before = private_redis.client.info("stats")["total_reads_processed"]
+
+    members.apply_async()
+
+    assert private_redis.client.info("stats")["total_reads_processed"] - before < 20
+    assert private_redis.messages(redis_world.setup.queue) == (101, 0)
+
+
 def test_messages_of_plain_tasks_are_published_one_by_one_for_none_may_be_sent_twice(
     redis_world: World, private_redis: PrivateRedis
 ) -> None:
