@@ -35,7 +35,8 @@ def call(signature: Any, *, detached: bool = False) -> Any:
 
     Raises what the child raised; `TaskRevokedError` for one that was cancelled.
     """
-    return _results(_tasks(f"call:{signature.name}", [signature], detached=detached))[0]
+    name = getattr(signature, "name", signature)
+    return _results(_tasks(f"call:{name}", [signature], detached=detached))[0]
 
 
 def gather(
@@ -88,9 +89,13 @@ def map(  # noqa: A001  (the word for it)
 def _gathered(
     name: str, calls: Sequence[Any], max_concurrency: int | None, *, detached: bool
 ) -> list[tuple[bool, Any]]:
-    if max_concurrency is not None and max_concurrency < 1:
-        message = f"{name}: max_concurrency={max_concurrency} would never begin"
-        raise StepUsageError(message)
+    if max_concurrency is not None:
+        if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int):
+            message = f"{name}: max_concurrency={max_concurrency!r} is not a whole number"
+            raise StepUsageError(message)
+        if max_concurrency < 1:
+            message = f"{name}: max_concurrency={max_concurrency} would never begin"
+            raise StepUsageError(message)
     steps = [one for one in calls if isinstance(one, StepCall)]
     if steps and len(steps) < len(calls):
         message = f"{name} takes signatures of tasks or calls of steps, not both: make it two"

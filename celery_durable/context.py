@@ -184,7 +184,7 @@ class RunContext:
         """`run-id/step-key` inside a step, the run's id outside."""
         return f"{self._execution.name}/{self._step}" if self._step else self._execution.name
 
-    def signal_token(self, name: str, *, expires: timedelta = _A_WEEK) -> str:
+    def signal_token(self, name: str, *, expires: timedelta | float = _A_WEEK) -> str:
         """Return a signed token with which anybody may send this run one signal: for a link or a webhook.
 
         It goes to `send_signal_with_token`, mostly in a web application. It is the same at every replay, and
@@ -192,12 +192,18 @@ class RunContext:
 
         Arguments:
             name: the signal's name.
-            expires: how long it is good for, by the database's clock; a week by default.
+            expires: a `timedelta`, or seconds, by the database's clock; it is good for a week by default.
 
-        Raises `ConfigurationError` when `durable_signal_secret` is not set.
+        Raises `ConfigurationError` when `durable_signal_secret` is not set, and `StepUsageError` for another
+        `expires`.
         """
         frame = current() or Frame(self._execution, step=self._step)
-        return self._execution.signal_token(frame, name, expires)
+        try:
+            span = expires if isinstance(expires, timedelta) else timedelta(seconds=expires)
+        except (TypeError, ValueError, OverflowError) as error:
+            message = f"signal_token({name!r}, expires={expires!r}): not a timedelta, nor seconds ({error})"
+            raise StepUsageError(message) from error
+        return self._execution.signal_token(frame, name, span)
 
     def set_tags(self, **tags: str) -> None:
         """Label the run; shown by the CLI and by monitoring. Costs one write."""

@@ -188,7 +188,7 @@ def publish_together(producer: Producer, calls: Sequence[Callable[[], object]]) 
     If not, whoever publishes them one by one learns what is wrong. Some are sent twice then, and claimed
     once; a plain task would be executed twice.
     """
-    if len(calls) < 2 or not getattr(producer, "supports_batch_publish", False):
+    if len(calls) <= 1 or not getattr(producer, "supports_batch_publish", False):
         return False
     try:
         with producer.batch():  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery_durable import chains, context, envelope, outgoing, texts
 from celery_durable.attempt import WorkerSeam
 from celery_durable.backend import durable_backend
+from celery_durable.children import PLAIN
 from celery_durable.exceptions import NondeterminismError, RunNotFoundError
 from celery_durable.executor import Execution
 from celery_durable.executor.performing import Call, Performer
@@ -193,6 +194,8 @@ def rehearse_all(app: Celery, ids: Sequence[str]) -> Iterator[Verdict]:
 
 def _verdict(app: Celery, run: Replayable, history: Sequence[Checkpoint]) -> Verdict:
     verdict = Verdict(run.id, run.task, run.version, BREAKS)
+    if run.task == PLAIN:  # no steps, and a function that is not to be called here
+        return replace(verdict, outcome=CONTINUES)
     task: Any = app.tasks.get(run.task)
     if task is None or not getattr(task, "durable", False):
         return replace(verdict, problem=f"There is no durable task {run.task!r} in this code")

@@ -19,6 +19,7 @@ from celery_durable.exceptions import (
     LeaseLostError,
     NondeterminismError,
     PayloadTooLargeError,
+    StoreError,
     StoreUnavailableError,
 )
 from celery_durable.run import RunState
@@ -285,10 +286,16 @@ class Settlement:
     def _continued(self, continued: Continued) -> Exception:
         """Begin the run anew with other arguments: under its id, with nothing of its history."""
         with outgoing.collecting(self.request.id) as caught:
-            following: Any = self.task.signature_from_request(
-                self.request, continued.with_args, continued.with_kwargs, retries=0
-            )
-            following.apply_async(add_to_parent=False)
+            try:
+                following: Any = self.task.signature_from_request(
+                    self.request, continued.with_args, continued.with_kwargs, retries=0
+                )
+                following.apply_async(add_to_parent=False)
+            except StoreError:
+                raise
+            except Exception as unfit:  # noqa: BLE001  (arguments that do not fit, or cannot be serialized)
+                self._fail(unfit)
+                return unfit
         if caught.successor is None:
             error = DurableError(f"{self.task.name} could not continue: its apply_async makes no run")
             self._fail(error)

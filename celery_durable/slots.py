@@ -31,6 +31,7 @@ _OPTIONS = frozenset({"concurrency_key", "concurrency_limit", "start_rate"})
 _RATE = re.compile(r"^(\d+)/(s|m|h)$")
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 _LARGEST = 2**31 - 1
+_OURS = "durable+postgresql"  # calls itself a redis, for Celery's sake, and has RabbitMQ's priorities
 
 
 def taken_from(task: DurableTask, args: Any, kwargs: Any, options: dict[str, Any]) -> Slot | None:
@@ -75,7 +76,8 @@ def _rate(task: DurableTask, value: Any) -> tuple[int, timedelta]:
 def rank(producer: Producer, priority: Any) -> int:
     """Return who goes first as a number that grows: on Redis the lowest priority is the most urgent one."""
     connection: Any = producer.connection
-    urgent_is_low = connection.transport.driver_type == "redis"
+    transport = connection.transport
+    urgent_is_low = transport.driver_type == "redis" and transport.driver_name != _OURS
     return (-1 if urgent_is_low else 1) * int(priority or 0)
 
 

@@ -308,9 +308,21 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         with outgoing.collecting(execution.id, everything_of=self.app) as caught, driving.known_to_celery():
             execution.replaced = True
             try:
-                return super().replace(sig)
+                return super().replace(_with_its_result(sig))
             finally:
                 execution.successor, execution.outgoing = caught.successor, caught.messages
+
+
+def _with_its_result(sig: Any) -> Any:
+    """Return a signature whose last task stores what it returns, as the run that waits for it needs."""
+    sig = sig.clone()
+    last = sig
+    while last.subtask_type in ("chain", "chord"):
+        if last.subtask_type == "chain" and not last.tasks:
+            return sig
+        last = last.tasks[-1] if last.subtask_type == "chain" else last.body
+    last.set(ignore_result=False)
+    return sig
 
 
 def _another_task_here() -> bool:

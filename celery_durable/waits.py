@@ -137,6 +137,9 @@ def _span(length: timedelta | float, what: str) -> timedelta:
         message = f"{what}: {length!r} is not a number of seconds or a timedelta ({error})"
         raise StepUsageError(message) from error
     if span > context.LONGEST_WAIT:
-        message = f"{what}: {span} is longer than a hundred years; leave the timeout out to wait for ever"
+        advice = (
+            "leave the timeout out to wait for ever" if what == "wait_for_signal" else "nothing waits so long"
+        )
+        message = f"{what}: {span} is longer than a hundred years; {advice}"
         raise StepUsageError(message)
     return span

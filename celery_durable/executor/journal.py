@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from celery_durable.store.transactions import TransactionStore
     from celery_durable.store.waits import Waited
     from celery_durable.store.writes import Children, Wait
+
+_A_WHILE = 1.0  # seconds since a write
 
 
 class Journal:
@@ -58,6 +61,7 @@ class Journal:
         self._chance = chance
         self.leaving: Suspended | None = None
         self._told = False
+        self._heard = time.monotonic()
         self._seq = last_seq
         self._notes: dict[str, list[Callable[[], str]]] = {}
         self._lock = threading.Lock()
@@ -101,6 +105,20 @@ class Journal:
         if self._seam.draining():
             raise self.leave(Suspended("released"))
         self._pay()
+
+    def ask_after_a_while(self) -> None:
+        """Learn whether somebody asked the run to stop, where its last write, which says so, is old.
+
+        Not on an event loop, which would wait for the answer.
+        """
+        if (
+            time.monotonic() - self._heard < _A_WHILE
+            or self.cancelled
+            or self.replaying
+            or self._crew is not None
+        ):
+            return
+        self.store(lambda: self.runs.asked_to_stop(self.claim.key, self.claim.fence))
 
     def owe(self, entry: StepWrite) -> None:
         """Keep what is stored only if the body goes on, to a next step or wait."""
@@ -172,6 +190,7 @@ class Journal:
         """Do a write that says whether the run is asked to stop."""
         try:
             self.cancelled = write() or self.cancelled
+            self._heard = time.monotonic()
         except LeaseLostError:
             self.lost = True
             raise

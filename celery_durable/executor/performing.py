@@ -95,6 +95,7 @@ class Performer:
         if known is not None and known.outcome == outcomes.STARTED:
             raise _interrupted(call.key)
         while True:
+            journal.ask_after_a_while()
             journal.may_go_on()
             tries += 1
             this = Try(tries, spent, seq, time.monotonic())

@@ -177,6 +177,13 @@ class RunStore(RunsFromOutside):
             raise NondeterminismError(message, step=step.key)
         return bool(row["cancel_requested"])
 
+    def asked_to_stop(self, run: int, fence: uuid.UUID) -> bool:
+        """Return whether the run is asked to stop; raise `LeaseLostError` when another attempt owns it."""
+        row = self._one("asked_to_stop", {"run": run, "fence": fence})
+        if row is None:
+            raise LeaseLostError
+        return bool(row["cancel_requested"])
+
     def _stored_at_once(self, parameters: dict[str, Any]) -> bool:
         small = len(parameters["output"] or b"") < _SMALL
 

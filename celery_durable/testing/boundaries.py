@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Side = Literal["before", "after"]
 
 _NO_WRITES = frozenset(
-    {"annotate", "stored", "update_state"}
+    {"annotate", "asked_to_stop", "stored", "update_state"}
 )  # no history: nothing is repeated for their sake
 
 

@@ -12,6 +12,7 @@ from inspecting import execute, open_transaction
 
 import celery_durable as durable
 from celery_durable import plain
+from celery_durable.executor import journal
 from celery_durable.keeper import services
 from celery_durable.operations import Runs
 
@@ -355,6 +356,39 @@ def test_a_run_that_is_executing_at_its_deadline_is_told_and_may_clean_up(world:
     assert done == ["before", "brings the news", "cleaning up"]
     assert world.state(run_id)[0] == "cancelled"
     assert seen[0] > datetime(2020, 1, 1, tzinfo=timezone.utc)
+
+
+def test_a_step_that_begins_long_after_the_last_write_asks_first_whether_it_may(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def body() -> None:
+        work("before")
+        Runs(world.app).cancel(durable.current_run().id)
+        monkeypatch.setattr(journal, "_A_WHILE", 0.0)
+        try:
+            work("never")
+        except durable.RunCancelled:
+            work("cleaning up")
+            raise
+
+    run_id = world.run(world.task(body))
+
+    assert done == ["before", "cleaning up"]
+    assert world.state(run_id) == ("cancelled", "cancelled")
+
+
+def test_a_step_of_an_attempt_that_was_superseded_long_ago_does_not_begin(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "_A_WHILE", 0.0)
+
+    def body() -> None:
+        execute(world.store, "update durable.run set fence = gen_random_uuid()")
+        work("never")
+
+    world.run(world.task(body))
+
+    assert done == []
 
 
 def test_a_run_that_is_over_in_time_is_not_touched_and_one_without_a_deadline_never(world: World) -> None:

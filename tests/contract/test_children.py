@@ -220,6 +220,8 @@ def test_what_is_no_signature_is_an_error_of_the_call(world: World) -> None:
             lambda: durable.gather(task.s(1), work.s("x")),
             lambda: durable.map("double", [1]),
             lambda: durable.map(task, [1], max_concurrency=0),
+            lambda: durable.map(task, [1], max_concurrency="many"),  # type: ignore[arg-type]
+            lambda: durable.call("double"),
         ]
         for one in wrong:
             with pytest.raises(StepUsageError) as error:
@@ -227,8 +229,9 @@ def test_what_is_no_signature_is_an_error_of_the_call(world: World) -> None:
             errors.append(str(error.value))
 
     finished(world, parent)
-    assert len(errors) == 4
+    assert len(errors) == 6
     assert "no signature" in errors[0]
+    assert "no signature" in errors[-1]
 
 
 def test_other_children_at_the_replay_are_nondeterminism(world: World) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import celery
 import pytest
 from delivering import World, delivering
 from inspecting import execute
 
 import celery_durable as durable
-from celery_durable import driving
+from celery_durable import driving, plain
 from celery_durable.rehearsal import Verdict, rehearse
 
 if TYPE_CHECKING:
@@ -394,6 +395,21 @@ def test_a_body_that_asks_for_a_retry_leaves(world: World) -> None:
     task.deploy(lambda order: [pack(order), task.task.retry(countdown=5)])
 
     assert task.check(run_id).outcome == "ends"
+
+
+def test_a_plain_child_is_not_called_by_a_rehearsal_and_goes_on(world: World) -> None:
+    called: list[str] = []
+
+    def note(what: str) -> None:
+        called.append(what)
+
+    task = world.task(note, base=celery.Task)
+    plain.register(world.app)
+    world.run(world.task(lambda: durable.call(task.s("x")), name="parent"))
+    (child,) = execute(world.store, "select id from durable.run where parent is not null")
+
+    assert rehearse(world.app, child["id"]).outcome == "continues"
+    assert called == []
 
 
 def test_an_async_body_is_rehearsed_on_an_event_loop_and_awaits_no_step(world: World) -> None:

@@ -10,6 +10,7 @@ import pytest
 from celery import chain
 from delivering import World, delivering
 from inspecting import execute
+from kombu.exceptions import EncodeError
 
 import celery_durable as durable
 from celery_durable import plain
@@ -137,6 +138,22 @@ def test_chance_and_time_are_drawn_anew(world: World) -> None:
     drain(world)
 
     assert all(first != second for first, second in zip(*drawn, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("args", "error"), [((1, 2, 3), TypeError), ((object(),), EncodeError)], ids=["do not fit", "no JSON"]
+)
+def test_arguments_that_cannot_be_sent_end_the_run_with_their_error(
+    world: World, args: tuple[Any, ...], error: type[Exception]
+) -> None:
+    def body(left: int) -> None:
+        if left:
+            durable.continue_as(*args)
+
+    run_id = world.run(world.task(body), 1)
+
+    assert world.state(run_id)[0] == "failed"
+    assert isinstance(world.result(run_id), error)
 
 
 def test_a_run_that_was_asked_to_stop_does_not_continue(world: World) -> None:

@@ -11,7 +11,7 @@ from delivering import World, delivering
 
 import celery_durable as durable
 from celery_durable.config import load
-from celery_durable.exceptions import ConfigurationError, RunStateError, SignalTokenError
+from celery_durable.exceptions import ConfigurationError, RunStateError, SignalTokenError, StepUsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,6 +75,18 @@ def test_a_token_expires_by_the_databases_clock(world: World, store: Store) -> N
         send(world, mailed[0])
 
     assert error.value.facts["problem"] == "expired"
+
+
+def test_the_time_of_a_token_may_be_given_in_seconds_and_is_refused_where_it_is_none(world: World) -> None:
+    def in_seconds() -> None:
+        mail(durable.current_run().signal_token("approved", expires=3600))
+        with pytest.raises(StepUsageError, match="not a timedelta, nor seconds"):
+            durable.current_run().signal_token("approved", expires="soon")  # type: ignore[arg-type]
+        durable.wait_for_signal("approved")
+
+    world.run(world.task(in_seconds))
+
+    assert send(world, mailed[0])
 
 
 @pytest.mark.parametrize(

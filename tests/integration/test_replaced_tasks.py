@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from harness.waiting import eventually
 from oddities.replacing import LAST
 
@@ -66,3 +67,13 @@ def test_a_plain_task_that_ends_at_once_ends_the_run_it_took_the_place_of(odd: W
     assert result.get(timeout=10) == "done"
     assert odd.tables.wait_for_state(result.id, "succeeded")["finished_at"] is not None
     assert hurried == 0, "it was sent only when the run waited for it"
+
+
+@pytest.mark.parametrize("before", [(), ("hurries",)], ids=["alone", "behind another"])
+def test_a_plain_task_that_ignores_its_result_ends_the_run_it_took_the_place_of(
+    odd: World, before: tuple[str, ...]
+) -> None:
+    result = odd.send("steps_aside", *before, "forgets")
+
+    assert result.get(timeout=20) == "whatever its task says of results"
+    assert odd.tables.wait_for_state(result.id, "succeeded")["finished_at"] is not None

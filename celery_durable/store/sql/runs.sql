@@ -199,6 +199,11 @@ with fence as (
 )
 select fence.cancel_requested, exists (select from stored) as stored from fence
 
+-- name: asked_to_stop
+-- Whether somebody asked a run to stop, for one that has not written for a while. No row: the lease is lost.
+select cancel_requested from durable.run
+where key = %(run)s and fence = %(fence)s and state in ('running', 'cancelling')
+
 -- name: note_calls
 -- Evidence of calls that a step's body made, stored with the step; known by the call's id if it is stored again.
 insert into durable.event (run_key, kind, detail)
