@@ -72,12 +72,15 @@ def plan(
     """Decide what a fork of `source` keeps.
 
     Without `from_step` it begins at the first overridden step, or at the very beginning.
-    Raises `StepNotFoundError` for a step that the run has not stored.
+    Raises `StepNotFoundError` for a step that the run has not stored, and `SerializationError` for another
+    value of one that cannot have one.
     """
     known = {step.key: step for step in steps}
     for key in (*overrides, *([from_step] if from_step is not None else [])):
         if key not in known:
             raise _no_such_step(source, key, list(known))
+    for key in overrides:
+        _refuse_what_only_the_run_can_give(known[key])
     if from_step is not None:
         begin: float = known[from_step].seq
     else:
@@ -90,6 +93,18 @@ def plan(
         again=tuple(step.key for step in steps if step.key not in {one.key for one in kept}),
         clock=tuple(moment for step in steps if step.seq <= end for moment in step.clock),
     )
+
+
+def _refuse_what_only_the_run_can_give(step: SourceStep) -> None:
+    """Raise `SerializationError` for another value of what is no call of a step, and no signal."""
+    if step.outcome != OK or step.codec not in (None, CHILDREN):
+        return
+    where = f"the override of step {step.key!r}"
+    value = "what its children returned" if step.codec == CHILDREN else "an id that only the run can give"
+    message = f"{where}: this step is no call of yours, its value is {value}"
+    if step.codec == CHILDREN:
+        message += f"; fork from it (`from_step={step.key!r}`) to have them started anew"
+    raise SerializationError(message, where=where)
 
 
 def _no_such_step(source: Source, key: str, known: list[str]) -> StepNotFoundError:
@@ -115,9 +130,6 @@ def new_fork(
 
     def encoded(key: str, value: Any) -> tuple[bytes, str]:
         step, where = known[key], f"the override of step {key!r}"
-        if step.outcome == OK and step.codec in (None, CHILDREN):
-            message = f"{where}: this step is no call of yours, its value is an id that only the run can give"
-            raise SerializationError(message, where=where)
         name, codec = backend.codec(step.codec if step.outcome == OK else None)
         return codec.encode(value, where=where), name
 

@@ -405,7 +405,11 @@ def test_a_plain_child_is_not_called_by_a_rehearsal_and_goes_on(world: World) ->
 
     task = world.task(note, base=celery.Task)
     plain.register(world.app)
-    world.run(world.task(lambda: durable.call(task.s("x")), name="parent"))
+
+    def parent() -> None:
+        durable.call(task.s("x"))
+
+    world.run(world.task(parent))
     (child,) = execute(world.store, "select id from durable.run where parent is not null")
 
     assert rehearse(world.app, child["id"]).outcome == "continues"

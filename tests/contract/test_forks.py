@@ -13,6 +13,7 @@ from delivering import World, delivering
 from inspecting import execute, open_transaction
 
 import celery_durable as durable
+from celery_durable.exceptions import SerializationError
 from celery_durable.operations import Runs
 
 if TYPE_CHECKING:
@@ -175,6 +176,24 @@ def test_an_override_is_stored_with_its_type_and_its_step_does_not_run(world: Wo
     assert done == ["charge", "notify"]
     assert world.result(forked.id)[1].startswith("7 by ")
     assert world.result(forked.id)[3] == "Price"
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_the_results_of_children_cannot_be_overridden_and_a_dry_run_says_so_too(
+    world: World, *, dry_run: bool
+) -> None:
+    task = world.task(order)
+
+    def parent() -> None:
+        durable.gather(task.s("pen"))
+
+    source = world.run(world.task(parent))
+    (child,) = execute(world.store, "select id from durable.run where parent is not null")
+    world.deliver(child["id"])
+    world.deliver(source)
+
+    with pytest.raises(SerializationError, match=r"what its children returned; fork from it"):
+        Runs(world.app).fork(source, overrides={"gather": [1]}, dry_run=dry_run)
 
 
 def test_a_stored_error_may_be_overridden_with_the_value_that_should_have_been(world: World) -> None:
