@@ -170,7 +170,7 @@ def publish_stored(app: Celery, messages: Iterable[Stored]) -> list[str]:
         return [one.id for one, _ in pending]
     failed: list[str] = []
     with app.producer_or_acquire() as producer:
-        runs = all(HEADER in how["headers"] for _, how in pending)
+        runs = all(HEADER in how.get("headers", ()) for _, how in pending)
         if runs and publish_together(
             producer, [partial(_publish, app, producer, one, how, retry=False) for one, how in pending]
         ):
