@@ -25,6 +25,7 @@ from metering import Meter, metered
 
 import celery_durable as durable
 from celery_durable import batching, hooks
+from celery_durable.executor import journal
 from celery_durable.http import DurableTransport
 from celery_durable.run import RunState
 from celery_durable.store.runs import Finish, Release
@@ -223,6 +224,14 @@ def test_a_step_takes_one_round_trip_and_one_commit_and_its_replay_nothing(
     world: World, meter: Meter
 ) -> None:
     assert inside(world, meter, lambda: double(1)) == [ONE, FREE, FREE]
+
+
+def test_a_step_that_begins_late_asks_first_with_one_more(
+    world: World, meter: Meter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "_A_WHILE", 0.0)
+
+    assert inside(world, meter, lambda: double(1)) == [2 * ONE, FREE, FREE]
 
 
 def test_a_step_that_calls_others_keeps_the_evidence_without_a_round_trip_of_its_own(
