@@ -7,6 +7,7 @@ from json import JSONDecoder, JSONEncoder
 from typing import TYPE_CHECKING, Any
 
 from celery import states
+from celery._state import get_current_worker_task
 from celery.backends import base
 from celery.backends.base import Backend
 from celery.exceptions import TaskRevokedError
@@ -184,7 +185,11 @@ class DurableBackend(ChordMixin, FailureMixin, WaitingMixin, Backend):
             self.store.runs.revoke(task_id, token=hooks.worker_token(), terminated=False)
         data = self.encoded(result)
         text = texts.storable(traceback) if isinstance(traceback, str) else None
-        self.store.results.store(task_id, state, data, self.content_type, text, self.extra_meta(request))
+        row = (task_id, state, data, self.content_type, text, self.extra_meta(request))
+        if get_current_worker_task() is not None:  # nobody but its own process waits for what a task has done
+            self.store.results.store(*row, budget=None)
+        else:
+            self.store.results.store(*row)
         return result
 
     def mark_as_failure(self, task_id: str, exc: Exception, *args: Any, **kwargs: Any) -> Any:

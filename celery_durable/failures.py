@@ -50,6 +50,8 @@ class FailureMixin:
         """Return an exception in a form that the result's serializer takes."""
         prepare: Any = super().prepare_exception  # type: ignore[misc]
         prepared = prepare(exc, serializer)
+        if not isinstance(prepared, dict) and serializer not in {None, self.serializer}:
+            return prepared  # for the pipe to the pool's parent, and no result
         if not isinstance(prepared, dict):  # with pickle: the exception, or one of another class in its place
             if prepared is exc and is_same(self.decoded(self.encoded(exc), self.content_type), exc):
                 return prepared

@@ -37,10 +37,16 @@ class ResultStore:
         result_type: str,
         traceback: str | None,
         meta: bytes | None,
+        *,
+        budget: float | None = _WRITE_BUDGET,
     ) -> None:
-        """Store a plain task's state; the first SUCCESS stays, and ids of runs are left alone."""
+        """Store a plain task's state; the first SUCCESS stays, and ids of runs are left alone.
+
+        `budget` is for how many seconds it waits for Postgres, None for as long as a run's writes do.
+        """
         self._execute(
             "store",
+            budget=budget,
             task_id=task_id,
             status=status,
             result=result,
@@ -121,8 +127,6 @@ class ResultStore:
             if max(counts.values(), default=0) < batch:
                 return total
 
-    def _execute(self, name: str, **parameters: Any) -> None:
+    def _execute(self, name: str, *, budget: float | None = _WRITE_BUDGET, **parameters: Any) -> None:
         sql = self._sql[name]
-        self._connections.patiently(
-            lambda connection: connection.execute(sql, parameters), budget=_WRITE_BUDGET
-        )
+        self._connections.patiently(lambda connection: connection.execute(sql, parameters), budget=budget)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from amqp.protocol import queue_declare_ok_t
-from kombu.exceptions import ChannelError
+from kombu.exceptions import ChannelError, OperationalError
 from kombu.transport import base, virtual
 from kombu.utils.encoding import bytes_to_str, str_to_bytes
 from kombu.utils.json import dumps, loads
 from kombu.utils.uuid import uuid
 
 from celery_durable.store.messages import Binding, NewMessage
+from celery_durable.store.patience import PASSING, first_line
 from celery_durable.transport import capture
 from celery_durable.transport.batch import PublishBatch
 from celery_durable.transport.fetcher import Subscription
@@ -21,6 +23,8 @@ from celery_durable.transport.qos import PostgresQoS
 from celery_durable.transport.topics import Topics
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from celery_durable.store.consuming import Claimed, Delivery
     from celery_durable.store.messages import MessageStore
     from celery_durable.transport.fetcher import Fetcher
@@ -184,7 +188,9 @@ class PostgresChannel(virtual.Channel):
         if not exchange and capture.caught(self._identity, new):
             return
         if exchange:
-            if not self._store.route(exchange, routing_key or "", new) and self.deadletter_queue:
+            with _for_now_or_never(message):
+                sent = self._store.route(exchange, routing_key or "", new)
+            if not sent and self.deadletter_queue:
                 self._keep(NewMessage(self.deadletter_queue, new.payload, new.priority, new.expires))
         elif not self._store.send(new) and _is_task(message):
             self._keep(new)
@@ -297,6 +303,21 @@ class PostgresChannel(virtual.Channel):
         if claim.number > 1:
             info["redelivered"] = True
         return self.Message(raw, channel=self)
+
+
+@contextmanager
+def _for_now_or_never(message: dict[str, Any]) -> Iterator[None]:
+    """Let an event of a worker fail at once while Postgres is away: Celery keeps it until the next one.
+
+    A connection error would have Celery try again until Postgres is back, in the loop that hears of signals.
+    """
+    try:
+        yield
+    except PASSING as error:
+        if "hostname" not in (message.get("headers") or {}):
+            raise
+        told = first_line(error)
+        raise OperationalError(told) from error
 
 
 def tag_of(claim: Claimed) -> str:

@@ -165,6 +165,20 @@ def test_a_checkpoint_repeated_after_its_answer_was_lost_is_stored_once(
     ]
 
 
+@pytest.mark.parametrize("relaxed", [False, True])
+def test_a_checkpoint_repeated_later_keeps_the_time_at_which_it_was_stored(
+    store: Store, *, relaxed: bool
+) -> None:
+    claim = Worker(store).start()
+    write = step_write("download", 1, "ok", output=b"value")
+    times = []
+    for _ in range(2):
+        store.runs.checkpoint(claim.key, claim.fence, write, relaxed=relaxed)
+        times += execute(store, "select stored_at from durable.checkpoint")
+
+    assert times[0] == times[1]
+
+
 @pytest.mark.parametrize("finished", ["ok", "error"])
 def test_a_finished_checkpoint_never_changes(store: Store, finished: str) -> None:
     worker = Worker(store)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from harness import postgres
-from harness.waiting import eventually
+from harness.waiting import eventually, take
 from harness.workers import Worker
 from messaging.setup import MessagingSetup
 
@@ -116,6 +116,22 @@ def test_a_worker_that_is_killed_loses_what_it_had_claimed_to_another_before_its
         assert place.ledger.wait_for("end", name, timeout=25).run == survivor.name
     assert [entry.detail for entry in place.ledger.entries("start", "one")] == [False, True]
     eventually(lambda: place.left() == 0)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_an_idle_worker_can_be_stopped_while_postgres_is_away(
+    office: Callable[..., Office], private_postgres: postgres.PrivatePostgres, pool: str
+) -> None:
+    """Its heartbeats are events, and Celery would try to send one until Postgres is back."""
+    place = office(url=private_postgres.url)
+    worker = place.worker(pool=pool, concurrency=1, alone=False)
+
+    private_postgres.stop()
+    take(3.0)  # a heartbeat is due every two
+    ended = worker.terminate(timeout=15)
+    private_postgres.start()
+
+    assert ended == 0
 
 
 def test_a_worker_that_is_frozen_for_longer_than_its_lease_disturbs_nobody_when_it_is_back(

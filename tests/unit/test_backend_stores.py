@@ -5,6 +5,7 @@ from __future__ import annotations
 from celery import Celery
 
 from celery_durable.backend import DurableBackend
+from celery_durable.exceptions import StoreUnavailableError
 
 URL = "postgresql://db/app"
 
@@ -24,3 +25,11 @@ def test_another_configuration_is_another_store() -> None:
 
     app.conf.durable_lease = 7
     assert DurableBackend(app, url=URL).store.settings.lease == 7
+
+
+def test_an_error_for_the_pool_s_pipe_need_not_be_what_the_result_serializer_takes() -> None:
+    backend = DurableBackend(Celery("app", set_as_current=False), url=URL)
+    error = StoreUnavailableError("away")
+
+    assert backend.prepare_exception(error, "pickle") is error
+    assert backend.prepare_exception(error)["exc_type"] == "StoreUnavailableError"

@@ -166,7 +166,9 @@ set seq = excluded.seq, outcome = excluded.outcome, output = excluded.output, co
                  then c.clock else c.clock || excluded.clock end,
     earlier = case when c.fence = excluded.fence and c.tries = excluded.tries and c.outcome = excluded.outcome
                    then c.earlier else durable.with_try(c) end,
-    seconds = excluded.seconds, stored_at = excluded.stored_at
+    seconds = excluded.seconds,
+    stored_at = case when c.fence = excluded.fence and c.tries = excluded.tries and c.outcome = excluded.outcome
+                     then c.stored_at else excluded.stored_at end
 where c.outcome in ('trying', 'started', 'discarded')
    or (c.fence = excluded.fence and c.tries = excluded.tries and c.outcome = excluded.outcome)
 
@@ -192,7 +194,9 @@ with fence as (
                      then c.clock else c.clock || excluded.clock end,
         earlier = case when c.fence = excluded.fence and c.tries = excluded.tries and c.outcome = excluded.outcome
                        then c.earlier else durable.with_try(c) end,
-        seconds = excluded.seconds, stored_at = excluded.stored_at
+        seconds = excluded.seconds,
+        stored_at = case when c.fence = excluded.fence and c.tries = excluded.tries and c.outcome = excluded.outcome
+                         then c.stored_at else excluded.stored_at end
     where c.outcome in ('trying', 'started', 'discarded')
        or (c.fence = excluded.fence and c.tries = excluded.tries and c.outcome = excluded.outcome)
     returning key
