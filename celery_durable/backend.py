@@ -185,11 +185,11 @@ class DurableBackend(ChordMixin, FailureMixin, WaitingMixin, Backend):
             self.store.runs.revoke(task_id, token=hooks.worker_token(), terminated=False)
         data = self.encoded(result)
         text = texts.storable(traceback) if isinstance(traceback, str) else None
+        patient = (
+            get_current_worker_task() is not None
+        )  # nobody but its own process waits for what a task did
         row = (task_id, state, data, self.content_type, text, self.extra_meta(request))
-        if get_current_worker_task() is not None:  # nobody but its own process waits for what a task has done
-            self.store.results.store(*row, budget=None)
-        else:
-            self.store.results.store(*row)
+        self.store.results.store(*row, patient=patient)
         return result
 
     def mark_as_failure(self, task_id: str, exc: Exception, *args: Any, **kwargs: Any) -> Any:

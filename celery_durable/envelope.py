@@ -163,11 +163,12 @@ def attempt_publish(producer: Producer, publish: Callable[[], object]) -> BaseEx
 
 def publish_stored(app: Celery, messages: Iterable[Stored]) -> list[str]:
     """Publish stored messages; return the ids of those that the broker did not take."""
-    pending = [(one, json.loads(one.message)) for one in messages]
-    if not pending:
+    given = list(messages)
+    if not given:
         return []
     if breaker.open:
-        return [one.id for one, _ in pending]
+        return [one.id for one in given]
+    pending = [(one, json.loads(one.message)) for one in given]
     failed: list[str] = []
     with app.producer_or_acquire() as producer:
         runs = all(HEADER in how.get("headers", ()) for _, how in pending)

@@ -285,24 +285,27 @@ class Settlement:
 
     def _continued(self, continued: Continued) -> Exception:
         """Begin the run anew with other arguments: under its id, with nothing of its history."""
-        with outgoing.collecting(self.request.id) as caught:
-            try:
-                following: Any = self.task.signature_from_request(
-                    self.request, continued.with_args, continued.with_kwargs, retries=0
-                )
-                following.apply_async(add_to_parent=False)
-            except StoreError:
-                raise
-            except Exception as unfit:  # noqa: BLE001  (arguments that do not fit, or cannot be serialized)
-                self._fail(unfit)
-                return unfit
-        if caught.successor is None:
-            error = DurableError(f"{self.task.name} could not continue: its apply_async makes no run")
+        try:
+            successor = self._anew(continued)
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001  (arguments that do not fit, or cannot be serialized)
             self._fail(error)
             return error
-        self._replace(caught.successor)
+        self._replace(successor)
         logger.info("%s continues with other arguments", self._where)
         return Ignore("run continued")
+
+    def _anew(self, continued: Continued) -> NewRun:
+        with outgoing.collecting(self.request.id) as caught:
+            following: Any = self.task.signature_from_request(
+                self.request, continued.with_args, continued.with_kwargs, retries=0
+            )
+            following.apply_async(add_to_parent=False)
+        if caught.successor is None:
+            message = f"{self.task.name} could not continue: its apply_async makes no run"
+            raise DurableError(message)
+        return caught.successor
 
     def cancelled(self) -> Exception:
         """End a run that was asked to stop."""

@@ -31,7 +31,6 @@ _OPTIONS = frozenset({"concurrency_key", "concurrency_limit", "start_rate"})
 _RATE = re.compile(r"^(\d+)/(s|m|h)$")
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 _LARGEST = 2**31 - 1
-_OURS = "durable+postgresql"  # calls itself a redis, for Celery's sake, and has RabbitMQ's priorities
 
 
 def taken_from(task: DurableTask, args: Any, kwargs: Any, options: dict[str, Any]) -> Slot | None:
@@ -76,8 +75,7 @@ def _rate(task: DurableTask, value: Any) -> tuple[int, timedelta]:
 def rank(producer: Producer, priority: Any) -> int:
     """Return who goes first as a number that grows: on Redis the lowest priority is the most urgent one."""
     connection: Any = producer.connection
-    transport = connection.transport
-    urgent_is_low = transport.driver_type == "redis" and transport.driver_name != _OURS
+    urgent_is_low = connection.transport.driver_name == "redis"  # its type would be ours as well
     return (-1 if urgent_is_low else 1) * int(priority or 0)
 
 

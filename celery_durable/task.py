@@ -317,10 +317,8 @@ def _with_its_result(sig: Any) -> Any:
     """Return a signature whose last task stores what it returns, as the run that waits for it needs."""
     sig = sig.clone()
     last = sig
-    while last.subtask_type in ("chain", "chord"):
-        if last.subtask_type == "chain" and not last.tasks:
-            return sig
-        last = last.tasks[-1] if last.subtask_type == "chain" else last.body
+    while last.subtask_type == "chord" or (last.subtask_type == "chain" and last.tasks):
+        last = last.body if last.subtask_type == "chord" else last.tasks[-1]
     last.set(ignore_result=False)
     return sig
 

@@ -120,6 +120,11 @@ class Journal:
             return
         self.store(lambda: self.runs.asked_to_stop(self.claim.key, self.claim.fence))
 
+    def _hear(self, *, stop: bool) -> None:
+        """Note what an answer says: whether the run is asked to stop."""
+        self.cancelled = stop or self.cancelled
+        self._heard = time.monotonic()
+
     def owe(self, entry: StepWrite) -> None:
         """Keep what is stored only if the body goes on, to a next step or wait."""
         self._owed.append(entry)
@@ -189,8 +194,7 @@ class Journal:
     def store(self, write: Callable[[], bool]) -> None:
         """Do a write that says whether the run is asked to stop."""
         try:
-            self.cancelled = write() or self.cancelled
-            self._heard = time.monotonic()
+            self._hear(stop=write())
         except LeaseLostError:
             self.lost = True
             raise
@@ -218,7 +222,7 @@ class Journal:
             self._take_back(entry)
             self.lost = self.lost or isinstance(error, LeaseLostError)
             raise
-        self.cancelled = kept.stop or self.cancelled
+        self._hear(stop=kept.stop)
         self.done.append(key)
         if entry is not None and entry.calls:
             self.runs.note_calls(self.claim.key, self.claim.fence, entry.calls)
@@ -244,7 +248,7 @@ class Journal:
         except LeaseLostError:
             self.lost = True
             raise
-        self.cancelled = waited.stop or self.cancelled
+        self._hear(stop=waited.stop)
         self.told = self.told or waited.stop
         return waited
 

@@ -38,15 +38,15 @@ class ResultStore:
         traceback: str | None,
         meta: bytes | None,
         *,
-        budget: float | None = _WRITE_BUDGET,
+        patient: bool = False,
     ) -> None:
         """Store a plain task's state; the first SUCCESS stays, and ids of runs are left alone.
 
-        `budget` is for how many seconds it waits for Postgres, None for as long as a run's writes do.
+        `patient` says to wait for Postgres as long as a run's writes do.
         """
         self._execute(
             "store",
-            budget=budget,
+            budget=None if patient else _WRITE_BUDGET,
             task_id=task_id,
             status=status,
             result=result,
