@@ -1,4 +1,4 @@
-"""What a step asks for while it is performed: a body to be run, a write, a pause."""
+"""What a step asks for while it is performed: a body to be run, a write, a look into the store, a pause."""
 
 from __future__ import annotations
 
@@ -29,7 +29,16 @@ class Body(Ask):
 
 
 class Write(Ask):
-    """Work in the store."""
+    """Work in the store that ends the step: who cancels it meanwhile comes too late.
+
+    It may be applied, and then a replay knows the step as finished.
+    """
+
+    __slots__ = ()
+
+
+class Note(Ask):
+    """Work in the store on the way: a look, or a note that is written over later."""
 
     __slots__ = ()
 
@@ -44,7 +53,7 @@ class Pause(Ask):
         self.seconds = seconds
 
 
-class Abandoned(Exception):  # noqa: N818  (no error of the step: its caller has cancelled it)
+class Abandoned(BaseException):  # noqa: N818  (no error of the step: its caller has cancelled it)
     """The run's own code has cancelled the step, by a timeout or a task group."""
 
     def __init__(self, cancelled: BaseException) -> None:

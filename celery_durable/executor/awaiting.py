@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_durable import context
 from celery_durable.exceptions import StepTimeLimitError
-from celery_durable.executor.asks import Abandoned, Body, Pause, Write
+from celery_durable.executor.asks import Abandoned, Body, Note, Pause, Write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -44,28 +44,36 @@ async def awaited(asks: Generator[Ask, Any, Any], body: AwaitedBody) -> Any:
 
 async def _later(ask: Ask, body: AwaitedBody) -> Any:
     if isinstance(ask, Write):
-        return await written(ask.now)
-    if isinstance(ask, Pause):
+        return (await _stored(ask.now, body))[0]
+    if isinstance(ask, Body):
+        return await body.value()
+    if isinstance(ask, Note):
+        answer, cancelled = await _stored(ask.now, body)
+        if cancelled is not None:
+            raise body.given_up(cancelled)
+        return answer
+    assert isinstance(ask, Pause)  # noqa: S101  (there is nothing else)
+    try:
         return await asyncio.sleep(ask.seconds)
-    assert isinstance(ask, Body)  # noqa: S101  (there is nothing else)
-    return await body.value()
+    except asyncio.CancelledError as error:
+        if body.in_flight:
+            raise
+        raise body.given_up(error) from None
 
 
-async def written(write: Callable[[], Any]) -> Any:
-    """Do a write in a thread, to its end: a cancellation that arrives meanwhile came too late.
-
-    The write may be applied, and then a replay knows its step as finished.
-    """
+async def _stored(work: Callable[[], Any], body: AwaitedBody) -> tuple[Any, asyncio.CancelledError | None]:
+    """Do work in the store in a thread, to its end; return its answer, and what cancelled the step then."""
     pid = os.getpid()
     if pid not in _writers:
         _writers[pid] = ThreadPoolExecutor(_AT_ONCE, "celery-durable-write")
-    future = asyncio.get_running_loop().run_in_executor(_writers[pid], write)
+    future = asyncio.get_running_loop().run_in_executor(_writers[pid], work)
+    cancelled = None
     while not future.done():
         try:
             await asyncio.wait({future})
-        except asyncio.CancelledError:
-            continue
-    return future.result()
+        except asyncio.CancelledError as error:
+            cancelled = cancelled if body.in_flight else error
+    return future.result(), cancelled
 
 
 class AwaitedBody:
@@ -93,26 +101,32 @@ class AwaitedBody:
         """
         inner = asyncio.Task(self._inside())
         cancelled = await self._ended(inner)
-        if cancelled is not None and inner.cancelled() and not self._closing:
-            raise Abandoned(cancelled)
+        if cancelled is not None and inner.cancelled():
+            raise self.given_up(cancelled)
         return inner.result()
+
+    def given_up(self, cancelled: asyncio.CancelledError) -> BaseException:
+        """Return what ends the step that was cancelled: the body's own doing is stored like an error."""
+        return cancelled if self._closing else Abandoned(cancelled)
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether the run leaves its worker: a step is not cancelled then, but finished and stored."""
+        return self._journal.leaving is not None and not self._closing
 
     async def _inside(self) -> Any:
         with context.inside_step(self._frame, self._call.key):
             return await self._step.function(*self._call.args, **self._call.kwargs)
 
     async def _ended(self, inner: asyncio.Task[Any]) -> asyncio.CancelledError | None:
-        """Return when the body has ended: by itself, by its limit, or cancelled with its caller.
-
-        While the run leaves its worker a step in flight is not cancelled: it is finished and stored.
-        """
+        """Return when the body has ended: by itself, by its limit, or cancelled with its caller."""
         limit = self._step.step_options.time_limit
         cancelled = None
         while not inner.done():
             try:
                 done, _ = await asyncio.wait({inner}, timeout=limit)
             except asyncio.CancelledError as error:
-                if self._journal.leaving is None or self._closing:
+                if not self.in_flight:
                     cancelled, limit = error, None
                     inner.cancel()
                 continue

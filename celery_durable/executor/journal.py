@@ -106,19 +106,15 @@ class Journal:
             raise self.leave(Suspended("released"))
         self._pay()
 
-    def ask_after_a_while(self) -> None:
-        """Learn whether somebody asked the run to stop, where its last write, which says so, is old.
+    @property
+    def out_of_touch(self) -> bool:
+        """Whether the last answer, which says whether somebody asked the run to stop, is old."""
+        return time.monotonic() - self._heard >= _A_WHILE and not self.cancelled and not self.replaying
 
-        Not on an event loop, which would wait for the answer.
-        """
-        if (
-            time.monotonic() - self._heard < _A_WHILE
-            or self.cancelled
-            or self.replaying
-            or self._crew is not None
-        ):
-            return
-        self.store(lambda: self.runs.asked_to_stop(self.claim.key, self.claim.fence))
+    def ask(self) -> None:
+        """Learn whether somebody asked the run to stop, unless another step has learned it meanwhile."""
+        if self.out_of_touch:
+            self.store(lambda: self.runs.asked_to_stop(self.claim.key, self.claim.fence))
 
     def _hear(self, *, stop: bool) -> None:
         """Note what an answer says: whether the run is asked to stop."""

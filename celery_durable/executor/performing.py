@@ -17,7 +17,7 @@ from celery_durable.exceptions import (
     StepUsageError,
     StoreError,
 )
-from celery_durable.executor.asks import Abandoned, Body, Pause, Write, answered
+from celery_durable.executor.asks import Abandoned, Body, Note, Pause, Write, answered
 from celery_durable.limits import time_limit
 from celery_durable.seam import Suspended
 from celery_durable.serialization import is_same
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from celery_durable.transactions import TransactionStep
 
 
-_FOR_GOOD = (Abandoned, Fatal, SerializationError, StepUsageError)
+_FOR_GOOD = (Fatal, SerializationError, StepUsageError)
+_AGAIN = object()
 
 
 class Call(NamedTuple):
@@ -88,41 +89,55 @@ class Performer:
         self, step: Step[Any, Any], call: Call, known: Checkpoint | None, body: Callable[..., Any]
     ) -> Generator[Ask, Any, Any]:
         """Yield what the step asks for; return its value."""
-        journal, options = self._journal, step.step_options
-        transaction: Any = step.transacted
         tries, spent = (known.tries, known.spent) if known is not None else (0, 0)
-        seq = call.seq or journal.next_seq()
+        seq = call.seq or self._journal.next_seq()
         if known is not None and known.outcome == outcomes.STARTED:
             raise _interrupted(call.key)
-        while True:
-            journal.ask_after_a_while()
-            journal.may_go_on()
+        value: Any = _AGAIN
+        while value is _AGAIN:
             tries += 1
             this = Try(tries, spent, seq, time.monotonic())
-            if options.at_most_once:
-                yield self._saved(self._entry(call, this, outcomes.STARTED))
             try:
-                if transaction is not None:
-                    return (yield Write(partial(self._transact, transaction, call, this, body)))
-                value = yield Body(body)
-                value, codec, output = self._stored_form(step, call, value)
-            except self._control_flow as error:
-                self._passes(call, this, error)
+                value = yield from self._once(step, call, this, body)
+            except Abandoned as abandoned:
+                yield Write(partial(self._journal.save, self._abandoned(call, this, abandoned)))
                 raise
-            except Exception as error:
-                if transaction is not None and isinstance(error, StoreError):
-                    raise
-                delay = _delay(step, error, tries - spent)
-                failure = self._failure(call, this, error, delay)
-                yield self._saved(failure)
-                if delay is None:
-                    raise self._as_replayed(failure, error)  # noqa: B904  (it has a cause where it needs one)
-                self._leave_for(delay)
-                yield Pause(delay)
-            else:
-                entry = self._entry(call, this, outcomes.OK, output=output, codec=codec)
-                yield self._saved(entry, relaxed=options.commit == "async")
-                return value
+        return value
+
+    def _once(
+        self, step: Step[Any, Any], call: Call, this: Try, body: Callable[..., Any]
+    ) -> Generator[Ask, Any, Any]:
+        """Yield what one try asks for; return the step's value, or that it is tried again."""
+        journal, options = self._journal, step.step_options
+        transaction: Any = step.transacted
+        if journal.out_of_touch:
+            yield Note(journal.ask)
+        journal.may_go_on()
+        if options.at_most_once:
+            yield Note(partial(journal.save, self._entry(call, this, outcomes.STARTED)))
+        try:
+            if transaction is not None:
+                return (yield Write(partial(self._transact, transaction, call, this, body)))
+            value = yield Body(body)
+            value, codec, output = self._stored_form(step, call, value)
+        except self._control_flow as error:
+            self._passes(call, this, error)
+            raise
+        except Exception as error:
+            if transaction is not None and isinstance(error, StoreError):
+                raise
+            delay = _delay(step, error, this.tries - this.spent)
+            failure = self._failure(call, this, error, delay)
+            if delay is None:
+                yield Write(partial(journal.save, failure))
+                raise self._as_replayed(failure, error)  # noqa: B904  (it has a cause where it needs one)
+            yield Note(partial(journal.save, failure))
+            self._leave_for(delay)
+            yield Pause(delay)
+            return _AGAIN
+        entry = self._entry(call, this, outcomes.OK, output=output, codec=codec)
+        yield Write(partial(journal.save, entry, relaxed=options.commit == "async"))
+        return value
 
     def _stored_form(self, step: Step[Any, Any], call: Call, value: Any) -> tuple[Any, str, bytes]:
         """Return a body's value as the run gets it, and as it is stored."""
@@ -179,9 +194,10 @@ class Performer:
             **more,
         )
 
+    def _abandoned(self, call: Call, this: Try, abandoned: Abandoned) -> StepWrite:
+        return self._entry(call, this, outcomes.ERROR, codec=outcomes.ABANDONED, error=str(abandoned))
+
     def _failure(self, call: Call, this: Try, error: BaseException, delay: float | None) -> StepWrite:
-        if isinstance(error, Abandoned):
-            return self._entry(call, this, outcomes.ERROR, codec=outcomes.ABANDONED, error=str(error))
         form, dumped = self._seam.dump_error(error)
         outcome = outcomes.ERROR if delay is None else outcomes.TRYING
         return self._entry(call, this, outcome, output=dumped, codec=form, error=texts.line(error))
@@ -193,16 +209,11 @@ class Performer:
 
     def _as_replayed(self, failure: StepWrite, error: Exception) -> BaseException:
         """Return what a replay will raise: the error itself, or where not all of it is kept, what is."""
-        if failure.codec == outcomes.ABANDONED:
-            return error
         kept = self._seam.load_error(failure.codec, failure.output or b"")
         if is_same(kept, error):
             return error
         kept.__cause__ = error
         return kept
-
-    def _saved(self, entry: StepWrite, *, relaxed: bool = False) -> Write:
-        return Write(lambda: self._journal.save(entry, relaxed=relaxed))
 
     def _leave_for(self, delay: float) -> None:
         if delay > self._settings.step_sleep:

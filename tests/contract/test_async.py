@@ -25,7 +25,7 @@ from celery_durable.exceptions import (
     StepTimeLimitError,
     StepUsageError,
 )
-from celery_durable.executor import Execution
+from celery_durable.executor import Execution, journal
 from celery_durable.loop import event_loop
 from celery_durable.seam import Suspended
 
@@ -360,9 +360,9 @@ def test_asyncio_timeout_too(story: Story) -> None:
     assert done == ["slow", "after"]
 
 
-def test_a_step_whose_value_is_being_stored_is_not_cancelled_any_more(
-    story: Story, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def held_up(story: Story, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Return an event that says that a checkpoint is about to be written, and one that lets it."""
     storing, go_on = threading.Event(), threading.Event()
     checkpoint = story.store.runs.checkpoint
 
@@ -372,6 +372,13 @@ def test_a_step_whose_value_is_being_stored_is_not_cancelled_any_more(
         return checkpoint(*args, **options)
 
     monkeypatch.setattr(story.store.runs, "checkpoint", slowly)
+    return storing, go_on
+
+
+def test_a_step_whose_value_is_being_stored_is_not_cancelled_any_more(
+    story: Story, held_up: tuple[threading.Event, threading.Event]
+) -> None:
+    storing, go_on = held_up
 
     async def body() -> str:
         step = asyncio.ensure_future(work("stored"))
@@ -383,6 +390,49 @@ def test_a_step_whose_value_is_being_stored_is_not_cancelled_any_more(
 
     assert story.attempt(body) == "stored done"
     assert story.steps() == {"work": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("step", "tried"),
+    [
+        pytest.param(flaky, ["flaky"], id="while its failed try is stored"),
+        pytest.param(work.options(at_most_once=True), [], id="while its begin is stored"),
+    ],
+)
+def test_a_step_that_is_cancelled_during_a_note_of_it_stays_cancelled(
+    story: Story, held_up: tuple[threading.Event, threading.Event], step: Any, tried: list[str]
+) -> None:
+    storing, go_on = held_up
+
+    async def body() -> str:
+        called = asyncio.ensure_future(step(1))
+        await asyncio.to_thread(storing.wait, 10)
+        called.cancel()
+        await asyncio.sleep(0.01)
+        go_on.set()
+        try:
+            return str(await called)
+        except asyncio.CancelledError:
+            return plain("instead")
+
+    for _ in range(2):
+        assert story.attempt(body) == "instead done"
+    assert done == [*tried, "instead"]
+
+
+def test_a_step_that_is_cancelled_between_two_tries_is_cancelled_again_at_the_replay(story: Story) -> None:
+    """Also if it would succeed this time."""
+    patient = flaky.options(default_retry_delay=60)
+
+    async def body() -> str:
+        try:
+            return str(await asyncio.wait_for(patient(1), 0.05))
+        except (asyncio.TimeoutError, TimeoutError):
+            return await work("instead")
+
+    for _ in range(2):
+        assert story.attempt(body, step_sleep=3600.0) == "instead done"
+    assert done == ["flaky", "instead"]
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="task groups came with Python 3.11")
@@ -479,6 +529,53 @@ def test_a_run_that_leaves_finishes_its_steps_in_flight_and_stores_nothing_after
     assert [key for key, outcome in story.steps().items() if outcome == "ok"] == ["[2]/work"]
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="task groups came with Python 3.11")
+def test_a_step_that_has_begun_as_the_run_leaves_is_executed_though_its_group_is_cancelled(
+    story: Story, held_up: tuple[threading.Event, threading.Event]
+) -> None:
+    """Else it were a step that was started, with no outcome: nobody knew that it has done nothing."""
+    storing, go_on = held_up
+
+    async def sleeps() -> None:
+        await asyncio.to_thread(storing.wait, 10)
+        asyncio.get_running_loop().call_later(0.05, go_on.set)
+        durable.sleep(3600)
+
+    async def body() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(sleeps())
+            group.create_task(work.options(at_most_once=True)("once"))
+
+    with pytest.raises(Suspended):
+        story.run(story.claimed(), body())
+
+    assert done == ["once"]
+    assert story.steps()["work"] == "ok"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="task groups came with Python 3.11")
+def test_a_step_between_two_tries_as_the_run_leaves_is_tried_again_when_it_is_back(story: Story) -> None:
+    """Its group's cancellation is no doing of the body."""
+    patient = flaky.options(default_retry_delay=60)
+
+    async def sleeps() -> None:
+        while "flaky" not in story.steps():
+            await asyncio.sleep(0.01)
+        durable.sleep(3600)
+
+    async def body() -> str:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(sleeps())
+            tried = group.create_task(patient(1))
+        return str(tried.result())
+
+    with pytest.raises(Suspended):
+        story.run(story.claimed(step_sleep=60.0), body())
+
+    assert done == ["flaky"]
+    assert story.steps()["flaky"] == "trying"
+
+
 def test_a_signal_that_comes_while_steps_are_finished_brings_the_run_back_at_once(story: Story) -> None:
     async def waits() -> Any:
         await asyncio.sleep(0.02)
@@ -527,6 +624,26 @@ def test_a_worker_that_drains_lets_steps_in_flight_finish(
     assert left.value.outcome == "released"
     assert done == ["a"]
     assert story.steps() == {"work": "ok"}
+
+
+@pytest.mark.parametrize("step", ["async", "sync"])
+def test_a_step_that_begins_long_after_the_last_write_asks_first_whether_it_may(
+    story: Story, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    execution = story.claimed()
+
+    async def body() -> None:
+        await work("first")
+        story.store.inspection.cancel([story.id], operation=uuid.uuid4(), actor="ada", reason=None)
+        monkeypatch.setattr(journal, "_A_WHILE", 0.0)
+        if step == "async":
+            await asyncio.gather(*(work("never") for _ in range(20)))
+        else:
+            plain("never")
+
+    with pytest.raises(RunCancelled):
+        story.run(execution, body())
+    assert done == ["first"]
 
 
 def test_a_cancelled_run_is_told_once_also_in_a_task(story: Story) -> None:
