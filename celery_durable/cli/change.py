@@ -82,7 +82,9 @@ def retry(ctx: click.Context, /, **options: Any) -> None:
 @_reason
 @_actor
 @as_json_option
-@click.option("--terminate", is_flag=True, help="Interrupt a step that is executed: kill its pool process.")
+@click.option(
+    "--terminate", is_flag=True, help="Interrupt steps that are executed, children's too: kill pool processes."
+)
 @click.pass_context
 @reporting
 def cancel(ctx: click.Context, /, *, terminate: bool, **options: Any) -> None:

@@ -65,8 +65,8 @@ class Runs(RunsInView):
             run_id: the run's id, which is its Celery task id.
             reason: kept with the run, for those who will ask.
             actor: who wants it; the user of this process by default.
-            terminate: interrupt a step that is being executed, as Celery's `revoke(terminate=True)` does: its
-                pool process is killed, so that the body cannot clean up.
+            terminate: interrupt a step that is being executed, its children's as well, as Celery's
+                `revoke(terminate=True)` does: the pool process is killed, so that the body cannot clean up.
 
         Raises `RunNotFoundError`, and `RunStateError` for a run that is over.
         """
@@ -174,11 +174,11 @@ class Runs(RunsInView):
         inspection = self._store.inspection
 
         def cancel(batch: Sequence[str]) -> Sequence[Change]:
-            changes = inspection.cancel(
-                batch, operation=uuid.uuid4(), actor=actor or this_user(), reason=reason
-            )
-            executing = [one.id for one in changes if one.state is RunState.RUNNING]
-            if terminate and executing:
+            said = {"actor": actor or this_user(), "reason": reason}
+            changes = inspection.cancel(batch, operation=uuid.uuid4(), **said)
+            if terminate and (executing := inspection.executing([one.id for one in changes])):
+                children = [one for one in executing if one not in set(batch)]
+                inspection.cancel(children, operation=uuid.uuid4(), cause="parent", **said)
                 self._app.control.revoke(executing, terminate=True)
             return changes
 

@@ -133,6 +133,33 @@ def test_a_parent_that_is_resumed_resumes_its_failed_child_once_whoever_is_kille
     assert world.ledger.count("start", "child") == 3, "no finished step of a child was repeated"
 
 
+@pytest.mark.parametrize(
+    ("task", "args", "executed"),
+    [
+        ("parent", (2,), ("start", "child", 2)),
+        ("parent_of_plain", (), ("body", "plain child", 1)),
+        ("parent_of_canvas", ("group",), ("start", "mid", 2)),
+    ],
+)
+def test_terminate_interrupts_what_the_children_execute(
+    world: World, task: str, args: tuple[Any, ...], executed: tuple[str, str, int]
+) -> None:
+    """Their steps would hang for ever: the gate stays closed."""
+    kind, name, times = executed
+    world.worker(concurrency=2)
+    world.gates.close(name)
+    result = world.send(task, *args)
+    world.ledger.wait_for(kind, name, times=times, timeout=40)
+
+    Runs(world.app).cancel(result.id, terminate=True)
+
+    eventually(lambda: not world.tables.rows("select id from durable.run where finished_at is null"))
+    ended = world.tables.rows("select id, state, reason from durable.run where state = 'cancelled' order by key")
+    assert (ended[0]["id"], ended[0]["reason"]) == (result.id, "cancelled")
+    assert {one["reason"] for one in ended[1:]} == {"parent"}
+    assert len(ended) >= 1 + times
+
+
 @pytest.mark.parametrize("kind", ["chain", "group"])
 def test_the_members_of_a_canvas_are_cancelled_with_their_parent(world: World, kind: str) -> None:
     """Also the second link of a chain, which its first one has sent."""

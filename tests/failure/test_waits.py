@@ -153,6 +153,7 @@ def test_a_step_that_hangs_is_interrupted_if_asked_and_the_run_can_be_resumed_on
 
     Runs(world.app).cancel(result.id, terminate=True)
     world.tables.wait_for_state(result.id, "cancelled")
+    assert world.tables.run(result.id)["reason"] == "cancelled"
     world.gates.open("hanging")
     Runs(world.app).resume(result.id)
 

@@ -179,7 +179,8 @@ with target as materialized (
 ), noted as (
     insert into durable.event (run_key, kind, actor, detail)
     select t.key, case when t.state in ('pending', 'waiting') then 'cancelled' else 'cancel_requested' end,
-           %(actor)s, jsonb_build_object('operation', %(operation)s::text, 'from', t.state, 'reason', %(reason)s::text)
+           %(actor)s, jsonb_build_object('operation', %(operation)s::text, 'from', t.state, 'reason', %(reason)s::text,
+                                          'cause', %(cause)s::text)
     from target t where t.key in (select key from ended union all select key from asked)
 )
 select t.id, coalesce(mine.detail ->> 'from', t.state) as before,
@@ -190,6 +191,26 @@ from target t
 left join ended on ended.key = t.key
 left join durable.event mine on mine.run_key = t.key and mine.detail ->> 'operation' = %(operation)s::text
 order by t.key
+
+-- name: executing
+-- Which of these runs, and of the runs that are cancelled with them, are being executed: children that a body waits
+-- for, and members of a canvas that took its place, of these in turn. One that takes back is not meant.
+with recursive going (key, id, tree, replacements) as (
+    select r.key, r.id, coalesce(r.root, r.id), r.replacements from durable.run r where r.id = any(%(ids)s)
+    union
+    select c.key, c.id, coalesce(c.root, c.id), c.replacements
+    from going g
+    cross join lateral (
+        select c.key
+        from durable.checkpoint k join durable.run c
+            on c.wait = case k.outcome when 'waiting' then convert_from(k.output, 'UTF8')::uuid else k.wait end
+        where k.run_key = g.key and k.kind = 'children' and k.outcome in ('waiting', 'discarded')
+          and c.finished_at is null and not c.detached
+        union all
+        select m.key from durable.members_of(g.id, g.tree) m where g.replacements > 0) as found
+    join durable.run c on c.key = found.key
+)
+select r.id from going g join durable.run r on r.key = g.key where r.state = 'running' order by r.key
 
 -- name: retry_now
 -- Runs that wait for a retry become pending at once, as the keeper would make them later; the caller publishes

@@ -424,10 +424,14 @@ where w.token = %(token)s and r.state in ('running', 'cancelling')
 
 -- name: revoke
 -- Celery's revoke: a run that is not executing ends at once; an executing one only where its own worker
--- has just terminated it.
+-- has just terminated it. Who wanted that is told by the event: whoever cancels may want it terminated, too.
 with revoked as (
     update durable.run r
-    set state = 'cancelled', reason = 'revoked', due = null, worker = null, pid = null, custom_state = null,
+    set state = 'cancelled', due = null,
+        reason = coalesce(
+            (select e.detail ->> 'cause' from durable.event e
+             where e.run_key = r.key and e.kind = 'cancel_requested' order by e.key desc limit 1), 'revoked'),
+        worker = null, pid = null, custom_state = null,
         finished_at = durable.clock(), unreported = true, fence = gen_random_uuid(),
         cascading = r.awaits is not null or r.replacements > 0
     where r.id = %(id)s
