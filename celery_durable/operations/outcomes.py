@@ -113,6 +113,12 @@ def not_resumed(change: Change) -> RunStateError:
             f"resume it when they have, and they are resumed with it"
         )
         return RunStateError(message, run_id=change.id, state=str(change.state))
+    if change.other is not None and change.state in (RunState.FAILED, RunState.CANCELLED):
+        message = (
+            f"The run {change.id} is a singleton, and {change.other}, which has its key, is not over: "
+            f"cancel that one first, or wait for its end"
+        )
+        return RunStateError(message, run_id=change.id, state=str(change.state))
     hint = _WHY_NOT_RESUMED.get(change.state or RunState.PENDING, "look again")
     which = "Only failed and cancelled runs can be resumed. "
     if change.state in (RunState.FAILED, RunState.CANCELLED):

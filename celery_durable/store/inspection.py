@@ -189,6 +189,8 @@ class InspectionStore:
         def work(connection: Connection) -> list[Row]:
             with connection.transaction():
                 connection.execute(self._sql["hold"], parameters)
+                connection.execute(self._sql["hold_singletons"], parameters)
+                connection.execute(self._sql["take_singletons"], parameters)
                 children = children_to_resume(connection, self._sql, ids)
                 rows = connection.execute(self._sql["resume"], parameters).fetchall()
                 now = [row for row in rows if row["now"]]

@@ -46,7 +46,10 @@ class OnceStore:
                         holder = self._retake(connection, parameters)  # it has just been woken
                 if holder != run.id:
                     return holder, None
-                return holder, self._runs.add(connection, [run])[0]
+                state = self._runs.add(connection, [run])[0]
+                if key.kind == "singleton":
+                    connection.execute(self._sql["mark"], parameters)
+                return holder, state
 
         return self._connections.patiently(work, budget=ENQUEUE_BUDGET)
 

@@ -339,6 +339,7 @@ class Change:
         message: the stored message to publish, after a resume.
         children: how many children a resumed run starts again with it.
         stopping: whether it cannot be resumed yet, because its children are still being cancelled.
+        other: the live run that has its key, of a singleton that cannot be resumed beside it.
     """
 
     id: str
@@ -350,3 +351,4 @@ class Change:
     body: bytes | None = field(default=None, repr=False)
     children: int = 0
     stopping: bool = False
+    other: str | None = None

@@ -199,6 +199,65 @@ def test_a_singleton_that_failed_or_was_cancelled_is_over(world: World) -> None:
     assert len({first, second, task.delay("x").id}) == 3
 
 
+def test_a_singleton_is_resumed_only_while_no_other_run_has_its_key(world: World) -> None:
+    task = world.task(failing, singleton=True)
+    first = world.run(task, "x")
+    second = task.delay("x").id
+
+    with pytest.raises(durable.RunStateError, match=f"singleton, and {second}"):
+        Runs(world.app).resume(first)
+    Runs(world.app).cancel(second)
+    Runs(world.app).resume(first)
+
+    assert task.delay("x").id == first, "the key is its own again"
+    with pytest.raises(durable.RunStateError, match=f"singleton, and {first}"):
+        Runs(world.app).resume(second)
+    world.deliver(first)
+    assert Runs(world.app).resume(second).changed
+
+
+def test_of_two_singletons_that_are_resumed_together_one_is(world: World) -> None:
+    task = world.task(failing, singleton=True)
+    both = [world.run(task, "x") for _ in range(2)]
+
+    resumed = Runs(world.app).resume_many(both)
+
+    assert sorted(one.changed for one in resumed) == [False, True]
+    (live,) = execute(world.store, "select id from durable.run where finished_at is null")
+    (refused,) = (one for one in resumed if not one.changed)
+    assert live["id"] in str(refused.error)
+
+
+def test_a_singleton_whose_key_went_with_its_successor_is_resumed_with_it(world: World) -> None:
+    task = world.task(failing, singleton=True)
+    first = world.run(task, "x")
+    second = world.run(task, "x")
+    execute(world.store, "delete from durable.once")
+    execute(world.store, "delete from durable.run where id = %s", second)
+
+    Runs(world.app).resume(first)
+
+    assert task.delay("x").id == first
+
+
+def test_a_singleton_is_not_resumed_beside_one_that_is_just_being_stored(world: World) -> None:
+    """Its caller has the key and has not committed: the resume waits for it."""
+    task = world.task(failing, singleton=True)
+    first, second = world.run(task, "x"), "the one being stored"
+    with open_transaction(world.store) as caller:
+        caller.execute("select * from durable.once for update")
+        resuming = background(lambda: Runs(world.app).resume(first))
+        wait_until_blocked(world.store)
+        caller.execute(
+            "insert into durable.run (id, task, queue, state, message, body, due, published_at)"
+            " select %s, task, queue, 'pending', message, body, now(), now() from durable.run where id = %s",
+            [second, first],
+        )
+        caller.execute("update durable.once set run = %s", [second])
+    with pytest.raises(durable.RunStateError, match=second):
+        resuming.result(20)
+
+
 @pytest.mark.parametrize(
     "singleton", ["article-{article}", lambda article, express=None: f"article-{article}"]
 )

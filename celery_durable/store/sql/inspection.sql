@@ -245,12 +245,32 @@ order by t.key
 -- In front of `resume`: what it judges them by is read when nobody else changes them any more.
 select key from durable.run where id = any(%(ids)s) order by key for no key update
 
+-- name: hold_singletons
+-- The keys of singletons that are to be resumed, so that no caller takes them meanwhile.
+insert into durable.once (task, kind, key, run)
+select distinct on (r.task, r.singleton) r.task, 'singleton', r.singleton, r.id
+from durable.run r
+where r.id = any(%(ids)s) and r.singleton is not null and r.state in ('failed', 'cancelled')
+order by r.task, r.singleton, r.key desc
+on conflict (task, kind, key) do update set run = durable.once.run
+
+-- name: take_singletons
+-- Theirs again, unless another run has the key that is not over. A statement of its own: the snapshot of the one that
+-- locks may be older than that run.
+update durable.once o set run = r.id
+from durable.run r
+where r.id = any(%(ids)s) and r.singleton is not null and r.state in ('failed', 'cancelled')
+  and o.task = r.task and o.kind = 'singleton' and o.key = r.singleton
+  and not exists (select from durable.run other where other.id = o.run and other.finished_at is null)
+
 -- name: resume
 -- Final runs that did not succeed begin a new generation: their checkpoints stay, their counters start again,
 -- and the claim may not refuse them for having expired. They count as published: the caller does it next. Children
 -- of a cancelled one that the keeper has not come to yet go on; those that have been told to stop do so first.
 with target as materialized (
     select r.key, r.id, r.state, r.generation, r.message, r.body, r.ending, r.reason,
+           (select nullif(o.run, r.id) from durable.once o
+            where o.task = r.task and o.kind = 'singleton' and o.key = r.singleton) as other,
            r.state = 'cancelled' and exists (
                select from durable.waits_to_resume(r.key) w join durable.run c on c.wait = w.wait
                where c.finished_at is null and (c.cancel_requested or c.ending is not null)) as stopping
@@ -269,7 +289,7 @@ with target as materialized (
         result_type = case when r.ending = 'failed' then r.result_type end,
         traceback = case when r.ending = 'failed' then r.traceback end,
         meta = case when r.ending = 'failed' then r.meta end
-    from target t where r.key = t.key and t.state in ('failed', 'cancelled') and not t.stopping
+    from target t where r.key = t.key and t.state in ('failed', 'cancelled') and not t.stopping and t.other is null
       -- one that was taken back has nothing to go on from; one whose compensation failed goes on with the rest
       and (t.ending is null or t.reason = 'rollback')
     returning r.key, r.generation
@@ -278,7 +298,7 @@ select t.key, t.id, coalesce(mine.detail ->> 'from', t.state) as before,
        case when resumed.key is null then t.state else 'pending' end as state,
        coalesce(resumed.generation, t.generation) as generation,
        resumed.key is not null as now, mine.detail is not null or resumed.key is not null as changed,
-       t.stopping and t.ending is null as stopping, coalesce((mine.detail ->> 'children')::integer, 0) as children,
+       t.stopping and t.ending is null as stopping, t.other, coalesce((mine.detail ->> 'children')::integer, 0) as children,
        t.message, t.body
 from target t
 left join resumed on resumed.key = t.key

@@ -29,6 +29,10 @@ update durable.once set run = %(id)s, expires_at = durable.clock() + %(ttl)s::in
 where task = %(task)s and kind = %(kind)s and key = %(key)s
 returning run
 
+-- name: mark
+-- A singleton remembers its key, for the day on which it is resumed.
+update durable.run set singleton = %(key)s where id = %(id)s
+
 -- name: postpone
 -- A debounced run gets the newest arguments and a later time, but not later than its caller wants to wait at most.
 update durable.run
