@@ -83,7 +83,9 @@ def retry(ctx: click.Context, /, **options: Any) -> None:
 @_actor
 @as_json_option
 @click.option(
-    "--terminate", is_flag=True, help="Interrupt steps that are executed, children's too: kill pool processes."
+    "--terminate",
+    is_flag=True,
+    help="Interrupt executed steps, children's too: kill pool processes.",
 )
 @click.pass_context
 @reporting

@@ -53,8 +53,8 @@ class Pause(Ask):
         self.seconds = seconds
 
 
-class Abandoned(BaseException):  # noqa: N818  (no error of the step: its caller has cancelled it)
-    """The run's own code has cancelled the step, by a timeout or a task group."""
+class Abandoned(BaseException):
+    """The run's own code has cancelled the step, by a timeout or a task group: no error of the step."""
 
     def __init__(self, cancelled: BaseException) -> None:
         super().__init__("cancelled by the body")

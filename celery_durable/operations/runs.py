@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery_durable.envelope import publish_stored
@@ -23,13 +24,13 @@ from celery_durable.operations.outcomes import (
 )
 from celery_durable.operations.reading import RunsInView
 from celery_durable.operations.sending import deliver
-from celery_durable.run import RunState
 from celery_durable.store.inspection import Filter
 from celery_durable.store.writes import Stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from celery_durable.run import RunState
     from celery_durable.store.views import Change
 
 
@@ -174,11 +175,10 @@ class Runs(RunsInView):
         inspection = self._store.inspection
 
         def cancel(batch: Sequence[str]) -> Sequence[Change]:
-            said = {"actor": actor or this_user(), "reason": reason}
-            changes = inspection.cancel(batch, operation=uuid.uuid4(), **said)
-            if terminate and (executing := inspection.executing([one.id for one in changes])):
-                children = [one for one in executing if one not in set(batch)]
-                inspection.cancel(children, operation=uuid.uuid4(), cause="parent", **said)
+            ask = partial(inspection.cancel, actor=actor or this_user(), reason=reason)
+            changes = ask(batch, operation=uuid.uuid4())
+            if terminate and (executing := inspection.executing(batch)):
+                ask(tuple({*executing} - {*batch}), operation=uuid.uuid4(), cause="parent")
                 self._app.control.revoke(executing, terminate=True)
             return changes
 

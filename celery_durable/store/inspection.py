@@ -137,7 +137,7 @@ class InspectionStore:
         rows = self._patiently(lambda connection: connection.execute(sql, parameters).fetchall(), budget)
         return [_change(row) for row in rows]
 
-    def executing(self, ids: Sequence[str]) -> list[str]:
+    def executing(self, ids: Sequence[str]) -> Sequence[str]:
         """Return which of these runs, and of those that are cancelled with them, are being executed."""
         return [row["id"] for row in self._read(self._sql["executing"], {"ids": list(ids)})]
 

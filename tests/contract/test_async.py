@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from harness.waiting import eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inspecting import Worker, execute
@@ -559,8 +560,7 @@ def test_a_step_between_two_tries_as_the_run_leaves_is_tried_again_when_it_is_ba
     patient = flaky.options(default_retry_delay=60)
 
     async def sleeps() -> None:
-        while "flaky" not in story.steps():
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(eventually, lambda: "flaky" in story.steps())
         durable.sleep(3600)
 
     async def body() -> str:

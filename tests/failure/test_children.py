@@ -154,7 +154,9 @@ def test_terminate_interrupts_what_the_children_execute(
     Runs(world.app).cancel(result.id, terminate=True)
 
     eventually(lambda: not world.tables.rows("select id from durable.run where finished_at is null"))
-    ended = world.tables.rows("select id, state, reason from durable.run where state = 'cancelled' order by key")
+    ended = world.tables.rows(
+        "select id, state, reason from durable.run where state = 'cancelled' order by key"
+    )
     assert (ended[0]["id"], ended[0]["reason"]) == (result.id, "cancelled")
     assert {one["reason"] for one in ended[1:]} == {"parent"}
     assert len(ended) >= 1 + times
