@@ -45,7 +45,11 @@ class Schedule:
         expires, expires_at = _span_or_moment(app, "expires", options.pop("expires", default_expires))
         moment = _span_or_moment(app, "eta", eta)[1] if eta is not None else None
         span = _span("countdown", countdown) if countdown and moment is None else None
-        deadline, deadline_at = _span_or_moment(app, "deadline", options.pop("deadline", default_deadline))
+        until = options.pop("deadline", default_deadline)
+        if isinstance(until, bool):
+            message = f"deadline={until!r} is no number of seconds, timedelta or datetime"
+            raise ConfigurationError(message)
+        deadline, deadline_at = _span_or_moment(app, "deadline", until)
         return cls(span, moment, expires, expires_at, deadline, deadline_at)
 
     def told(self, app: Celery) -> dict[str, str]:

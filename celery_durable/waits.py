@@ -14,10 +14,11 @@ T = TypeVar("T")
 _Timeout = timedelta | float | None
 
 _LONGEST_NAME = 200
+_NO_LENGTH: Any = MISSING
 
 
 def sleep(
-    length: timedelta | float | None = None,
+    length: timedelta | float = _NO_LENGTH,
     /,
     *,
     weeks: float = 0,
@@ -46,9 +47,12 @@ def sleep(
 
     >>> sleep(milliseconds=1)
     """
-    if length is None:
-        whole = weeks * 604_800 + days * 86_400 + hours * 3600 + minutes * 60 + seconds
-        length = whole + milliseconds / 1000
+    whole = weeks * 604_800 + days * 86_400 + hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
+    if length is _NO_LENGTH:
+        length = whole
+    elif whole:
+        message = f"sleep({length!r}, …) is given units as well: name one or the others"
+        raise StepUsageError(message)
     span = _span(length, "sleep")
     frame = context.current()
     if frame is None:
@@ -65,6 +69,10 @@ def sleep_until(when: datetime, /) -> None:
 
     Raises `StepUsageError` for one without, and where `sleep` does.
     """
+    told: Any = when
+    if not isinstance(told, datetime):
+        message = f"sleep_until({when!r}) is given no datetime; for a length of time there is sleep"
+        raise StepUsageError(message)
     if when.tzinfo is None:
         message = (
             f"sleep_until({when!r}) says no time zone: give the moment one, such as datetime.timezone.utc"
@@ -130,9 +138,17 @@ def checked_name(name: str) -> str:
     return name
 
 
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        message = "a bool is none"
+        raise TypeError(message)
+    number: float = value
+    return number
+
+
 def _span(length: timedelta | float, what: str) -> timedelta:
     try:
-        span = length if isinstance(length, timedelta) else timedelta(seconds=length)
+        span = length if isinstance(length, timedelta) else timedelta(seconds=_number(length))
     except (OverflowError, TypeError, ValueError) as error:
         message = f"{what}: {length!r} is not a number of seconds or a timedelta ({error})"
         raise StepUsageError(message) from error

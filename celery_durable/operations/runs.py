@@ -248,6 +248,9 @@ class Runs(RunsInView):
         dry_run: bool,
         progress: Callable[[int], None] | None,
     ) -> Sequence[Outcome]:
+        if isinstance(runs, str):
+            message = f"{runs!r} is one id: give a list of ids, or a Filter"
+            raise TypeError(message)
         if isinstance(runs, Filter):
             return selection.in_bulk(
                 self._store.inspection, runs, possible, change, dry_run=dry_run, progress=progress

@@ -92,7 +92,8 @@ def deliver(
 ) -> bool:
     """Deliver a signal, and publish the message of the run that it wakes."""
     checked_name(name)
-    if once is not None and not (once.isprintable() and 0 < len(once) <= _LONGEST_KEY):
+    key: Any = once
+    if key is not None and not (isinstance(key, str) and key.isprintable() and 0 < len(key) <= _LONGEST_KEY):
         message = f"idempotency_key={once!r} is no printable string of at most {_LONGEST_KEY} characters"
         raise StepUsageError(message)
     store, backend = store_of(app), _backend(app)

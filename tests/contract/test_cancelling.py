@@ -336,6 +336,11 @@ def test_a_tasks_own_deadline_holds_unless_its_caller_says_another(world: World)
     assert world.state(callers) == ("waiting", "sleep")
 
 
+def test_a_deadline_that_is_a_bool_is_refused(world: World) -> None:
+    with pytest.raises(durable.ConfigurationError, match="deadline=True is no number"):
+        world.task(sleepy).apply_async(deadline=True)
+
+
 def test_a_run_that_is_executing_at_its_deadline_is_told_and_may_clean_up(world: World) -> None:
     seen: list[Any] = []
 

@@ -79,6 +79,8 @@ def test_a_dry_run_names_the_same_runs_and_changes_nothing(store: Store, runs: R
 def test_an_empty_filter_is_refused(runs: Runs) -> None:
     with pytest.raises(ValueError, match="An empty filter would change every run"):
         runs.resume_many(Filter())
+    with pytest.raises(TypeError, match="is one id"):
+        runs.resume_many("3f2a")
     with pytest.raises(ValueError, match="An empty filter"):
         runs.cancel_many(Filter(), dry_run=True)
     with pytest.raises(ValueError, match="give it a Filter instead of ids"):

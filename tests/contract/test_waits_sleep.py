@@ -355,6 +355,10 @@ def test_a_run_sleeps_in_its_body_and_not_in_a_step_or_a_thread(story: Story) ->
     [
         lambda: durable.sleep("1 hour"),  # type: ignore[arg-type]
         lambda: durable.sleep(float("nan")),
+        lambda: durable.sleep(None),  # type: ignore[arg-type]
+        lambda: durable.sleep(True),
+        lambda: durable.sleep(0, seconds=0.001),
+        lambda: durable.sleep_until("2030-01-01"),  # type: ignore[arg-type]
         lambda: durable.sleep(weeks=10_000_000_000),
         lambda: durable.sleep(timedelta.max),
         lambda: durable.sleep_until(datetime(2030, 1, 1)),  # noqa: DTZ001
@@ -364,7 +368,7 @@ def test_a_run_sleeps_in_its_body_and_not_in_a_step_or_a_thread(story: Story) ->
         lambda: durable.wait_for_signal("a\0b"),
         lambda: durable.wait_for_signal("approved", timeout=timedelta.max),
     ],
-    ids="abcdefghij",
+    ids="abcdefghijklmn",
 )
 def test_what_cannot_be_meant_is_an_error_of_the_call(wrong: Callable[[], None]) -> None:
     with pytest.raises(StepUsageError):
