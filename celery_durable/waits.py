@@ -31,8 +31,8 @@ def sleep(
     """Wait for a length of time, in the database: until then the run leaves its worker and costs nothing.
 
     The due time is fixed by the database's clock when the body first gets here; a crash neither extends nor
-    restarts it. Up to `durable_step_sleep` seconds are waited for on the worker. A length of nothing or less
-    returns at once. Outside a run it waits as `time.sleep` does.
+    restarts it. Up to `durable_step_sleep` seconds are waited for on the worker, but not in an `async def`
+    body. A length of nothing or less returns at once. Outside a run it waits as `time.sleep` does.
 
     Arguments:
         length: a `timedelta`, or seconds; instead of the units that follow.

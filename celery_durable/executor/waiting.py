@@ -77,7 +77,8 @@ class Waiter:
             if left <= timedelta(0) or (known is not None and known.finished):
                 return
             wait = self.wait(key, outcomes.SLEEP, str(until or length), length, until)
-            if left.total_seconds() > self._settings.step_sleep:
+            on_a_loop = frame.crew is not None  # which would stand still meanwhile, for all that it drives
+            if on_a_loop or left.total_seconds() > self._settings.step_sleep:
                 self.leave(wait)
             else:
                 self._pause(wait, known, left.total_seconds())

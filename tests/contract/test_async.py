@@ -576,6 +576,17 @@ def test_a_step_between_two_tries_as_the_run_leaves_is_tried_again_when_it_is_ba
     assert story.steps()["flaky"] == "trying"
 
 
+def test_a_short_sleep_does_not_hold_up_the_loop(story: Story) -> None:
+    """As one of a `def` body does its thread: it would make the time of other tasks run out."""
+
+    async def body() -> None:
+        durable.sleep(1.9)
+
+    with pytest.raises(Suspended):
+        story.run(story.claimed(step_sleep=2.0), body())
+    assert story.steps() == {"sleep": "waiting"}
+
+
 def test_a_signal_that_comes_while_steps_are_finished_brings_the_run_back_at_once(story: Story) -> None:
     async def waits() -> Any:
         await asyncio.sleep(0.02)
