@@ -356,7 +356,7 @@ def test_a_run_sleeps_in_its_body_and_not_in_a_step_or_a_thread(story: Story) ->
         lambda: durable.sleep("1 hour"),  # type: ignore[arg-type]
         lambda: durable.sleep(float("nan")),
         lambda: durable.sleep(None),  # type: ignore[arg-type]
-        lambda: durable.sleep(True),
+        lambda: durable.sleep(True),  # noqa: FBT003
         lambda: durable.sleep(0, seconds=0.001),
         lambda: durable.sleep_until("2030-01-01"),  # type: ignore[arg-type]
         lambda: durable.sleep(weeks=10_000_000_000),
