@@ -115,12 +115,12 @@ def alone() -> Iterator[None]:
 
 
 @contextmanager
-def among(frame: Frame, crew: Crew) -> Iterator[None]:
-    """Mark another task that a task of the body starts: its steps have keys of their own."""
+def among(frame: Frame, crew: Crew) -> Iterator[str]:
+    """Mark another task that a task of the body starts: its steps have keys of their own; yield its scope."""
     scope, own = crew.next()
     token = _frame.set(frame._replace(scope=scope, crew=own))
     try:
-        yield
+        yield scope
     finally:
         _frame.reset(token)
 

@@ -97,9 +97,9 @@ def _new_task(
     if frame is None or crew is None or options.get("context") is not None:
         return asyncio.Task(coroutine, loop=loop, **options)
     options.pop("context", None)
-    with context.among(frame, crew):
+    with context.among(frame, crew) as scope:
         task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
-    crew.started(task)
+    crew.muster.joined(task, scope)
     return task
 
 

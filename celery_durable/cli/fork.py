@@ -101,6 +101,8 @@ def _say(forked: Fork) -> None:
     click.echo(f"  {verb}: {', '.join(forked.kept) or 'nothing'}")
     if forked.overridden:
         click.echo(f"  with another value: {', '.join(forked.overridden)}")
+    if forked.taken_back and forked.kept:
+        click.echo("  The run has taken back what it had done: what is kept may be undone.", err=True)
     click.echo(
         f"  {'would run' if forked.id is None else 'run'} again: {', '.join(forked.again) or 'nothing'}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ class Muster:
         steps: one for each step that is being executed.
         ending: whether the body is over: no further step begins.
         closing: whether everything is being cancelled: what ends now is not stored.
+        begun: the scopes of the tasks that were started.
+        ended: those of them that are over.
 
     Arguments:
         journal: says when the run leaves its worker.
@@ -29,6 +32,8 @@ class Muster:
 
     def __init__(self, journal: Journal) -> None:
         self.steps: set[asyncio.Future[Any]] = set()
+        self.begun: set[str] = set()
+        self.ended: set[str] = set()
         self.closing = False
         self.ending = False
         self._journal = journal
@@ -44,7 +49,7 @@ class Muster:
         """
         with context.led(frame, Crew(self, frame.scope, seed, told=self._journal.told)):
             root = asyncio.Task(coroutine)
-        self.joined(root)
+        self.joined(root, frame.scope)
         left = asyncio.ensure_future(self._left.wait())
         self._aborted = asyncio.get_running_loop().create_future()
         try:
@@ -57,13 +62,15 @@ class Muster:
             await self.dismiss()
         return root.result()
 
-    def joined(self, task: asyncio.Task[Any]) -> None:
+    def joined(self, task: asyncio.Task[Any], scope: str) -> None:
         """Note a new task."""
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        self.begun.add(scope)
+        task.add_done_callback(partial(self._ended, scope))
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
+    def _ended(self, scope: str, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
+        self.ended.add(scope)
         if not task.cancelled():
             task.exception()  # looked at: whoever started it may not wait for it any more
         if self._journal.leaving is not None:
@@ -121,10 +128,6 @@ class Crew:
         crew: Crew | None = self
         while crew is not None:
             crew.told, crew = True, crew._starter  # noqa: SLF001
-
-    def started(self, task: asyncio.Task[Any]) -> None:
-        """Note the task."""
-        self.muster.joined(task)
 
 
 def decisive(error: BaseException, kinds: tuple[type[BaseException], ...]) -> BaseException:

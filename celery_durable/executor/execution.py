@@ -133,7 +133,7 @@ class Execution:
         base = frame.scope + (step.step_options.key or step.name)
         key = self._keys.begin(base, keyed=step.step_options.key is not None)
         try:
-            arguments = digest(step.named_arguments(args, kwargs))
+            arguments = self._digest(step, args, kwargs)
             return self._step(frame, step, Call(key, arguments, args, kwargs))
         finally:
             self._keys.end(base)
@@ -142,7 +142,7 @@ class Execution:
         self, frame: context.Frame, step: Step[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Coroutine[Any, Any, Any]:
         """Return what awaits the step; its key is given now, in the order of the calls."""
-        arguments = digest(step.named_arguments(args, kwargs))
+        arguments = self._digest(step, args, kwargs)
         base = frame.scope + (step.step_options.key or step.name)
         key = self._keys.begin(base, keyed=step.step_options.key is not None)
         self._keys.end(base)
@@ -177,6 +177,11 @@ class Execution:
 
         return Muster(self._journal)
 
+    def _digest(
+        self, step: Step[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[bytes, str]:
+        return digest(step.named_arguments(args, kwargs))
+
     def _step(self, frame: context.Frame, step: Step[Any, Any], call: Call) -> Any:
         known = self._history.find(call.key)
         if known is not None and known.finished:
@@ -201,7 +206,7 @@ class Execution:
             self._keys.end(base)
             known = self._history.find(key)
             replayed = replayed and known is not None and known.finished
-            arguments = digest(call.step.named_arguments(call.args, call.kwargs))
+            arguments = self._digest(call.step, call.args, call.kwargs)
             chosen = Call(key, arguments, call.args, call.kwargs, seq)
             work.append(partial(self._step, frame, call.step, chosen))
         return side_by_side(work, threads=1 if replayed else threads)

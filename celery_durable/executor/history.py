@@ -11,6 +11,7 @@ from celery_durable.exceptions import NondeterminismError
 from celery_durable.executor.keys import branch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
     from celery_durable.checkpoint import Checkpoint
@@ -64,12 +65,18 @@ class History:
         """What is stored of steps and waits that the body has not come by yet, in their order."""
         return tuple(key for key in self._steps if key in self._unmet or key in self._tried)
 
-    def passed_over(self, wait: str) -> tuple[str, ...]:
-        """What is stored in front of a stored wait, in its branch, and the body has not come by."""
+    def passed_over(self, wait: str, is_over: Callable[[str], bool]) -> tuple[str, ...]:
+        """What is stored in front of a stored wait and the body has not come by, and does not any more.
+
+        That is what its branch was to come by, and what others were to that are over.
+        """
         if wait not in self._steps:
             return ()
+        here = branch(wait)
         before = takewhile(lambda key: key != wait, self._steps)
-        return tuple(key for key in before if key in self._unmet and branch(key) == branch(wait))
+        return tuple(
+            key for key in before if key in self._unmet and (branch(key) == here or is_over(branch(key)))
+        )
 
     @property
     def standing(self) -> tuple[str, ...]:

@@ -56,6 +56,8 @@ class Fork:
         overridden: those among them that have another value.
         again: steps of the source that are left out: they run again, if the body still calls them.
         published: False when the broker did not take its message; the keeper sends it later.
+        taken_back: whether the source has taken back what it had done, so that steps which are kept say of
+            something that it is done, and it may not be.
     """
 
     id: str | None
@@ -64,6 +66,7 @@ class Fork:
     overridden: tuple[str, ...]
     again: tuple[str, ...]
     published: bool = True
+    taken_back: bool = False
 
 
 def plan(

@@ -304,15 +304,16 @@ class Runs(RunsInView):
             raise unknown(run_id)
         source, steps = found
         plan = forks.plan(source, steps, from_step, values)
+        planned = Fork(None, source.id, plan.kept, plan.overridden, plan.again, taken_back=source.taken_back)
         if dry_run:
-            return Fork(None, source.id, plan.kept, plan.overridden, plan.again)
+            return planned
         new = forks.new_fork(self._app, source, steps, plan, values, args=args, kwargs=kwargs)
         detail = {"from_step": from_step, "overridden": plan.overridden, "reason": reason}
         if not store.forks.fork(source, new, actor=actor or this_user(), detail=detail):
             message = f"The run {run_id} changed while it was being forked, or was deleted: try again"
             raise RunStateError(message, run_id=run_id, state=source.state)
         late = self._publish([Stored(new.id, new.message, new.body)])
-        return Fork(new.id, source.id, plan.kept, plan.overridden, plan.again, published=not late)
+        return replace(planned, id=new.id, published=not late)
 
     def prune(
         self,

@@ -20,7 +20,11 @@ _BUDGET = 15.0
 
 @dataclass(frozen=True)
 class Source:
-    """A run as it stood when it was read, to be forked."""
+    """A run as it stood when it was read, to be forked.
+
+    Attributes:
+        taken_back: whether it takes back what it has done, or has done so.
+    """
 
     key: int
     id: str
@@ -30,6 +34,7 @@ class Source:
     replacements: int
     message: bytes
     body: bytes
+    taken_back: bool
 
 
 @dataclass(frozen=True)

@@ -261,14 +261,201 @@ def test_a_task_that_is_gone_would_break(world: World) -> None:
     assert "There is no durable task 'shop.order' in this code" in (task.check(run_id).problem or "")
 
 
-def test_a_new_step_in_front_of_stored_ones_is_told(world: World) -> None:
+def test_behind_a_new_step_the_stored_ones_still_come(world: World) -> None:
     task = Task(world, old)
     run_id = task.start(1)
     task.deploy(lambda order: [text("x"), old(order)])
 
     verdict = task.check(run_id)
 
+    assert (verdict.outcome, verdict.at, verdict.ahead) == ("continues", "text", ())
+    assert done == ["pack"]
+
+
+def test_a_step_that_was_renamed_would_break(world: World) -> None:
+    """What the new one returns goes on into stored ones, whose arguments nobody can compare then."""
+
+    def renamed(order: int) -> str:
+        parcel = pack.options(name="wrap")(order)
+        mail(parcel)
+        durable.sleep(hours=1)
+        return parcel
+
+    task = Task(world, lambda order: [mail(pack(order)), durable.sleep(hours=1)])
+    run_id = task.start(1)
+    task.deploy(renamed)
+
+    verdict = task.check(run_id)
+
+    assert (verdict.outcome, verdict.at) == ("breaks", None)
+    assert "comes to 'sleep' without 'pack'" in (verdict.problem or "")
+    assert "execute 'wrap', which is not stored" in (verdict.problem or "")
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda value: value == "parcel 1",
+        lambda value: value.upper(),
+        lambda value: f"{value}!",
+        lambda value: isinstance(value, str),
+        lambda value: [*value],
+    ],
+    ids=["compared", "asked for a method", "formatted", "asked for its type", "taken apart"],
+)
+def test_whoever_looks_at_what_a_new_step_returns_is_told_how_far_it_came(
+    world: World, look: Callable[[Any], Any]
+) -> None:
+    task = Task(world, old)
+    run_id = task.start(1)
+    task.deploy(lambda order: [look(text("x")), old(order)])
+
+    verdict = task.check(run_id)
+
     assert (verdict.outcome, verdict.at, verdict.ahead) == ("continues", "text", ("pack", "sleep"))
+
+
+@durable.step
+def perhaps() -> str | None:
+    done.append("perhaps")
+    return None
+
+
+@durable.step
+def nothing() -> None:
+    done.append("nothing")
+
+
+def test_a_new_step_that_may_return_none_ends_the_rehearsal_and_one_that_does_does_not(world: World) -> None:
+    """`is None` asks nothing of the value that stands in."""
+    task = Task(world, old)
+    run_id = task.start(1)
+
+    task.deploy(lambda order: [pack(order), durable.sleep(hours=1)] if perhaps() is None else [])
+    assert task.check(run_id).ahead == ("pack", "sleep")
+    task.deploy(lambda order: [pack(order), durable.sleep(hours=1)] if nothing() is None else [])
+    assert task.check(run_id).ahead == ()
+    task.deploy(lambda order: [] if nothing() is None else [pack(order), durable.sleep(hours=1)])
+    assert task.check(run_id).outcome == "breaks"
+
+
+def test_a_loop_of_new_steps_that_knows_no_end_is_left(world: World) -> None:
+    def endless(order: int) -> None:
+        while True:
+            nothing()
+
+    task = Task(world, old)
+    run_id = task.start(1)
+    task.deploy(endless)
+
+    assert task.check(run_id).at == "nothing"
+
+
+def test_a_wait_that_is_gone_would_break(world: World) -> None:
+    task = Task(world, old)
+    run_id = task.start(1)
+    task.deploy(lambda order: mail(pack(order)))
+
+    verdict = task.check(run_id)
+
+    assert "ended without the steps 'sleep'" in (verdict.problem or "")
+    assert "execute 'mail', which is not stored" in (verdict.problem or "")
+
+
+def test_what_a_gather_calls_with_other_arguments_breaks_beside_a_new_step(world: World) -> None:
+    task = Task(world, lambda order: [durable.gather(pack.s(1), mail.s("x")), durable.sleep(hours=1)])
+    run_id = task.start(1)
+    task.deploy(lambda order: [durable.gather(pack.s(2), pack.s(1), mail.s("x")), durable.sleep(hours=1)])
+
+    verdict = task.check(run_id)
+
+    assert "Step 'pack'" in (verdict.problem or "")
+
+
+def branches(*calls: list[str]) -> Callable[[int], Any]:
+    """Return a body that packs in branches side by side, and sleeps then."""
+
+    @durable.step
+    async def a() -> None: ...
+
+    @durable.step
+    async def b() -> None: ...
+
+    steps = {"a": a, "b": b}
+
+    async def one(names: list[str]) -> None:
+        for name in names:
+            await steps[name]()
+
+    async def body() -> None:
+        await asyncio.gather(*(one(names) for names in calls))
+        durable.sleep(hours=1)
+
+    return lambda _: driving.completed(here.task, body())
+
+
+class here:  # noqa: N801
+    """The task that is tested."""
+
+    task: Any = None
+
+
+@pytest.mark.parametrize(
+    ("now", "missed"),
+    [
+        ([["a", "b"], ["a"]], "'[2]/b'"),
+        ([["a", "b"]], "'[2]/a', '[2]/b'"),
+        ([], "'[1]/a', '[2]/a', '[1]/b', '[2]/b'"),
+    ],
+    ids=["a step", "a branch", "all branches"],
+)
+def test_a_branch_that_is_over_without_what_it_has_stored_would_break(
+    world: World, now: list[list[str]], missed: str
+) -> None:
+    task = Task(world, branches(["a", "b"], ["a", "b"]))
+    here.task = task.task
+    run_id = task.start(1)
+    assert task.check(run_id).outcome == "continues"
+    task.deploy(branches(*now))
+
+    verdict = task.check(run_id)
+
+    assert f"comes to 'sleep' without {missed}" in (verdict.problem or "")
+
+
+def test_a_branch_more_is_none(world: World) -> None:
+    task = Task(world, branches(["a"]))
+    here.task = task.task
+    run_id = task.start(1)
+    task.deploy(branches(["a"], ["b"]))
+
+    assert (task.check(run_id).outcome, task.check(run_id).at) == ("continues", "[2]/b")
+
+
+def test_what_breaks_in_one_branch_is_told_though_another_one_waits(world: World) -> None:
+    def body(number: int) -> Callable[[int], Any]:
+        async def waits() -> None:
+            durable.sleep(hours=1)
+
+        async def packs() -> None:
+            pack(number)
+
+        async def both() -> None:
+            packing = asyncio.ensure_future(packs())
+            await asyncio.sleep(0)
+            await asyncio.gather(asyncio.ensure_future(waits()), packing)
+
+        async def waits_first() -> None:
+            await asyncio.gather(asyncio.ensure_future(packs()), asyncio.ensure_future(waits()))
+
+        return lambda _: driving.completed(here.task, (both if number == 1 else waits_first)())
+
+    task = Task(world, body(1))
+    here.task = task.task
+    run_id = task.start(1)
+    task.deploy(body(2))
+
+    assert "Step '[1]/pack'" in (task.check(run_id).problem or "")
 
 
 def removed(order: int) -> str:

@@ -451,6 +451,7 @@ def test_what_was_taken_back_cannot_be_resumed(world: World) -> None:
     with pytest.raises(RunStateError, match="taken back; start another run, or fork it"):
         world.runs.resume(run)
     assert world.state(run) == ("failed", None)
+    assert world.runs.fork(run, dry_run=True).taken_back
 
 
 def test_a_run_that_retries_keeps_what_it_has(world: World) -> None:

@@ -2,7 +2,8 @@
 
 -- name: source
 -- The run to be forked, as it stands.
-select key, id, task, state, revision, replacements, message, body from durable.run where id = %(id)s
+select key, id, task, state, revision, replacements, message, body, ending is not null as taken_back
+from durable.run where id = %(id)s
 
 -- name: steps
 -- Its stored steps, in the order in which they were first called.
