@@ -263,7 +263,7 @@ class DurableBackend(ChordMixin, FailureMixin, WaitingMixin, Backend):
             return {"pid": row["pid"], "hostname": row["hostname"]}
         if status in (states.PENDING, "SUSPENDED"):
             return None
-        if status == states.REVOKED and row["result"] is None:
+        if status == states.REVOKED and (row["result"] is None or row["state"] is not None):
             return self.prepare_exception(TaskRevokedError(row["reason"] or "revoked"))
         return self.decoded(row["result"], row["result_type"])
 

@@ -136,7 +136,8 @@ class Rollback:
     ) -> Exception:
         problem = problem or self._take_back(keys)
         settlement, request = self._settlement, self._settlement.request
-        told = settlement.rolled_back(problem, undone=bool(keys), unreported=has_dependents(request))
+        undone = bool(keys) or self._execution.cleaned
+        told = settlement.rolled_back(problem, undone=undone, unreported=has_dependents(request))
         where = f"{settlement.task.name}[{request.id}]"
         if problem is not None:
             logger.error("%s: %s", where, problem)

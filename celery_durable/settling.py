@@ -192,6 +192,7 @@ class Settlement:
             error=self._told(error),
             reason=type(error).__name__ if isinstance(error, DurableError) else None,
             unreported=has_dependents(self.request),
+            cleaned=self.execution.cleaned,
         )
 
     def _told(self, error: Exception) -> str:
@@ -278,6 +279,7 @@ class Settlement:
             reason=suspended.reason,
             publish=not envelope.breaker.open,
             compensates=bool(self.execution.compensations),
+            cleans=self.execution.cleans,
         )
         state = self._release(release)
         logger.info("%s leaves this worker (%s): %s", self._where, suspended.outcome, state)
@@ -310,7 +312,12 @@ class Settlement:
     def cancelled(self) -> Exception:
         """End a run that was asked to stop."""
         reason = "deadline" if self.execution.overdue else "cancelled"
-        finish = Finish(state=RunState.CANCELLED, reason=reason, unreported=has_dependents(self.request))
+        finish = Finish(
+            state=RunState.CANCELLED,
+            reason=reason,
+            unreported=has_dependents(self.request),
+            cleaned=self.execution.cleaned,
+        )
         if self._compensates(finish):
             return self._taken_back(finish, None)
         self._finish(finish)

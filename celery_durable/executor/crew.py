@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from celery_durable import context
+from celery_durable.exceptions import RunCancelled
 from celery_durable.seam import Suspended
 
 if TYPE_CHECKING:
@@ -101,7 +103,7 @@ class Crew:
         muster: where they are noted.
         scope: of the task that starts them.
         seed: of its chance.
-        told: whether this task knows that the run is asked to stop.
+        told: whether the starter knows that the run is asked to stop, and this task with it.
         starter: of this task.
     """
 
@@ -110,8 +112,7 @@ class Crew:
     ) -> None:
         self.muster = muster
         self.inner = starter is not None
-        self.told = told
-        self._starter = starter
+        self._told = told
         self.scope = scope
         self.chance = Random(f"{seed}/{scope}")  # noqa: S311  (repeatable on purpose)
         self._seed = seed
@@ -123,11 +124,18 @@ class Crew:
         scope = f"{self.scope}[{self._count}]/"
         return scope, Crew(self.muster, scope, self._seed, told=self.told, starter=self)
 
-    def tell(self) -> None:
-        """Note that this task was told to stop; those that have started it hear of it as it ends."""
-        crew: Crew | None = self
-        while crew is not None:
-            crew.told, crew = True, crew._starter  # noqa: SLF001
+    @property
+    def told(self) -> bool:
+        """Whether this task knows that the run is asked to stop.
+
+        Also one that was told so by another task it waited for, and is cleaning up behind that.
+        """
+        self._told = self._told or any(isinstance(one, RunCancelled) for one in _leaves(sys.exc_info()[1]))
+        return self._told
+
+    @told.setter
+    def told(self, told: bool) -> None:
+        self._told = told
 
 
 def decisive(error: BaseException, kinds: tuple[type[BaseException], ...]) -> BaseException:
@@ -140,7 +148,9 @@ def decisive(error: BaseException, kinds: tuple[type[BaseException], ...]) -> Ba
     return error
 
 
-def _leaves(error: BaseException) -> list[BaseException]:
+def _leaves(error: BaseException | None) -> list[BaseException]:
+    if error is None:
+        return []
     parts = getattr(error, "exceptions", None)
     if not isinstance(parts, tuple):
         return [error]

@@ -73,6 +73,8 @@ class Execution:
         self._ids = DerivedIds(claim)
         self._chance = Chance(claim, self._history.clock)
         self._journal = Journal(claim, runs, seam, self._chance, last_seq=self._history.last_seq)
+        self._journal.at_stop = self._note_what_is_left
+        self._left_at_stop: int | None = None
         self._performer = Performer(self._journal, settings, seam)
         self._branches: dict[str, bool] = {}
         self._waiter = Waiter(
@@ -109,6 +111,21 @@ class Execution:
     def cancelled(self) -> bool:
         """Whether somebody asked this run to stop."""
         return self._journal.cancelled
+
+    @property
+    def cleans(self) -> bool:
+        """Whether the body has been told to stop."""
+        return self._journal.cleans
+
+    @property
+    def cleaned(self) -> bool:
+        """Whether the body has executed steps after it was told to stop, in this or an earlier attempt."""
+        left = self._left_at_stop
+        replayed = self._journal.cancelled and left is not None and self._history.left < left
+        return self._journal.cleaned or replayed
+
+    def _note_what_is_left(self) -> None:
+        self._left_at_stop = self._history.left
 
     @property
     def overdue(self) -> bool:

@@ -61,6 +61,11 @@ class History:
         return known
 
     @property
+    def left(self) -> int:
+        """How many stored steps and waits the body has not come by yet."""
+        return len(self._unmet)
+
+    @property
     def ahead(self) -> tuple[str, ...]:
         """What is stored of steps and waits that the body has not come by yet, in their order."""
         return tuple(key for key in self._steps if key in self._unmet or key in self._tried)

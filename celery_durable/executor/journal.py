@@ -42,6 +42,9 @@ class Journal:
         in_flight: says whether steps are being executed beside the body.
         replaying: whether the body only replays, to find out what it has registered.
         compensates: whether it has registered compensations.
+        cleans: whether the body has been told to stop.
+        cleaned: whether it has begun something after that.
+        at_stop: called when it is told to stop first.
         done: keys of the steps that this attempt has stored as done.
 
     Arguments:
@@ -69,6 +72,9 @@ class Journal:
         self.in_flight: Callable[[], bool] = lambda: False
         self.replaying = False
         self.compensates = False
+        self.cleans = False
+        self.cleaned = False
+        self.at_stop: Callable[[], None] = lambda: None
         self.done: list[str] = []
         self._owed: list[StepWrite] = []
 
@@ -80,11 +86,14 @@ class Journal:
 
     @told.setter
     def told(self, told: bool) -> None:
+        if told and not self.cleans:
+            self.cleans = True
+            self.at_stop()
         crew = self._crew
         if crew is None:
             self._told = told
-        elif told:
-            crew.tell()
+        else:
+            crew.told = told
 
     @property
     def _crew(self) -> Crew | None:
@@ -97,9 +106,11 @@ class Journal:
             raise self.leaving
         if self.lost:
             raise LeaseLostError
-        if self.cancelled and not self.told:
-            self.told = True  # each task once: it may clean up with further steps
-            raise RunCancelled
+        if self.cancelled:
+            if not self.told:
+                self.told = True  # each task once: it may clean up with further steps
+                raise RunCancelled
+            self.cleaned = True
         if self.replaying:
             raise ReplayedError
         if self._seam.draining():

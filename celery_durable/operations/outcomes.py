@@ -101,7 +101,7 @@ _WHY_NOT_RESUMED = {
     RunState.WAITING: "it comes back by itself; `durable show` says when",
     RunState.CANCELLING: "it takes back what it has done; look again when that is over",
     RunState.FAILED: "what it had done is taken back; start another run, or fork it",
-    RunState.CANCELLED: "what it had done is taken back; start another run, or fork it",
+    RunState.CANCELLED: "what it had done is taken back, or cleaned up; start another run, or fork it",
 }
 
 

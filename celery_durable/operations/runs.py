@@ -176,7 +176,7 @@ class Runs(RunsInView):
 
         def cancel(batch: Sequence[str]) -> Sequence[Change]:
             ask = partial(inspection.cancel, actor=actor or this_user(), reason=reason)
-            changes = ask(batch, operation=uuid.uuid4())
+            changes = ask(batch, operation=uuid.uuid4(), terminate=terminate)
             if terminate and (executing := inspection.executing(batch)):
                 ask(tuple({*executing} - {*batch}), operation=uuid.uuid4(), cause="parent")
                 self._app.control.revoke(executing, terminate=True)

@@ -119,12 +119,14 @@ class InspectionStore:
         actor: str | None,
         reason: str | None,
         cause: str = "cancelled",
+        terminate: bool = False,
         budget: float = _WRITE_BUDGET,
     ) -> Sequence[Change]:
         """Cancel runs, all in one transaction; return what became of each known one.
 
         `operation` is a fresh id for each call: it lets the write recognise itself after a lost answer.
-        `cause` is the reason that those have which end at once.
+        `cause` is the reason with which they end. Who says `terminate` once more gives up what a replay is to
+        find out.
         """
         sql = self._sql["cancel"]
         parameters = {
@@ -133,6 +135,7 @@ class InspectionStore:
             "actor": actor,
             "reason": reason,
             "cause": cause,
+            "terminate": terminate,
         }
         rows = self._patiently(lambda connection: connection.execute(sql, parameters).fetchall(), budget)
         return [_change(row) for row in rows]

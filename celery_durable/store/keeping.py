@@ -229,6 +229,7 @@ class KeeperStore:
             "actor": None,
             "reason": reason,
             "cause": cause,
+            "terminate": False,
         }
         self.connection.execute(self._cancel, parameters)
 

@@ -115,7 +115,11 @@ class PlainMessage:
 
 @dataclass(frozen=True)
 class Finish:
-    """A run's outcome."""
+    """A run's outcome.
+
+    Attributes:
+        cleaned: whether steps were executed after the body was told to stop: it cannot be resumed.
+    """
 
     state: RunState
     result: bytes | None = None
@@ -125,6 +129,7 @@ class Finish:
     error: str | None = None
     reason: str | None = None
     unreported: bool = False
+    cleaned: bool = False
 
 
 @dataclass(frozen=True)
@@ -187,6 +192,7 @@ class Release:
 
     Attributes:
         slot: what the run shares from now on, if another `task` takes its place.
+        cleans: whether it has been told to stop and cleans up: it goes on with that, and ends then.
     """
 
     outcome: str
@@ -206,6 +212,7 @@ class Release:
     discard: str = "none"
     compensates: bool = False
     slot: Slot | None = None
+    cleans: bool = False
 
 
 SENT_AT_ONCE = 500

@@ -637,6 +637,58 @@ def test_a_worker_that_drains_lets_steps_in_flight_finish(
     assert story.steps() == {"work": "ok"}
 
 
+def test_a_task_in_the_background_does_not_hear_for_the_body(story: Story) -> None:
+    execution = story.claimed()
+
+    async def polls() -> None:
+        await work("news")
+        await work("never polled")
+
+    async def body() -> None:
+        await work("first")
+        background = asyncio.ensure_future(polls())
+        story.store.inspection.cancel([story.id], operation=uuid.uuid4(), actor="ada", reason=None)
+        await asyncio.wait({background})
+        await work("never")
+
+    with pytest.raises(RunCancelled):
+        story.run(execution, body())
+    assert done == ["first", "news"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="task groups came with Python 3.11")
+@pytest.mark.parametrize("where", ["handler", "finally", "task of the handler"])
+def test_whoever_was_told_by_a_group_that_it_waited_for_may_clean_up(story: Story, where: str) -> None:
+    execution = story.claimed()
+
+    async def body() -> None:
+        await work("first")
+        story.store.inspection.cancel([story.id], operation=uuid.uuid4(), actor="ada", reason=None)
+        await work("news")
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(one())
+        except BaseException:
+            if where == "handler":
+                await work("clean up")
+            elif where == "task of the handler":
+                await asyncio.gather(cleaning())
+            raise
+        finally:
+            if where == "finally":
+                await work("clean up")
+
+    async def one() -> None:
+        await work("never")
+
+    async def cleaning() -> None:
+        await work("clean up")
+
+    with pytest.raises(BaseExceptionGroup):  # noqa: F821
+        story.run(execution, body())
+    assert done == ["first", "news", "clean up"]
+
+
 @pytest.mark.parametrize("step", ["async", "sync"])
 def test_a_step_that_begins_long_after_the_last_write_asks_first_whether_it_may(
     story: Story, monkeypatch: pytest.MonkeyPatch, step: str

@@ -231,7 +231,7 @@ def test_a_child_that_is_executing_is_asked_to_stop(world: World) -> None:
     world.deliver(first["id"])
 
     assert told == ["told"]
-    assert states(world) == [("cancelled", "cancelled"), ("cancelled", "cancelled"), ("cancelled", "parent")]
+    assert states(world) == [("cancelled", "cancelled"), ("cancelled", "parent"), ("cancelled", "parent")]
 
 
 def test_a_cancel_that_meets_a_parent_on_its_way_to_wait_finds_the_children_it_has_just_started(

@@ -597,6 +597,192 @@ def test_a_running_run_that_is_cancelled_cleans_up_and_takes_back(world: World) 
     assert world.state(run) == ("cancelled", "cancelled")
 
 
+@durable.step(max_retries=3, default_retry_delay=60)
+def give_back(what: str) -> str:
+    return effect(f"give back {what}")
+
+
+def reserved(world: World) -> Callable[[], None]:
+    """Return a body that is cancelled while it works, and gives back what it has reserved."""
+
+    def body() -> None:
+        book("flight")
+        if "told by its checkpoint" not in done:
+            world.runs.cancel(durable.current_run().id)
+        try:
+            book("told by its checkpoint")
+            book("never")
+        except durable.RunCancelled:
+            give_back("flight")
+            book("close")
+            raise
+
+    return body
+
+
+CLEANED = ["flight", "told by its checkpoint", "give back flight", "close"]
+
+
+def test_a_run_that_has_cleaned_up_cannot_be_resumed(world: World) -> None:
+    """It would go on from checkpoints that say of something that it is done, and it is given back."""
+    run = world.start(reserved(world))
+
+    assert done == CLEANED
+    with pytest.raises(RunStateError, match="taken back, or cleaned up"):
+        world.runs.resume(run)
+    assert world.runs.fork(run, dry_run=True).taken_back
+    assert world.state(run) == ("cancelled", "cancelled")
+
+
+def test_neither_can_one_whose_clean_up_was_only_replayed_by_its_last_attempt(world: World) -> None:
+    dies["close"] = 1
+    run = world.start(reserved(world))
+    world.lose(run)
+
+    def only_gives_back() -> None:
+        book("flight")
+        try:
+            book("told by its checkpoint")
+            book("never")
+        except durable.RunCancelled:
+            give_back("flight")
+            raise
+
+    world.deploy(only_gives_back)
+    world.deliver(run)
+
+    assert world.state(run) == ("cancelled", "cancelled")
+    with pytest.raises(RunStateError, match="cleaned up"):
+        world.runs.resume(run)
+
+
+def test_a_run_that_was_told_to_stop_and_did_nothing_more_is_resumed(world: World) -> None:
+    def stops() -> str:
+        book("flight")
+        if "told by its checkpoint" not in done:
+            world.runs.cancel(durable.current_run().id)
+        book("told by its checkpoint")
+        return book("pay")
+
+    run = world.start(stops)
+    assert world.state(run) == ("cancelled", "cancelled")
+
+    world.runs.resume(run)
+    world.deliver(run)
+
+    assert done == ["flight", "told by its checkpoint", "pay"]
+    assert world.state(run) == ("succeeded", None)
+
+
+def test_a_clean_up_waits_for_its_retry_off_the_worker_and_goes_on(world: World) -> None:
+    fails["give back flight"] = 1
+    run = world.start(reserved(world))
+
+    assert world.row(run)["state"] == "waiting"
+    assert world.runs.get(run).state is RunState.CANCELLING
+    world.runs.cancel(run)
+    assert world.runs.get(run).state is RunState.CANCELLING, "it is on its way already"
+    execute(world.store, "update durable.run set state = 'pending', reason = null, due = now()")
+    world.deliver(run)
+
+    assert done == [*CLEANED[:3], *CLEANED[2:]]
+    assert world.state(run) == ("cancelled", "cancelled")
+    with pytest.raises(RunStateError, match="cleaned up"):
+        world.runs.resume(run)
+
+
+def test_a_clean_up_goes_on_elsewhere_when_its_worker_shuts_down(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def body() -> None:
+        book("flight")
+        if "told by its checkpoint" not in done:
+            world.runs.cancel(durable.current_run().id)
+        try:
+            book("told by its checkpoint")
+            book("never")
+        except durable.RunCancelled:
+            monkeypatch.setattr("celery_durable.attempt.hooks.draining", lambda: "drained" not in done)
+            book("give back")
+            raise
+
+    run = world.start(body)
+    assert world.runs.get(run).state is RunState.CANCELLING
+    done.append("drained")
+    world.deliver(run)
+
+    assert done == ["flight", "told by its checkpoint", "drained", "give back"]
+    assert world.state(run) == ("cancelled", "cancelled")
+
+
+def test_what_a_run_was_cancelled_for_is_its_reason_whoever_notices_it(world: World) -> None:
+    def body() -> None:
+        book("flight")
+        world.store.inspection.cancel(
+            [durable.current_run().id], operation=uuid.uuid4(), actor=None, reason=None, cause="deadline"
+        )
+        effect("between steps")
+        book("told by its checkpoint")
+        book("never")
+
+    told = world.start(body)
+    dies["between steps"] = 1
+    lost = world.start(body)
+    world.lose(lost)
+    world.deliver(lost)
+
+    assert world.state(told) == world.state(lost) == ("cancelled", "deadline")
+    assert str(world.outcome(lost).result) == "deadline"
+
+
+def test_a_run_that_is_cancelled_while_it_waits_for_a_retry_tells_of_that_and_not_of_its_last_error(
+    world: World,
+) -> None:
+    def retries(self: Any) -> None:
+        raise self.retry(exc=ValueError("no"), countdown=60)
+
+    run = str(world.task(retries, bind=True).delay().id)
+    world.body = world.app.tasks[world.row(run)["task"]]
+    world.args = ()
+    world.deliver(run)
+    assert world.row(run)["reason"] == "retry"
+    world.runs.cancel(run)
+
+    assert repr(world.outcome(run).result) == "TaskRevokedError('cancelled')"
+
+
+def test_a_replay_that_was_to_find_out_what_there_is_to_take_back_is_given_up_if_asked_twice(
+    world: World,
+) -> None:
+    """As one hangs that hung between its steps: nobody else could end it."""
+
+    def hangs() -> None:
+        book("flight")
+        effect("between steps")
+
+    dies["between steps"] = 2
+    run = world.start(hangs)
+    world.runs.cancel(run)
+    world.store.runs.revoke(run, token=world.token, terminated=True)
+    assert world.runs.get(run).state is RunState.CANCELLING
+    world.deliver(run)
+    world.store.runs.revoke(run, token=world.token, terminated=True)  # as a late message would
+    assert world.runs.get(run).state is RunState.CANCELLING
+    dies["between steps"] = 1
+    world.deliver(run)
+    world.store.inspection.cancel(
+        [run], operation=uuid.uuid4(), actor="ada", reason="it hangs", terminate=True
+    )
+    world.store.runs.revoke(run, token=world.token, terminated=True)
+
+    assert world.state(run) == ("cancelled", "cancelled")
+    assert "gives up" in [event.kind for event in world.runs.get(run).events]
+    dies.clear()
+    world.runs.resume(run)
+    world.deliver(run)
+    assert world.state(run) == ("succeeded", None)
+
+
 def test_a_cancelled_run_whose_compensation_fails_has_failed_and_ends_cancelled_when_resumed(
     world: World,
 ) -> None:

@@ -182,6 +182,11 @@ with target as materialized (
            %(actor)s, jsonb_build_object('operation', %(operation)s::text, 'from', t.state, 'reason', %(reason)s::text,
                                           'cause', %(cause)s::text)
     from target t where t.key in (select key from ended union all select key from asked)
+), gives_up as (  -- said once more: it is not waited for what it has to take back, if that is not known yet
+    insert into durable.event (run_key, kind, actor, detail)
+    select r.key, 'gives up', %(actor)s, jsonb_build_object('reason', %(reason)s::text)
+    from target t join durable.run r on r.key = t.key
+    where %(terminate)s and t.state = 'cancelling' and t.cancel_requested and r.rollbacks is null
 )
 select t.id, coalesce(mine.detail ->> 'from', t.state) as before,
        coalesce(ended.state, t.state) as state,
@@ -194,7 +199,8 @@ order by t.key
 
 -- name: executing
 -- Which of these runs, and of the runs that are cancelled with them, are being executed: children that a body waits
--- for, and members of a canvas that took its place, of these in turn. One that takes back is not meant.
+-- for, and members of a canvas that took its place, of these in turn. One that takes back is not meant, but for a
+-- replay that is to find out what there is.
 with recursive going (key, id, tree, replacements) as (
     select r.key, r.id, coalesce(r.root, r.id), r.replacements from durable.run r where r.id = any(%(ids)s)
     union
@@ -210,7 +216,8 @@ with recursive going (key, id, tree, replacements) as (
         select m.key from durable.members_of(g.id, g.tree) m where g.replacements > 0) as found
     join durable.run c on c.key = found.key
 )
-select r.id from going g join durable.run r on r.key = g.key where r.state = 'running' order by r.key
+select r.id from going g join durable.run r on r.key = g.key 
+where r.state = 'running' or (r.state = 'cancelling' and r.rollbacks is null) order by r.key
 
 -- name: retry_now
 -- Runs that wait for a retry become pending at once, as the keeper would make them later; the caller publishes

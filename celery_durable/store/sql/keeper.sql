@@ -27,7 +27,7 @@ with gone as (
 ), released as (
     update durable.run r
     set state = case when cancel_requested then 'cancelled' else 'pending' end,
-        reason = case when cancel_requested then 'cancelled' end,
+        reason = case when cancel_requested then durable.cause_of(r.key) end,
         due = case when not cancel_requested then durable.clock() end,
         finished_at = case when cancel_requested then durable.clock() end, unreported = cancel_requested,
         published_at = null, fence = gen_random_uuid(), worker = null, pid = null, custom_state = null
@@ -103,7 +103,7 @@ with lost as materialized (
     update durable.run r
     set state = case when cancel_requested and ending is null then 'cancelled'
                      when recoveries + 1 > %(max_recoveries)s then 'failed' else 'pending' end,
-        reason = case when cancel_requested and ending is null then 'cancelled'
+        reason = case when cancel_requested and ending is null then durable.cause_of(r.key)
                       when recoveries + 1 > %(max_recoveries)s then 'exhausted' end,
         due = case when not (cancel_requested and ending is null) and recoveries + 1 <= %(max_recoveries)s
                    then durable.clock() end,

@@ -224,10 +224,14 @@ select set_config('synchronous_commit', 'off', true) as synchronous_commit
 
 -- name: finish
 -- The run's one outcome, its result and the end of its attempt. The fence stays, so that a repeated finish
--- finds its own row and writes the same again. A body that raised Ignore keeps the state it has set itself.
+-- finds its own row and writes the same again. A body that raised Ignore keeps the state it has set itself. One that
+-- has cleaned up is as good as one that was taken back: it cannot be resumed.
 with finished as (
     update durable.run
-    set state = %(state)s, reason = %(reason)s, due = null, worker = null, pid = null, compensates = false,
+    set state = %(state)s, due = null, worker = null, pid = null, compensates = false,
+        reason = case when %(reason)s::text = 'cancelled' then durable.cause_of(key) else %(reason)s end,
+        ending = case when %(cleaned)s then %(state)s::durable.run_state else ending end,
+        rollbacks = case when %(cleaned)s then '{}' else rollbacks end,
         custom_state = case when %(reason)s::text = 'ignored' then custom_state end,
         unreported = %(unreported)s,
         result = case when %(reason)s::text = 'ignored' and custom_state is not null then result else %(result)s end,
@@ -253,7 +257,8 @@ with begun as (
         result_type = case when ending is null then %(result_type)s else result_type end,
         traceback = case when ending is null then %(traceback)s else traceback end,
         meta = case when ending is null then %(meta)s else meta end,
-        ending_reason = case when ending is null then %(reason)s else ending_reason end,
+        ending_reason = case when ending is not null then ending_reason
+                             when %(reason)s::text = 'cancelled' then durable.cause_of(key) else %(reason)s end,
         ending = coalesce(ending, %(state)s), rollbacks = %(rollbacks)s, compensates = true
     where key = %(run)s and fence = %(fence)s and state in ('running', 'cancelling')
     returning key, attempt
@@ -291,25 +296,32 @@ select state, reason from finished
 -- after the last successful step or wait, or side by side with it under one number, are put aside when the run is
 -- tried again. The fence is closed with a value
 -- that only this attempt can derive, so that the write, repeated, recognises itself; it is judged under the
--- lock, for the first one may still be committing.
+-- lock, for the first one may still be committing. A run that is asked to stop ends here, unless it cleans up: then
+-- it is on its way to its end as one that takes back is, and goes on with that.
 with mine as (
-    select key, fence, state from durable.run
+    select key, fence, state, cancel_requested and ending is null and not %(cleans)s as stops from durable.run
     where key = %(run)s and fence in (%(fence)s, %(closed)s)
     for no key update
 ), released as (
     update durable.run r
-    set state = case when cancel_requested and ending is null then 'cancelled'
+    set state = case when mine.stops then 'cancelled'
                      when %(reason)s::text = 'replaced' or %(delay)s::interval > interval '0' then 'waiting'
                      else 'pending' end,
-        reason = case when cancel_requested and ending is null then 'cancelled'
+        reason = case when mine.stops then durable.cause_of(r.key)
                       when %(reason)s::text = 'replaced' or %(delay)s::interval > interval '0' then %(reason)s end,
-        due = case when not (cancel_requested and ending is null) and %(reason)s::text is distinct from 'replaced'
+        due = case when not mine.stops and %(reason)s::text is distinct from 'replaced'
                    then durable.clock()
                    + case when %(delay)s::interval > interval '0' then %(delay)s::interval
                           when %(publish)s then %(check)s::interval else interval '0' end end,
         published_at = case when %(publish)s and not %(delay)s::interval > interval '0' then durable.clock() end,
-        finished_at = case when cancel_requested and ending is null then durable.clock() end,
-        unreported = cancel_requested and ending is null, compensates = %(compensates)s,
+        finished_at = case when mine.stops then durable.clock() end,
+        unreported = mine.stops, compensates = %(compensates)s,
+        (ending, ending_reason, recoveries, recoveries_before) = (
+            select (case when first then 'cancelled' else r.ending end),
+                   (case when first then durable.cause_of(r.key) else r.ending_reason end),
+                   (case when first then 0 else r.recoveries end),
+                   (case when first then r.recoveries else r.recoveries_before end)
+            from (select %(cleans)s and r.ending is null) as now (first)),
         fence = %(closed)s, worker = null, pid = null, custom_state = null,
         retries = coalesce(%(retries)s, retries),
         result = coalesce(%(result)s, result), result_type = coalesce(%(result_type)s, result_type),
@@ -371,7 +383,7 @@ with lost as (
     update durable.run r
     set state = case when cancel_requested and ending is null then 'cancelled'
                      when recoveries + 1 > %(max_recoveries)s then 'failed' else 'pending' end,
-        reason = case when cancel_requested and ending is null then 'cancelled'
+        reason = case when cancel_requested and ending is null then durable.cause_of(r.key)
                       when recoveries + 1 > %(max_recoveries)s then 'exhausted' end,
         due = case when not (cancel_requested and ending is null) and recoveries + 1 <= %(max_recoveries)s
                    then durable.clock() + %(check)s::interval end,
@@ -405,7 +417,7 @@ with stray as (
 ), released as (
     update durable.run r
     set state = case when cancel_requested then 'cancelled' else 'pending' end,
-        reason = case when cancel_requested then 'cancelled' end,
+        reason = case when cancel_requested then durable.cause_of(r.key) end,
         due = case when not cancel_requested then durable.clock() end,
         finished_at = case when cancel_requested then durable.clock() end, unreported = cancel_requested,
         published_at = null, fence = gen_random_uuid(), worker = null, pid = null, custom_state = null
@@ -425,16 +437,33 @@ where w.token = %(token)s and r.state in ('running', 'cancelling')
 -- name: revoke
 -- Celery's revoke: a run that is not executing ends at once; an executing one only where its own worker
 -- has just terminated it. Who wanted that is told by the event: whoever cancels may want it terminated, too.
-with revoked as (
+-- A replay that was to find out what the run has to take back is given up if somebody has said so: the run ends as
+-- if it had nothing.
+with mine as (
+    select r.key, r.state, r.ending is not null and r.rollbacks is null and %(terminated)s and exists (
+               select from durable.event e
+               where e.run_key = r.key and e.kind = 'gives up' and e.key > coalesce(
+                   (select max(b.key) from durable.event b where b.run_key = r.key and b.kind = 'rolls back'), 0)
+           ) as gives_up
+    from durable.run r where r.id = %(id)s
+    for no key update
+), revoked as (
     update durable.run r
-    set state = 'cancelled', due = null,
-        reason = coalesce(
-            (select e.detail ->> 'cause' from durable.event e
-             where e.run_key = r.key and e.kind = 'cancel_requested' order by e.key desc limit 1), 'revoked'),
-        worker = null, pid = null, custom_state = null,
+    set state = case when mine.gives_up then r.ending else 'cancelled' end,
+        reason = case when mine.gives_up then r.ending_reason
+                      when mine.state in ('running', 'cancelling') and r.cancel_requested then durable.cause_of(r.key)
+                      else 'revoked' end,
+        due = null, worker = null, pid = null, custom_state = null,
         finished_at = durable.clock(), unreported = true, fence = gen_random_uuid(),
-        cascading = r.awaits is not null or r.replacements > 0
-    where r.id = %(id)s
+        cascading = r.awaits is not null or r.replacements > 0,
+        (ending, ending_reason, compensates, recoveries, recoveries_before) = (
+            select (case when up then null else r.ending end), (case when up then null else r.ending_reason end),
+                   (case when up then false else r.compensates end),
+                   (case when up then r.recoveries + coalesce(r.recoveries_before, 0) else r.recoveries end),
+                   (case when up then null else r.recoveries_before end)
+            from (select mine.gives_up) as now (up))
+    from mine
+    where r.key = mine.key
       and (r.state in ('pending', 'waiting')
            or (r.state in ('running', 'cancelling') and %(terminated)s
                and exists (select from durable.worker w where w.id = r.worker and w.token = %(token)s)))
