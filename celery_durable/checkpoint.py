@@ -63,7 +63,8 @@ class Checkpoint:
 class StepWrite:
     """What one write of a step stores; a retried write is recognised by attempt, key and tries.
 
-    `calls` is the evidence, as JSON, of calls that its body made to others.
+    `calls` is the evidence, as JSON, of calls that its body made to others. `behind` is the number of the
+    latest outcome that an overlapping call could know of; None for the one before its own.
     """
 
     key: str
@@ -79,6 +80,7 @@ class StepWrite:
     clock: list[datetime] | None
     seconds: float
     calls: list[str] | None = None
+    behind: int | None = None
 
 
 def occurrence(name: str, count: int) -> str:

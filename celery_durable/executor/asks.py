@@ -32,9 +32,17 @@ class Write(Ask):
     """Work in the store that ends the step: who cancels it meanwhile comes too late.
 
     It may be applied, and then a replay knows the step as finished.
+
+    Arguments:
+        now: does it.
+        number: of the outcome, in the order of those of the run.
     """
 
-    __slots__ = ()
+    __slots__ = ("number",)
+
+    def __init__(self, now: Callable[[], Any], number: int) -> None:
+        super().__init__(now)
+        self.number = number
 
 
 class Note(Ask):

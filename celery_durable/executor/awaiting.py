@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from celery_durable import context
 from celery_durable.exceptions import StepTimeLimitError
 from celery_durable.executor.asks import Abandoned, Body, Note, Pause, Write
+from celery_durable.executor.order import Order
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
+    from celery_durable.checkpoint import Checkpoint
     from celery_durable.executor.asks import Ask
     from celery_durable.executor.crew import Muster
     from celery_durable.executor.journal import Journal
@@ -44,7 +46,7 @@ async def awaited(asks: Generator[Ask, Any, Any], body: AwaitedBody) -> Any:
 
 async def _later(ask: Ask, body: AwaitedBody) -> Any:
     if isinstance(ask, Write):
-        return (await _stored(ask.now, body))[0]
+        return await body.written(ask)
     if isinstance(ask, Body):
         return await body.value()
     if isinstance(ask, Note):
@@ -105,6 +107,20 @@ class AwaitedBody:
             raise self.given_up(cancelled)
         return inner.result()
 
+    async def written(self, write: Write) -> Any:
+        """Store how the step ended; return when it is its turn to be heard of."""
+        if self._muster is None:
+            return (await _stored(write.now, self))[0]
+        order = self._muster.order
+        arrival = order.expect(write.number)
+        try:
+            answer, _ = await _stored(write.now, self)
+        except BaseException:
+            order.give_up(arrival)
+            raise
+        await order.arrival(arrival)
+        return answer
+
     def given_up(self, cancelled: asyncio.CancelledError) -> BaseException:
         """Return what ends the step that was cancelled: the body's own doing is stored like an error."""
         return cancelled if self._closing else Abandoned(cancelled)
@@ -160,6 +176,14 @@ def flight(frame: context.Frame) -> Iterator[None]:
         landed.set_result(None)
 
 
-async def cancellation() -> None:
-    """Wait to be cancelled, as this step was when it was first called."""
-    await asyncio.get_running_loop().create_future()
+async def heard_again(frame: context.Frame, known: Checkpoint) -> None:
+    """Wait until it is the turn of a stored outcome; or to be cancelled, as that step was at first."""
+    order = frame.crew.muster.order if frame.crew is not None else Order()
+    arrival = order.expect(known.seq)
+    if not known.abandoned:
+        await order.arrival(arrival)
+        return
+    try:
+        await asyncio.get_running_loop().create_future()
+    finally:
+        order.give_up(arrival)

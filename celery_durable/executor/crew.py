@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_durable import context
 from celery_durable.exceptions import RunCancelled
+from celery_durable.executor.order import Order
 from celery_durable.seam import Suspended
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class Muster:
 
     Attributes:
         steps: one for each step that is being executed.
+        order: in which outcomes of steps arrive.
         ending: whether the body is over: no further step begins.
         closing: whether everything is being cancelled: what ends now is not stored.
         begun: the scopes of the tasks that were started.
@@ -34,6 +36,7 @@ class Muster:
 
     def __init__(self, journal: Journal) -> None:
         self.steps: set[asyncio.Future[Any]] = set()
+        self.order = Order()
         self.begun: set[str] = set()
         self.ended: set[str] = set()
         self.closing = False
@@ -57,6 +60,7 @@ class Muster:
         try:
             await asyncio.wait({root, left}, return_when=asyncio.FIRST_COMPLETED)
             self.ending = True
+            self.order.open()
             while self.steps and not self.closing:
                 await asyncio.wait({*self.steps, self._aborted}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -81,6 +85,7 @@ class Muster:
     async def dismiss(self) -> None:
         """Cancel what is left, and wait until it has ended; some catch one cancellation and go on."""
         self.closing = self.ending = True
+        self.order.open()
         patience = 0.05
         while self._tasks:
             for task in self._tasks:

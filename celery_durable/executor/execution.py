@@ -151,7 +151,7 @@ class Execution:
         key = self._keys.begin(base, keyed=step.step_options.key is not None)
         try:
             arguments = self._digest(step, args, kwargs)
-            return self._step(frame, step, Call(key, arguments, args, kwargs))
+            return self._step(frame, step, Call(key, arguments, args, kwargs, behind=self._behind(frame)))
         finally:
             self._keys.end(base)
 
@@ -169,14 +169,18 @@ class Execution:
         from celery_durable.executor import awaiting  # with asyncio, which most apps do not need
 
         known = self._history.find(call.key)
-        if known is not None and known.abandoned:
-            self._history.compare(known, call.arguments)
-            await awaiting.cancellation()
         if known is not None and known.finished:
-            return self._history.outcome(step, known, call.arguments)
+            self._history.compare(known, call.arguments)
+            await awaiting.heard_again(frame, known)
+            return self._history.kept(step, known)
+        call = call._replace(behind=self._behind(frame))
         body = awaiting.AwaitedBody(frame, step, call, self._journal)
         with awaiting.flight(frame):
             return await awaiting.awaited(self._performer.tries(step, call, known, body.value), body)
+
+    def _behind(self, frame: context.Frame) -> int | None:
+        """Return the number of the latest outcome that a call can know of which others overlap."""
+        return None if frame.crew is None else frame.crew.muster.order.behind(self._journal.last_seq)
 
     async def led(self, coroutine: Coroutine[Any, Any, Any], frame: context.Frame, muster: Muster) -> Any:
         """Run an `async def` body on the event loop of this thread."""

@@ -144,6 +144,10 @@ class History:
     def outcome(self, step: Step[Any, Any], known: Checkpoint, arguments: tuple[bytes, str]) -> Any:
         """Return the value of a finished step, or raise its error."""
         self.compare(known, arguments)
+        return self.kept(step, known)
+
+    def kept(self, step: Step[Any, Any], known: Checkpoint) -> Any:
+        """The same, of one that was compared."""
         if known.outcome == outcomes.ERROR:
             raise self._seam.load_error(known.codec, known.output or b"")
         return self._seam.codec(known.codec)[1].decode(known.output or b"", step.returns)

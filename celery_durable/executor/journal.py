@@ -145,6 +145,11 @@ class Journal:
         self.leaving = self.leaving or suspended
         return self.leaving
 
+    @property
+    def last_seq(self) -> int:
+        """The number of the latest step."""
+        return self._seq
+
     def next_seq(self) -> int:
         """Return the number of the next step."""
         with self._lock:
@@ -160,6 +165,7 @@ class Journal:
         tries: int,
         spent: int = 0,
         seq: int | None = None,
+        behind: int | None = None,
         output: bytes | None = None,
         codec: str | None = None,
         error: str | None = None,
@@ -180,6 +186,7 @@ class Journal:
             clock=self._chance.drawn(),
             seconds=seconds,
             calls=self._noted(key) if self._notes else None,
+            behind=behind,
         )
 
     def note(self, step: str, evidence: Callable[[], str]) -> None:

@@ -46,6 +46,7 @@ class Call(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     seq: int | None = None  # shared by calls that are made side by side
+    behind: int | None = None  # the latest outcome that an overlapping call could know of
 
 
 class Try(NamedTuple):
@@ -53,7 +54,7 @@ class Try(NamedTuple):
 
     tries: int
     spent: int
-    seq: int
+    seq: int | None  # None: an awaited step is numbered when it ends
     began: float
 
 
@@ -90,7 +91,7 @@ class Performer:
     ) -> Generator[Ask, Any, Any]:
         """Yield what the step asks for; return its value."""
         tries, spent = (known.tries, known.spent) if known is not None else (0, 0)
-        seq = call.seq or self._journal.next_seq()
+        seq = None if step.is_async else call.seq or self._journal.next_seq()
         if known is not None and known.outcome == outcomes.STARTED:
             raise _interrupted(call.key)
         value: Any = _AGAIN
@@ -100,7 +101,8 @@ class Performer:
             try:
                 value = yield from self._once(step, call, this, body)
             except Abandoned as abandoned:
-                yield Write(partial(self._journal.save, self._abandoned(call, this, abandoned)))
+                entry = self._abandoned(call, this, abandoned)
+                yield Write(partial(self._journal.save, entry), entry.seq)
                 raise
         return value
 
@@ -117,7 +119,7 @@ class Performer:
             yield Note(partial(journal.save, self._entry(call, this, outcomes.STARTED)))
         try:
             if transaction is not None:
-                return (yield Write(partial(self._transact, transaction, call, this, body)))
+                return (yield Write(partial(self._transact, transaction, call, this, body), this.seq or 0))
             value = yield Body(body)
             value, codec, output = self._stored_form(step, call, value)
         except self._control_flow as error:
@@ -129,14 +131,14 @@ class Performer:
             delay = _delay(step, error, this.tries - this.spent)
             failure = self._failure(call, this, error, delay)
             if delay is None:
-                yield Write(partial(journal.save, failure))
+                yield Write(partial(journal.save, failure), failure.seq)
                 raise self._as_replayed(failure, error)  # noqa: B904  (it has a cause where it needs one)
             yield Note(partial(journal.save, failure))
             self._leave_for(delay)
             yield Pause(delay)
             return _AGAIN
         entry = self._entry(call, this, outcomes.OK, output=output, codec=codec)
-        yield Write(partial(journal.save, entry, relaxed=options.commit == "async"))
+        yield Write(partial(journal.save, entry, relaxed=options.commit == "async"), entry.seq)
         return value
 
     def _stored_form(self, step: Step[Any, Any], call: Call, value: Any) -> tuple[Any, str, bytes]:
@@ -190,6 +192,7 @@ class Performer:
             tries=this.tries,
             spent=this.spent,
             seq=this.seq,
+            behind=call.behind,
             seconds=0.0 if outcome == outcomes.STARTED else time.monotonic() - this.began,
             **more,
         )

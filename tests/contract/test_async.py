@@ -7,6 +7,7 @@ import sys
 import threading
 import uuid
 from contextlib import suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,6 +30,7 @@ from celery_durable.exceptions import (
 from celery_durable.executor import Execution, journal
 from celery_durable.loop import event_loop
 from celery_durable.seam import Suspended
+from celery_durable.store.writes import Release
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -458,6 +460,185 @@ def test_an_error_in_a_task_group_cancels_its_siblings_as_python_does(story: Sto
     assert LEFT == ["ValueError"] * 2
     assert sorted(done) == ["after", "failing", "sibling"]
     assert story.steps() == {"at_gate": "error", "failing": "error", "work": "ok"}
+
+
+# -- the order of outcomes --------------------------------------------------------------------------------
+
+
+@durable.step
+async def takes(name: str, seconds: float) -> str:
+    """Take so long when it is executed."""
+    done.append(name)
+    await asyncio.sleep(seconds)
+    return name
+
+
+async def first_wins() -> list[str]:
+    tasks = [asyncio.ensure_future(takes("a", 0.1)), asyncio.ensure_future(takes("b", 0.02))]
+    won = await next(asyncio.as_completed(tasks))
+    after = await work(f"behind {won}")
+    await asyncio.gather(*tasks)
+    return [won, after]
+
+
+async def as_they_arrive() -> list[str]:
+    tasks = [asyncio.ensure_future(takes(name, seconds)) for name, seconds in SECONDS.items()]
+    return [await work(await one) for one in asyncio.as_completed(tasks)]
+
+
+async def through_a_queue() -> list[str]:
+    queue: asyncio.Queue[str] = asyncio.Queue()
+
+    async def put(name: str, seconds: float) -> None:
+        await queue.put(await takes(name, seconds))
+        await queue.put(await takes(f"{name} again", seconds))
+
+    async def take() -> list[str]:
+        return [await work(await queue.get()) for _ in range(2 * len(SECONDS))]
+
+    taken, *_ = await asyncio.gather(take(), *(put(*one) for one in SECONDS.items()))
+    return taken
+
+
+async def under_a_lock() -> list[str]:
+    lock, seen = asyncio.Lock(), list[str]()
+
+    async def one(name: str, seconds: float) -> None:
+        await takes(name, seconds)
+        async with lock:
+            seen.append(await takes(f"{name} locked", 0.02))
+
+    await asyncio.gather(*(one(*each) for each in SECONDS.items()))
+    return [await work(name) for name in seen]
+
+
+async def the_first_and_then_the_rest() -> list[str]:
+    pending = {asyncio.ensure_future(takes(name, seconds)) for name, seconds in SECONDS.items()}
+    order: list[str] = []
+    while pending:
+        finished, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        order += sorted(one.result() for one in finished)
+        await work(" ".join(order))
+    return order
+
+
+async def the_losers_are_cancelled() -> list[str]:
+    tasks = [asyncio.ensure_future(takes(name, seconds)) for name, seconds in SECONDS.items()]
+    won = await next(asyncio.as_completed(tasks))
+    for one in tasks:
+        one.cancel()
+    await asyncio.wait(tasks)
+    return [won, await work(won), *(await asyncio.gather(*(work(name) for name in SECONDS)))]
+
+
+async def some_time_out() -> list[str]:
+    seen: list[str] = []
+
+    async def one(name: str, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(takes(name, seconds), 0.05)
+        except (asyncio.TimeoutError, TimeoutError):
+            name = f"no {name}"
+        seen.append(name)
+        await work(" ".join(seen))
+
+    await asyncio.gather(*(one(*each) for each in SECONDS.items()))
+    return seen
+
+
+async def at_once() -> list[str]:
+    """Twenty end within a millisecond: in which order they are heard of is decided once."""
+    seen: list[int] = []
+
+    async def one(number: int) -> None:
+        await takes(f"{number}", 0)
+        seen.append(number)
+        await work(" ".join(map(str, seen)))
+
+    await asyncio.gather(*(one(number) for number in range(20)))
+    return [str(number) for number in seen]
+
+
+SECONDS = {"a": 0.12, "b": 0.03, "c": 0.08}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        first_wins, as_they_arrive, through_a_queue, under_a_lock, the_first_and_then_the_rest,
+        the_losers_are_cancelled, some_time_out, at_once,
+    ],
+)  # fmt: skip
+def test_a_replay_hears_of_steps_in_the_order_in_which_they_ended(
+    story: Story, body: Callable[[], Coroutine[Any, Any, list[str]]]
+) -> None:
+    first = story.attempt(body)
+    executed = len(done)
+
+    assert story.attempt(body) == first
+    assert len(done) == executed
+    assert first[0] != "a"
+
+
+@pytest.mark.parametrize("body", [through_a_queue, under_a_lock, the_first_and_then_the_rest, at_once])
+def test_wherever_it_is_killed_a_body_goes_on_in_the_order_that_it_has_seen(
+    story: Story, body: Callable[[], Coroutine[Any, Any, list[str]]]
+) -> None:
+    """Killed when a write has been answered, each time one later: what is executed behind it fits in."""
+
+    async def killed(after: int) -> list[str]:
+        checkpoint, answered = story.store.runs.checkpoint, 0
+
+        def dying(*args: Any, **options: Any) -> bool:
+            nonlocal answered
+            stop = checkpoint(*args, **options)
+            answered += 1
+            if answered >= after:
+                raise Killed
+            return stop
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(story.store.runs, "checkpoint", dying)
+            return await body()
+
+    for after in (1, 2, 3, 2, 1):
+        story.attempt(lambda after=after: killed(after))
+    last = story.attempt(body)
+    assert story.attempt(body) == last
+    assert len(last) == len(set(last))
+
+
+def test_a_step_that_fails_beside_others_is_tried_again_with_its_run(story: Story) -> None:
+    """Though one of those succeeded later: it knew nothing of that error."""
+
+    async def body() -> Any:
+        return await asyncio.gather(flaky.options(max_retries=0)(1), takes("slow", 0.05))
+
+    execution = story.claimed()
+    with pytest.raises(OSError, match="no"):
+        story.run(execution, body())
+    story.store.runs.release(execution.claim.key, execution.claim.fence, AGAIN)
+    assert story.steps() == {"flaky": "discarded", "takes": "ok"}
+
+    assert story.attempt(body) == [2, "slow"]
+
+
+def test_an_error_that_the_body_went_on_from_stays_when_its_run_is_tried_again(story: Story) -> None:
+    async def body() -> str:
+        with suppress(OSError):
+            await asyncio.gather(flaky.options(max_retries=0)(1), takes("slow", 0.05))
+        await work("went on")
+        raise LookupError
+
+    execution = story.claimed()
+    with pytest.raises(LookupError):
+        story.run(execution, body())
+    story.store.runs.release(execution.claim.key, execution.claim.fence, AGAIN)
+
+    assert story.steps() == {"flaky": "error", "takes": "ok", "work": "ok"}
+
+
+AGAIN = Release("retry", timedelta(0), reason="retry", discard="errors")
 
 
 # -- leaving the worker -----------------------------------------------------------------------------------

@@ -338,7 +338,7 @@ with resumed as materialized (
     select c.run_key, c.key from resumed r join durable.checkpoint c on c.run_key = r.run_key
     where c.outcome = 'error'
       and case when r.rolls_back then c.key = any(r.rollbacks) else
-          c.seq >= coalesce((select max(ok.seq) from durable.checkpoint ok
+          c.seq > coalesce((select max(coalesce(ok.behind, ok.seq - 1)) from durable.checkpoint ok
                             where ok.run_key = r.run_key and ok.outcome in ('ok', 'waiting')
                               and not exists (select from again
                                               where again.run_key = ok.run_key and again.key = ok.key

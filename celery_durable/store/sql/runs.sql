@@ -152,9 +152,9 @@ returning id
 -- the only write that meets one is this very write, repeated after its answer was lost.
 insert into durable.checkpoint as c
     (run_key, key, seq, outcome, output, codec, digest, arguments, fence, attempt,
-     tries, spent, error, clock, seconds)
+     tries, spent, error, clock, seconds, behind)
 select r.key, %(key)s, %(seq)s, %(outcome)s, %(output)s, %(codec)s, %(digest)s, %(arguments)s,
-       %(fence)s, r.attempt, %(tries)s, %(spent)s, %(error)s, %(clock)s, %(seconds)s
+       %(fence)s, r.attempt, %(tries)s, %(spent)s, %(error)s, %(clock)s, %(seconds)s, %(behind)s
 from durable.run r
 where r.key = %(run)s and r.fence = %(fence)s and r.state = 'running' and not r.cancel_requested
 for no key update
@@ -166,7 +166,7 @@ set seq = excluded.seq, outcome = excluded.outcome, output = excluded.output, co
                  then c.clock else c.clock || excluded.clock end,
     earlier = case when c.fence = excluded.fence and c.tries = excluded.tries and c.outcome = excluded.outcome
                    then c.earlier else durable.with_try(c) end,
-    seconds = excluded.seconds,
+    seconds = excluded.seconds, behind = excluded.behind,
     stored_at = case when c.fence = excluded.fence and c.tries = excluded.tries and c.outcome = excluded.outcome
                      then c.stored_at else excluded.stored_at end
 where c.outcome in ('trying', 'started', 'discarded')
@@ -182,9 +182,9 @@ with fence as (
 ), stored as (
     insert into durable.checkpoint as c
         (run_key, key, seq, outcome, output, codec, digest, arguments, fence, attempt,
-         tries, spent, error, clock, seconds)
+         tries, spent, error, clock, seconds, behind)
     select fence.key, %(key)s, %(seq)s, %(outcome)s, %(output)s, %(codec)s, %(digest)s, %(arguments)s,
-           %(fence)s, fence.attempt, %(tries)s, %(spent)s, %(error)s, %(clock)s, %(seconds)s
+           %(fence)s, fence.attempt, %(tries)s, %(spent)s, %(error)s, %(clock)s, %(seconds)s, %(behind)s
     from fence
     on conflict (run_key, key) do update
     set seq = excluded.seq, outcome = excluded.outcome, output = excluded.output, codec = excluded.codec,
@@ -194,7 +194,7 @@ with fence as (
                      then c.clock else c.clock || excluded.clock end,
         earlier = case when c.fence = excluded.fence and c.tries = excluded.tries and c.outcome = excluded.outcome
                        then c.earlier else durable.with_try(c) end,
-        seconds = excluded.seconds,
+        seconds = excluded.seconds, behind = excluded.behind,
         stored_at = case when c.fence = excluded.fence and c.tries = excluded.tries and c.outcome = excluded.outcome
                          then c.stored_at else excluded.stored_at end
     where c.outcome in ('trying', 'started', 'discarded')
@@ -292,9 +292,8 @@ with finished as (
 select state, reason from finished
 
 -- name: release
--- Leave the worker: for a retry (with a due time), or to hand the run on (due now). Step errors recorded
--- after the last successful step or wait, or side by side with it under one number, are put aside when the run is
--- tried again. The fence is closed with a value
+-- Leave the worker: for a retry (with a due time), or to hand the run on (due now). Step errors that no successful
+-- step or wait could know of (it came before them, or overlapped with them) are put aside when the run is tried again. The fence is closed with a value
 -- that only this attempt can derive, so that the write, repeated, recognises itself; it is judged under the
 -- lock, for the first one may still be committing. A run that is asked to stop ends here, unless it cleans up: then
 -- it is on its way to its end as one that takes back is, and goes on with that.
@@ -351,7 +350,7 @@ with mine as (
     update durable.checkpoint c set outcome = 'discarded', spent = c.tries
     from released r
     where %(discard)s = 'errors' and c.run_key = %(run)s and c.run_key = r.key and c.outcome = 'error'
-      and c.seq >= coalesce((select max(seq) from durable.checkpoint
+      and c.seq > coalesce((select max(coalesce(behind, seq - 1)) from durable.checkpoint
                             where run_key = r.key and outcome in ('ok', 'waiting')), 0)
 ), forgotten as (
     delete from durable.checkpoint c using released r

@@ -1,0 +1,112 @@
+"""The order in which the tasks of a body hear how their steps ended: at a replay the same as at first."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from typing import Any
+
+_HOPS = 100
+
+
+class Arrival:
+    """The outcome of a step on its way to the task that waits for it.
+
+    Attributes:
+        number: of the outcome; they arrive in the order of their numbers.
+        ready: whether it is there. One that is stored as cancelled never is: its task is cancelled again.
+        over: whether nobody waits for it any more.
+    """
+
+    __slots__ = ("_heard", "number", "over", "ready")
+
+    def __init__(self, number: int, *, ready: bool) -> None:
+        self.number = number
+        self.ready = ready
+        self.over = False
+        self._heard: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def __lt__(self, other: Arrival) -> bool:
+        return self.number < other.number
+
+    def arrive(self) -> None:
+        """Let its task go on."""
+        self.over = True
+        if not self._heard.done():
+            self._heard.set_result(None)
+
+    async def awaited(self) -> None:
+        """Wait for it; a cancellation that comes meanwhile is too late, for the outcome is stored."""
+        while not self._heard.done():
+            try:
+                await asyncio.wait({self._heard})
+            except asyncio.CancelledError:
+                continue
+
+
+class Order:
+    """Lets outcomes arrive one at a time, each when all that followed from the one before it has happened."""
+
+    def __init__(self) -> None:
+        self._line: list[Arrival] = []
+        self._open = False
+        self._pumping = False
+
+    def expect(self, number: int, *, ready: bool = False) -> Arrival:
+        """Return the place of an outcome in the line."""
+        arrival = Arrival(number, ready=ready)
+        heapq.heappush(self._line, arrival)
+        return arrival
+
+    async def arrival(self, arrival: Arrival) -> None:
+        """Wait until it is the turn of an outcome that is there."""
+        arrival.ready = True
+        self._go_on()
+        await arrival.awaited()
+
+    def give_up(self, arrival: Arrival) -> None:
+        """Take an outcome out of the line that nobody waits for any more."""
+        arrival.over = True
+        self._go_on()
+
+    def open(self) -> None:
+        """Let all that are there arrive at once: the body is over, nothing follows from them."""
+        self._open = True
+        self._go_on()
+
+    def behind(self, last: int) -> int:
+        """Return the number of the latest outcome that what is called now can know of.
+
+        Arguments:
+            last: the latest number there is.
+        """
+        first = self._first()
+        return last if first is None else min(last, first.number - 1)
+
+    def _first(self) -> Arrival | None:
+        while self._line and self._line[0].over:
+            heapq.heappop(self._line)
+        return self._line[0] if self._line else None
+
+    def _next(self) -> Arrival | None:
+        if self._open:
+            return next((one for one in sorted(self._line) if one.ready and not one.over), None)
+        first = self._first()
+        return first if first is not None and first.ready else None
+
+    def _go_on(self) -> None:
+        if not self._pumping and self._next() is not None:
+            self._pumping = True
+            asyncio.get_running_loop().call_soon(self._pump, _HOPS)
+
+    def _pump(self, hops: int) -> None:
+        """Let the next one arrive when the loop has nothing else to do, or other runs keep it too busy."""
+        loop: Any = asyncio.get_running_loop()
+        if hops and getattr(loop, "_ready", hops > _HOPS - 10):  # another kind of loop does not show it
+            loop.call_soon(self._pump, hops - 1)
+            return
+        self._pumping = False
+        arrival = self._next()
+        if arrival is not None:
+            arrival.arrive()
+            self._go_on()
