@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 from celery.utils.time import maybe_make_aware
 
 from celery_durable import batching, chains, envelope, slots
-from celery_durable.exceptions import ConfigurationError, PayloadTooLargeError, TransactionUsageError
+from celery_durable.exceptions import (
+    ConfigurationError,
+    PayloadTooLargeError,
+    RunStateError,
+    TransactionUsageError,
+)
 from celery_durable.store.writes import NewRun, PlainMessage, Stored
 
 if TYPE_CHECKING:
@@ -193,12 +198,21 @@ class StoringProducer:
         if self._enlistment is not None:
             self._enlistment.store_run(run)
         elif collected is not None and again:
+            self._refuse_key_of_child(run)
             collected.successor = run
         elif collected is not None and collected.everything:
             collected.messages.append(run)
         else:
-            self._store_and_send(batching.Outgoing(run, {"body": data, **now}))
+            self._store_and_send(batching.Outgoing(run, {"body": data, **now}), _followers(headers, body))
         return None
+
+    def _refuse_key_of_child(self, run: NewRun) -> None:
+        if self._key is not None and self._key.kind != "singleton":
+            message = (
+                f"{run.task}: the child of a run has an id of its own, so its {self._key.kind} key could "
+                f"stand for nobody else; start it with apply_async in the body, which looks at keys"
+            )
+            raise ConfigurationError(message)
 
     def _with_references(
         self, body: Any, publish: dict[str, Any], *, keep: bool
@@ -221,19 +235,30 @@ class StoringProducer:
             self._check_size(f"The arguments of a task in the chain behind {headers['task']}", link)
         return (args, kwargs, embed), new
 
-    def _store_and_send(self, one: batching.Outgoing) -> None:
+    def _store_and_send(self, one: batching.Outgoing, followers: str) -> None:
         if self._key is not None:
-            self._store_once(one, self._key)
+            self._store_once(one, self._key, followers)
         elif (batch := batching.current(self._app)) is not None:
             batch.add(self._store, one)
         else:
             batching.store_and_send(self._store, self._producer, [one])
 
-    def _store_once(self, one: batching.Outgoing, key: Key) -> None:
+    def _store_once(self, one: batching.Outgoing, key: Key, followers: str) -> None:
         run = one.run
+        if key.kind == "debounce" and run.group is not None:
+            message = (
+                f"{run.task}: a member of a group or chord cannot be debounced: it is one of several runs"
+            )
+            raise ConfigurationError(message)
         holder, state = self._store.once.enqueue(run, key, lambda other: envelope.with_id(run.message, other))
         if holder == run.id:
             batching.send(self._store, self._producer, [one], [state])
+        elif followers and key.kind != "debounce":  # that one has this call's message now
+            message = (
+                f"{run.task}: the {key.kind} key {key.key!r} stands for the run {holder}, so this call "
+                f"starts none, and {followers} would wait for ever. Call it alone, or in a task of its own"
+            )
+            raise RunStateError(message, run_id=holder)
         else:
             self.instead = holder
 
@@ -294,6 +319,18 @@ class StoringProducer:
         backend: Any = self._app.backend
         store: Store = backend.store
         return store
+
+
+def _followers(headers: dict[str, Any], body: Any) -> str:
+    """Say what waits for the very run of this message; nothing does for most."""
+    if headers.get("group"):
+        return "its group"
+    embed = body[2] if isinstance(body, tuple) else {}
+    if embed.get("chord"):
+        return "its chord"
+    if embed.get("chain"):
+        return "the rest of its chain"
+    return "its link" if embed.get("callbacks") else ""
 
 
 def send_collected(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import celery
 import pytest
 from contending import background, move_clock, together, wait_until_blocked
 from delivering import World, delivering
@@ -391,6 +392,57 @@ def test_a_singleton_that_cannot_be_made_of_the_arguments_is_refused(world: Worl
         world.task(order, singleton="{customer}").delay("x")
     with pytest.raises(durable.ConfigurationError, match="not a printable text"):
         world.task(order, singleton=lambda article: article).delay("\n")
+
+
+@pytest.mark.parametrize("kind", ["group", "chord", "chain", "link"])
+@pytest.mark.parametrize("key", ["singleton", "idempotency"])
+def test_what_would_wait_for_ever_for_a_run_that_is_another_one_is_refused(
+    world: World, kind: str, key: str
+) -> None:
+    task = world.task(order, singleton=key == "singleton")
+    options = {} if key == "singleton" else {"idempotency_key": "k"}
+    after = world.task(order)
+    made = {
+        "group": lambda: celery.group([task.s("x").set(**options), after.s("y")]).apply_async(),
+        "chord": lambda: celery.chord([task.s("x").set(**options), after.s("y")], after.s()).apply_async(),
+        "chain": (task.s("x").set(**options) | after.s()).apply_async,
+        "link": lambda: task.apply_async(("x",), link=after.s(), **options),
+    }[kind]
+    made()  # the key is free: this is its run
+    (holder,) = execute(world.store, "select run from durable.once")
+
+    with pytest.raises(
+        durable.RunStateError, match=f"stands for the run {holder['run']}, so this call starts"
+    ):
+        made()
+
+
+def test_what_is_debounced_brings_its_chain_along_and_is_no_member_of_a_group(world: World) -> None:
+    task, after = world.task(order), world.task(order)
+    options = {"debounce_key": "k", "debounce": 60}
+    for article in "xy":
+        (task.s(article).set(**options) | after.s()).apply_async()
+
+    assert count(world.store) == 1
+    with pytest.raises(durable.ConfigurationError, match="cannot be debounced"):
+        celery.group([task.s("x").set(**options), after.s("y")]).apply_async()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"idempotency_key": "k"}, {"throttle_key": "k", "throttle": 5}, {"debounce_key": "k", "debounce": 5}],
+    ids=["idempotency", "throttle", "debounce"],
+)
+def test_a_child_that_names_a_key_is_refused(world: World, options: dict[str, Any]) -> None:
+    """Its parent waits for this very run."""
+    child = world.task(order)
+
+    def parent() -> None:
+        durable.call(child.s("x").set(**options))
+
+    run_id = world.run(world.task(parent))
+
+    assert "has an id of its own" in (Runs(world.app).get(run_id).error or "")
 
 
 def test_an_eager_task_ignores_keys(world: World) -> None:

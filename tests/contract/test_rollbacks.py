@@ -835,6 +835,28 @@ def test_an_exhausted_run_without_compensations_is_asked_and_stays_resumable(wor
     assert done == ["flight", "pay", "pay"]
 
 
+def test_a_run_whose_replay_is_lost_as_it_was_itself_is_exhausted_and_can_be_resumed(world: World) -> None:
+    """It kills its worker between its steps: nobody can find out whether it has something to take back."""
+
+    def poison() -> str:
+        book("flight")
+        return effect("between steps")
+
+    dies["between steps"] = 4
+    run = world.start(poison)
+    for _ in range(4):
+        world.lose(run, max_recoveries=1)
+        world.deliver(run)
+
+    assert world.state(run) == ("failed", "exhausted")
+    assert "exhausted" in str(world.outcome(run).result)
+    assert world.row(run)["recoveries"] == 4
+    assert "gives up" in [event.kind for event in world.runs.get(run).events]
+    world.runs.resume(run)
+    world.deliver(run)
+    assert world.state(run) == ("succeeded", None)
+
+
 def test_an_exhausted_run_without_finished_steps_ends_at_once(world: World) -> None:
     dies["flight"] = 1
     run = world.start(travel)
