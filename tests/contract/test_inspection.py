@@ -326,6 +326,7 @@ def test_a_resume_that_waits_for_the_last_attempt_sees_its_last_error(store: Sto
                     "error": "ValueError: no",
                     "clock": None,
                     "seconds": 0.1,
+                    "behind": None,
                 },
             )
             connection.execute(runs["finish"], {**outcome, "run": claim.key, "fence": claim.fence})
