@@ -327,6 +327,23 @@ def test_check_names_the_runs_that_would_break_and_fails(cli: Cli, store: Store)
     assert "0 runs replayed: none." in cli("check", "--runs", "resumable")
 
 
+def test_check_of_resumable_runs_leaves_out_those_that_were_taken_back(cli: Cli, store: Store) -> None:
+    @cli.app.task(base=DurableTask, name="media.process", shared=False)
+    def process(source: str) -> None: ...
+
+    worker = Worker(store)
+    failed, undone, in_part = (process.delay(name).id for name in ("a.mp4", "b.mp4", "c.mp4"))
+    for run_id in (failed, undone, in_part):
+        worker.fail(worker.claim(run_id))
+    execute(store, "update durable.run set ending = 'failed' where id = %s", undone)
+    execute(store, "update durable.run set ending = 'failed', reason = 'rollback' where id = %s", in_part)
+
+    found = cli.json("check", "--runs", "resumable")["runs"]
+
+    assert {run["id"] for run in found} == {failed, in_part}
+    assert cli.json("check", undone)["ok"]
+
+
 def test_prune_and_stats(cli: Cli, store: Store) -> None:
     worker = Worker(store)
     worker.fail(worker.start())
