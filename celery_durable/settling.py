@@ -277,6 +277,7 @@ class Settlement:
             delay=suspended.delay,
             reason=suspended.reason,
             publish=not envelope.breaker.open,
+            error=suspended.error,
             compensates=bool(self.execution.compensations),
         )
         state = self._release(release)
