@@ -302,6 +302,9 @@ def test_fork_says_what_runs_again_and_show_tells_both_ends(cli: Cli, store: Sto
     assert f"forked as {forked['id']}" in cli("show", run_id)
     assert cli.json("export", forked["id"])["run"]["payloads"]["args"] == ["b.mp4"]
     assert "payloads" not in json.loads(cli("export", run_id, "--no-payloads"))["run"]
+    refused = cli("fork", run_id, "--args", "[1, 2, 3]", status=2)
+    assert "The task does not take these arguments" in refused
+    assert "3 were given" in refused
     error = cli.json("fork", run_id, "--from", "prob", status=1)["error"]
     assert error["type"] == "StepNotFoundError"
 
