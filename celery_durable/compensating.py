@@ -37,21 +37,27 @@ _NAMED = 10
 
 def what_stands(execution: Execution) -> str:
     """Name what is done and was not taken back, in a sentence; nothing if there is none of it."""
-    undone = [key for key in execution.standing if is_compensation(key)]
-    standing = [key for key in execution.standing if key not in undone and not key.startswith(PATCH)]
-    if not standing:
-        return ""
-    named = ", ".join(repr(key) for key in standing[:_NAMED])
-    more = f" and {len(standing) - _NAMED:,} more" if len(standing) > _NAMED else ""
-    taken = f"Taken back were {len(undone)} of them" if undone else "Nothing is taken back"
-    return f"{taken}; what stands: {named}{more}. "
+    named = _standing(execution)
+    undone = sum(map(is_compensation, execution.standing))
+    taken = f"Taken back were {undone} of them" if undone else "Nothing is taken back"
+    return f"{taken}; what stands: {named}. " if named else ""
+
+
+def _standing(execution: Execution) -> str:
+    keys = [key for key in execution.standing if not is_compensation(key) and not key.startswith(PATCH)]
+    more = f" and {len(keys) - _NAMED:,} more" if len(keys) > _NAMED else ""
+    return ", ".join(repr(key) for key in keys[:_NAMED]) + more
 
 
 def says_what_stands(error: NondeterminismError, execution: Execution) -> None:
     """Let the error of a body that left its history name what is done and was not taken back."""
-    if standing := what_stands(execution):
-        message = f"{error}\n{standing}Mend the code and resume the run; cancel it then to have it taken back"
-        error.args = (message,)
+    if execution.compensations or execution.claim.rolls_back:
+        told, also = what_stands(execution), "; cancel it then to have it taken back"
+    else:
+        named = _standing(execution)
+        told, also = f"What stands: {named}. " if named else "", ""
+    if told:
+        error.args = (f"{error}\n{told}Mend the code and resume the run{also}",)
 
 
 class Rollback:

@@ -135,6 +135,7 @@ class RunCancelled(BaseException):
 
 TERMINAL = (
     Fatal,
+    ConfigurationError,
     NondeterminismError,
     LeaseLostError,
     SerializationError,

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from celery import _state as celery_state
 from celery.canvas import maybe_signature
+from celery.exceptions import NotRegistered
 
-from celery_durable import outgoing
+from celery_durable import context, outgoing, texts
 from celery_durable.children import PLAIN
+from celery_durable.retry import backoff
+from celery_durable.seam import Suspended
 from celery_durable.task import DurableTask
 
 if TYPE_CHECKING:
     from celery import Celery
 
+logger = logging.getLogger(__name__)
+
+_FIRST_PAUSE = 2.0
+_LONGEST_PAUSE = 60.0
 _OF_THE_MESSAGE = ("callbacks", "errbacks", "chain", "chord")
 
 
@@ -52,6 +60,8 @@ class PlainTask(DurableTask):
         """Execute a plain task, or let a canvas take this run's place."""
         if name is None:
             raise self.replace(maybe_signature(canvas, app=self.app))
+        if name not in self.app.tasks:
+            raise self._unknown(name)
         task: Any = self.app.tasks[name]
         outgoing.watch(self.app)
         request = {
@@ -71,6 +81,23 @@ class PlainTask(DurableTask):
         finally:
             task.pop_request()
             stack.pop()
+
+    def _unknown(self, name: str) -> BaseException:
+        """Return what lets the run leave this worker, which may be of an older deploy than its parent's."""
+        error, frame = NotRegistered(name), context.current()
+        if frame is None:
+            return error
+        run_id, attempt = frame.execution.id, frame.execution.attempt
+        pause = backoff(attempt - 1, factor=_FIRST_PAUSE, maximum=_LONGEST_PAUSE, jitter=False)
+        logger.warning(
+            "%s[%s]: this worker does not know its task, another one may: it comes back in %g s. Deploy the "
+            "code that has it everywhere, or celery -A <app> durable cancel %s",
+            name,
+            run_id,
+            pause,
+            run_id,
+        )
+        return Suspended("suspended", pause, "retry", error=texts.line(error))
 
 
 def register(app: Celery) -> None:

@@ -8,13 +8,13 @@ returns, for the stored ones may still come, or it may be one of them that was r
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from celery.exceptions import Ignore, Reject, Retry
 
-from celery_durable import chains, context, envelope, outgoing, texts, unknown
+from celery_durable import chains, context, envelope, outgoing, unknown
 from celery_durable.attempt import WorkerSeam
 from celery_durable.backend import durable_backend
 from celery_durable.children import PLAIN
@@ -22,8 +22,10 @@ from celery_durable.exceptions import NondeterminismError, RunNotFoundError
 from celery_durable.executor import Execution
 from celery_durable.executor.keys import branch
 from celery_durable.executor.performing import Call, Performer
+from celery_durable.executor.rollbacks import is_compensation
 from celery_durable.run import Claim
 from celery_durable.seam import Suspended
+from celery_durable.verdicts import BREAKS, CONTINUES, ENDS, Verdict, comes_from, is_told, of_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -40,35 +42,7 @@ if TYPE_CHECKING:
     from celery_durable.store.views import Replayable
     from celery_durable.store.writes import Wait
 
-CONTINUES, ENDS, FAILS, BREAKS = "continues", "ends", "fails", "breaks"
-
 _MOST_SKIPPED = 1000  # new steps; a body may be a loop without an end
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the code at hand makes of a stored run.
-
-    Attributes:
-        outcome: `continues` with something that is not stored yet, `ends` as the body returns or leaves,
-            `fails` with an error that is stored of one of its steps, or `breaks`.
-        at: the key of the step or wait that it would continue with, None where it does not get that far.
-        problem: why it breaks, with what is stored and what was met.
-        ahead: stored steps behind the place where it continues, of which it is not known whether they come.
-    """
-
-    id: str
-    task: str
-    version: str | None
-    outcome: str
-    at: str | None = None
-    problem: str | None = None
-    ahead: tuple[str, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """Whether the run goes on, or ends, as its history allows."""
-        return self.outcome != BREAKS
 
 
 class _Frontier(BaseException):
@@ -268,8 +242,15 @@ def _verdict(app: Celery, run: Replayable, history: Sequence[Checkpoint]) -> Ver
         return replace(verdict, problem=f"There is no durable task {run.task!r} in this code")
     backend = durable_backend(app)
     seam, settings = _Seam(backend), replace(backend.store.settings, nondeterminism="warn")
-    execution = Rehearsal(_claim(run), list(history), settings, seam)
-    found = _outcome(lambda: _replay(app, task, run, execution), seam)
+    steps = [step for step in history if not is_compensation(step.key)]  # nothing of the body
+    execution = Rehearsal(_claim(run), steps, settings, seam)
+
+    def as_it_did(error: BaseException) -> bool:
+        if comes_from(error, seam.stored):
+            return True
+        return not execution.ahead and (run.ending is not None or is_told(error, run.error))
+
+    found = _outcome(lambda: _replay(app, task, run, execution), seam, as_it_did)
     if seam.problems:
         first = (
             f"\n  first it would execute {execution.at!r}, which is not stored" if execution.skipped else ""
@@ -280,7 +261,9 @@ def _verdict(app: Celery, run: Replayable, history: Sequence[Checkpoint]) -> Ver
     return replace(verdict, **found)
 
 
-def _outcome(play: Callable[[], None], seam: _Seam) -> dict[str, Any]:
+def _outcome(
+    play: Callable[[], None], seam: _Seam, as_it_did: Callable[[BaseException], bool]
+) -> dict[str, Any]:
     try:
         play()
     except NondeterminismError as error:
@@ -289,12 +272,8 @@ def _outcome(play: Callable[[], None], seam: _Seam) -> dict[str, Any]:
         return {"problem": str(error)}
     except (Retry, Ignore, Reject, Suspended):  # also who goes on as its own successor
         return {"outcome": ENDS}
-    except Exception as error:  # noqa: BLE001  (whatever the code at hand raises is the verdict)
-        if _comes_from(error, seam.stored):
-            return {"outcome": FAILS, "problem": texts.line(error)}
-        return {"problem": f"The body raises {texts.line(error)}\n{texts.trace(error)}"}
-    except BaseException as error:  # noqa: BLE001
-        return {"problem": f"The body raises {texts.line(error)}"}
+    except BaseException as error:  # noqa: BLE001  (whatever the code at hand raises is the verdict)
+        return of_error(error, as_it_did=as_it_did(error))
     return {"outcome": ENDS}
 
 
@@ -330,11 +309,3 @@ def _claim(run: Replayable) -> Claim:
         body=None,
         message=None,
     )
-
-
-def _comes_from(error: BaseException | None, stored: list[BaseException]) -> bool:
-    while error is not None:
-        if any(error is one for one in stored):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery_durable import context
@@ -20,11 +21,22 @@ def on_rollback(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> N
     costs no write: register it right behind the step that it takes back. Outside of a run nothing is
     registered.
 
-    Raises `StepUsageError` inside a step: that step is not finished yet.
+    A `functools.partial` counts as the function in it, called with the arguments of both.
+
+    Raises `StepUsageError` inside a step, for that step is not finished yet, and for what is no function.
 
     >>> def refund(order: int) -> None: ...
     >>> on_rollback(refund, 7)
     """
+    while isinstance(function, partial):
+        args, kwargs, function = (*function.args, *args), {**function.keywords, **kwargs}, function.func
+    told: Any = function
+    if not callable(told) or not isinstance(getattr(told, "__name__", None), str):
+        message = (
+            f"on_rollback({function!r}): it takes a function (also a step, or a functools.partial) and its "
+            f"arguments"
+        )
+        raise StepUsageError(message)
     frame = context.current()
     if frame is None:
         return

@@ -24,6 +24,7 @@ class Suspended(BaseException):
         later: the write that lets it leave, put off until its steps in flight are finished; returns how it
             has left, or None when there is nothing to wait for any more.
         messages: of other runs, to be published once it has.
+        error: what kept the attempt from going on, in one line.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Suspended(BaseException):
         stored: bool = False,
         later: Callable[[], Suspended | None] | None = None,
         messages: Sequence[Stored] = (),
+        error: str | None = None,
     ) -> None:
         super().__init__(outcome)
         self.outcome = outcome
@@ -43,6 +45,7 @@ class Suspended(BaseException):
         self.stored = stored
         self.later = later
         self.messages = messages
+        self.error = error
 
 
 class Continued(Suspended):

@@ -278,6 +278,7 @@ class Settlement:
             delay=suspended.delay,
             reason=suspended.reason,
             publish=not envelope.breaker.open,
+            error=suspended.error,
             compensates=bool(self.execution.compensations),
             cleans=self.execution.cleans,
         )

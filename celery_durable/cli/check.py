@@ -13,13 +13,15 @@ from celery_durable.cli.moments import moment
 from celery_durable.cli.output import app_of, as_json_option, choose, print_json, reporting
 from celery_durable.operations import Runs
 from celery_durable.operations.redaction import redaction_of
-from celery_durable.rehearsal import BREAKS, CONTINUES, ENDS, FAILS, Verdict, rehearse_all
+from celery_durable.rehearsal import rehearse_all
 from celery_durable.run import FINAL_STATES, RunState
+from celery_durable.verdicts import BREAKS, CONTINUES, ENDS, FAILS, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from celery_durable.operations.redaction import Redaction
+    from celery_durable.store.views import RunSummary
 
 _EPILOG = """\b
 Examples:
@@ -92,11 +94,16 @@ def _matching(operations: Runs, limit: int | None, wanted: dict[str, Any]) -> li
     before: int | None = None
     while limit is None or len(found) < limit:
         page = operations.list(**wanted, limit=_PAGE, before=before)
-        found += [run.id for run in page.runs]
+        found += [run.id for run in page.runs if _may_go_on(run)]
         before = page.next
         if before is None:
             break
     return found[:limit]
+
+
+def _may_go_on(run: RunSummary) -> bool:
+    """Whether a run is not over, or can be resumed: not once all that it had done was taken back."""
+    return not run.state.final or run.ending is None or run.reason == "rollback"
 
 
 def _say(verdicts: Sequence[Verdict]) -> None:

@@ -86,7 +86,12 @@ def fork(
     as it is. `show` lists step keys and, of both runs, where they come from.
     """
     operations = Runs(app_of(ctx))
-    forked = operations.fork(choose(operations, run_id), overrides=dict(overrides), **options)
+    chosen = choose(operations, run_id)
+    try:
+        forked = operations.fork(chosen, overrides=dict(overrides), **options)
+    except TypeError as error:  # as a call of the task says it
+        message = f"The task does not take these arguments: {error}"
+        raise click.UsageError(message) from error
     if as_json:
         print_json({**vars(forked), "dry_run": forked.id is None})
     else:

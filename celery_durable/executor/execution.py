@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     import random as random_module
     import uuid
     from collections.abc import Callable, Coroutine, Sequence
-    from datetime import datetime, timedelta
+    from datetime import datetime
 
     from celery_durable.config import Settings
     from celery_durable.executor.children import Ask
@@ -345,6 +346,9 @@ class Execution:
 
     def signal_token(self, frame: context.Frame, name: str, expires: timedelta) -> str:
         """Return a token for one signal to this run, the same at every replay."""
+        if not timedelta(0) < expires <= context.LONGEST_WAIT:
+            message = f"signal_token({name!r}, expires={expires!r}): it expires later, within a hundred years"
+            raise StepUsageError(message)
         if frame.step is None:
             base = f"{frame.scope}signal_token:{name}"
             place, made = self._keys.begin(base, keyed=False), self._chance.now()

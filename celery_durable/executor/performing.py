@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from celery_durable import checkpoint as outcomes
 from celery_durable import context, texts
 from celery_durable.exceptions import (
+    ConfigurationError,
     Fatal,
     LeaseLostError,
     SerializationError,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from celery_durable.transactions import TransactionStep
 
 
-_FOR_GOOD = (Fatal, SerializationError, StepUsageError)
+_FOR_GOOD = (Fatal, ConfigurationError, SerializationError, StepUsageError)
 _AGAIN = object()
 
 

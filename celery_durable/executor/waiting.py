@@ -99,7 +99,10 @@ class Waiter:
     def _received(
         self, key: str, name: str, timeout: timedelta | None
     ) -> tuple[str, str | None, bytes | None]:
-        late = SignalTimeout(f"No signal {name!r} came within {timeout}", signal=name)
+        timeout = None if timeout is None else max(timeout, timedelta(0))
+        late = SignalTimeout(
+            f"No signal {name!r} came {f'within {timeout}' if timeout else 'at once'}", signal=name
+        )
         codec, dumped = self._seam.dump_error(late)
         wait = self.wait(
             key,

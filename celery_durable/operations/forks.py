@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,11 @@ from kombu.utils import json
 from celery_durable import chains, envelope
 from celery_durable.checkpoint import CHILDREN, ERROR, OK, STARTED, WAITING
 from celery_durable.exceptions import SerializationError, StepNotFoundError
+from celery_durable.executor.rollbacks import is_compensation
 from celery_durable.store.forking import NewFork
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator
     from datetime import datetime
 
     from celery import Celery
@@ -76,8 +78,9 @@ def plan(
 
     Without `from_step` it begins at the first overridden step, or at the very beginning.
     Raises `StepNotFoundError` for a step that the run has not stored, and `SerializationError` for another
-    value of one that cannot have one.
+    value of one that cannot have one. Compensations are no steps of the body: a fork takes over none.
     """
+    steps = [step for step in steps if not is_compensation(step.key)]
     known = {step.key: step for step in steps}
     for key in (*overrides, *([from_step] if from_step is not None else [])):
         if key not in known:
@@ -115,6 +118,25 @@ def _no_such_step(source: Source, key: str, known: list[str]) -> StepNotFoundErr
     hint = f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(map(repr, known)) or 'none'}"
     message = f"The run {source.id} has no stored step {key!r}. {hint}"
     return StepNotFoundError(message, run_id=source.id, step=key)
+
+
+def check_arguments(app: Celery, source: Source, args: Any, kwargs: Any) -> None:
+    """Raise `TypeError` for other arguments than the source's that a call of its task would refuse.
+
+    A task that is not known here, or whose `typing` is off, takes any.
+    """
+    if args is not None and (isinstance(args, (str, bytes)) or not isinstance(args, Sequence)):
+        message = f"args={args!r}: the positional arguments of a fork are a list or a tuple"
+        raise TypeError(message)
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        message = f"kwargs={kwargs!r}: the keyword arguments of a fork are a dict"
+        raise TypeError(message)
+    task = app.tasks.get(source.task)
+    header = getattr(task, "__header__", None)
+    if (args is None and kwargs is None) or header is None or not getattr(task, "typing", False):
+        return
+    stored_args, stored_kwargs, _ = _stored(app, source)
+    header(*(stored_args if args is None else args), **(stored_kwargs if kwargs is None else kwargs))
 
 
 def new_fork(
@@ -164,8 +186,7 @@ def message_of_fork(
     the fork would start nothing that its source has started.
     """
     sent = json.loads(source.message)
-    accept = list(app.conf.accept_content)
-    stored_args, stored_kwargs, embed = envelope.body_of(source.message, bytes(source.body), accept)
+    stored_args, stored_kwargs, embed = _stored(app, source)
     own = chains.whole(app, {**embed, "chord": None})
     frozen = {old: str(uuid.uuid5(uuid.NAMESPACE_OID, f"{new_id}/{old}")) for old in _ids(own)}
     content = (
@@ -185,6 +206,10 @@ def message_of_fork(
     if "correlation_id" in sent:
         sent["correlation_id"] = new_id
     return json.dumps(sent).encode(), _dumped(content, sent["content_type"])
+
+
+def _stored(app: Celery, source: Source) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
+    return envelope.body_of(source.message, bytes(source.body), list(app.conf.accept_content))
 
 
 def _dumped(content: Any, content_type: str) -> bytes:

@@ -295,14 +295,16 @@ class Runs(RunsInView):
             reason: kept with both runs, for those who will ask.
             actor: who wants it; the user of this process by default.
 
-        Raises `RunNotFoundError`, `StepNotFoundError` for a step that the source has not stored, and
-        `SerializationError` for a value that cannot be stored.
+        Raises `RunNotFoundError`, `StepNotFoundError` for a step that the source has not stored,
+        `SerializationError` for a value that cannot be stored, and `TypeError` for arguments that the task
+        does not take.
         """
         store, values = self._store, dict(overrides or {})
         found = store.forks.read(run_id)
         if found is None:
             raise unknown(run_id)
         source, steps = found
+        forks.check_arguments(self._app, source, args, kwargs)
         plan = forks.plan(source, steps, from_step, values)
         planned = Fork(None, source.id, plan.kept, plan.overridden, plan.again, taken_back=source.taken_back)
         if dry_run:

@@ -298,7 +298,12 @@ class Stats:
 
 @dataclass(frozen=True)
 class Replayable:
-    """What a replay of a run begins with."""
+    """What a replay of a run begins with.
+
+    Attributes:
+        ending: how it ends once it has taken back what it had done; None where it does not.
+        error: what its body has raised last, in one line.
+    """
 
     key: int
     id: str
@@ -314,7 +319,9 @@ class Replayable:
     replacements: int
     message: bytes
     body: bytes
+    ending: str | None
     now: datetime
+    error: str | None
 
 
 @dataclass(frozen=True)

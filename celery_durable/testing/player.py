@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from celery.app.trace import build_tracer
 from kombu.utils import json
 
-from celery_durable import envelope, hooks
+from celery_durable import envelope, hooks, plain
 from celery_durable.backend import durable_backend
+from celery_durable.children import PLAIN
 from celery_durable.exceptions import DurableError, ExhaustedError
 from celery_durable.keeper import services
 from celery_durable.store.rehearsal import Rehearsal
@@ -119,6 +120,7 @@ class Player:
         if self._token is not None:
             yield
             return
+        plain.register(self.app)
         with hooks.worker_for_a_while() as token, self.store.connections.dedicated() as connection:
             self.store.keeper(connection).register(token, hostname=_NAME, pid=os.getpid(), version="test")
             self._token = token
@@ -138,10 +140,11 @@ class Player:
             self._recover(stored.id, os.getpid())
 
     def _trace(self, headers: dict[str, Any], args: Any, kwargs: Any, embed: Any) -> None:
-        task = self.app.tasks.get(headers["task"])
-        if task is None:
-            message = f"There is no task {headers['task']!r} in this app: import the module that defines it"
+        needed = args[0] if headers["task"] == PLAIN else headers["task"]  # None is a canvas
+        if needed is not None and needed not in self.app.tasks:
+            message = f"There is no task {needed!r} in this app: import the module that defines it"
             raise StuckError(message)
+        task = self.app.tasks[headers["task"]]
         delivery = {"redelivered": False, "priority": None, "routing_key": "test", "exchange": ""}
         request = {**headers, **(embed or {}), "args": args, "kwargs": kwargs, "is_eager": False}
         request.update(hostname=_NAME, delivery_info=delivery, reply_to=None, correlation_id=headers["id"])

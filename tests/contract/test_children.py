@@ -21,6 +21,7 @@ from celery_durable import plain
 from celery_durable.exceptions import NondeterminismError, StepUsageError
 from celery_durable.keeper import services
 from celery_durable.operations import Runs
+from celery_durable.operations.wording import summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -418,6 +419,37 @@ def test_a_plain_tasks_error_is_its_own_and_it_is_not_retried_by_default(world: 
 
     assert finished(world, parent) == "caught no"
     assert done == ["ordinary"]
+
+
+def test_a_plain_task_that_this_worker_does_not_know_waits_for_one_that_does(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A deploy is under way: the parent has new code, the worker that gets the child has not."""
+    task = world.task(double, base=Task, max_retries=0)
+    parent = world.run(parent_of(world, lambda: durable.call(task.s(1))))
+    child = only_child(world)
+    world.app.tasks.unregister(task.name)
+    waited = []
+
+    for _ in range(7):
+        world.deliver(child)
+        assert (world.state(child), world.state(parent)[0]) == (("waiting", "retry"), "waiting")
+        (row,) = execute(
+            world.store,
+            "select round(extract(epoch from r.due - a.ended_at))::integer as seconds, r.retries"
+            " from durable.run r join durable.attempt a on a.run_key = r.key and a.number = r.attempt"
+            " where r.id = %s",
+            child,
+        )
+        waited.append(row["seconds"])
+        assert f"NotRegistered: {task.name!r}" in summary(Runs(world.app).get(child))
+        come_back(world, child)
+
+    assert (waited, row["retries"]) == ([2, 4, 8, 16, 32, 60, 60], 0)
+    assert f"durable cancel {child}" in caplog.text
+    world.app.tasks.register(task)
+    drain(world)
+    assert (done, world.result(parent)) == ([1], 2)
 
 
 def test_a_plain_task_goes_to_its_own_queue(world: World) -> None:

@@ -12,12 +12,13 @@ from inspecting import execute
 
 import celery_durable as durable
 from celery_durable import driving, plain
-from celery_durable.rehearsal import Verdict, rehearse
+from celery_durable.rehearsal import rehearse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from celery_durable.store import Store
+    from celery_durable.verdicts import Verdict
 
 done: list[str] = []
 
@@ -519,6 +520,115 @@ def test_a_failure_that_is_stored_is_no_break(world: World) -> None:
     run_id = task.start()
 
     assert (task.check(run_id).outcome, task.check(run_id).ok) == ("fails", True)
+
+
+class DownError(OSError):
+    """A partner of the shop is."""
+
+
+def breaks_between(order: int) -> None:
+    pack(order)
+    message = "partner down"
+    raise DownError(message)
+
+
+def is_declined(order: int) -> None:
+    pack(order)
+    raise durable.Fatal("card declined")
+
+
+def is_taken_back(order: int) -> None:
+    pack(order)
+    durable.on_rollback(unpack, order)
+    raise durable.Fatal("card declined")
+
+
+def unpack(order: int) -> None: ...
+
+
+def is_no_exception(order: int) -> None:
+    class Gone(BaseException):
+        pass
+
+    pack(order)
+    raise Gone
+
+
+@pytest.mark.parametrize("body", [breaks_between, is_declined, is_taken_back, is_no_exception])
+def test_a_body_that_raises_between_its_steps_as_it_did_fails_and_does_not_break(
+    world: World, body: Callable[..., None]
+) -> None:
+    task = Task(world, body)
+    run_id = task.start(1)
+    (stored,) = execute(world.store, "select error from durable.attempt")
+
+    verdict = task.check(run_id)
+
+    assert (verdict.outcome, verdict.ok) == ("fails", True)
+    assert stored["error"].endswith(verdict.problem or "nothing")
+
+
+def test_a_body_that_raises_another_error_than_it_did_would_break(world: World) -> None:
+    task = Task(world, breaks_between)
+    run_id = task.start(1)
+    task.deploy(lambda order: [pack(order), int("x")])
+
+    verdict = task.check(run_id)
+
+    assert verdict.outcome == "breaks"
+    assert verdict.problem is not None
+    assert verdict.problem.startswith("The body raises ValueError: invalid literal")
+
+
+def test_a_body_that_raises_as_it_did_in_front_of_what_is_stored_would_break(world: World) -> None:
+    task = Task(world, breaks_between)
+    run_id = task.start(1)
+    task.deploy(lambda order: (_ for _ in ()).throw(DownError("partner down")))
+
+    assert task.check(run_id).outcome == "breaks"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "update durable.attempt set error = 'shop.partners.' || error",
+        """
+        insert into durable.attempt (run_key, number, fence, worker, hostname, pid, ended_at, outcome, error)
+        select run_key, 2, gen_random_uuid(), worker, hostname, pid, now(), 'lost', 'the worker was lost'
+        from durable.attempt
+        """,
+    ],
+    ids=["named by its module", "lost in the next attempt"],
+)
+def test_how_it_failed_is_known_also_when_it(world: World, change: str) -> None:
+    task = Task(world, breaks_between)
+    run_id = task.start(1)
+    execute(world.store, change)
+
+    assert task.check(run_id).outcome == "fails"
+
+
+def test_a_run_whose_worker_was_lost_while_it_took_back_fails_as_it_did(world: World) -> None:
+    task = Task(world, is_taken_back)
+    run_id = task.start(1)
+    execute(world.store, "update durable.attempt set outcome = 'lost', error = 'the worker was lost'")
+
+    assert task.check(run_id).outcome == "fails"
+
+
+def test_the_traceback_of_a_break_begins_with_the_body(world: World) -> None:
+    def raises(order: int) -> None:
+        int("x")
+
+    task = Task(world, old)
+    run_id = task.start(1)
+    task.deploy(raises)
+
+    problem = task.check(run_id).problem
+
+    assert problem is not None
+    assert problem.splitlines()[1] == "Traceback (most recent call last):"
+    assert __file__ in problem.splitlines()[2]
 
 
 def test_a_run_that_is_over_ends_again(world: World) -> None:

@@ -220,6 +220,58 @@ def test_a_fork_may_have_other_arguments(world: World) -> None:
     assert world.result(source) == [[1], {}]
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"args": "5"}, r"args='5'.*a list or a tuple"),
+        ({"args": 5}, r"args=5.*a list or a tuple"),
+        ({"kwargs": [("article", 5)]}, r"kwargs=.*a dict"),
+        ({"args": [1, 2]}, r"takes 1 positional argument but 2 were given"),
+        ({"args": []}, r"missing 1 required positional argument: 'article'"),
+        ({"kwargs": {"article": 5}}, r"multiple values for argument 'article'"),
+        ({"args": [], "kwargs": {"articel": 5}}, r"unexpected keyword argument 'articel'"),
+    ],
+    ids=str,
+)
+def test_arguments_that_a_call_would_refuse_are_refused(
+    world: World, given: dict[str, Any], problem: str, *, dry_run: bool
+) -> None:
+    source = world.run(world.task(order), "a book")
+
+    with pytest.raises(TypeError, match=problem):
+        Runs(world.app).fork(source, **given, dry_run=dry_run)
+    assert len(execute(world.store, "select id from durable.run")) == 1
+
+
+def test_arguments_are_not_looked_at_where_a_call_would_not_or_the_task_is_not_known(world: World) -> None:
+    untyped, gone = world.task(order, typing=False), world.task(one)
+    sources = [world.run(untyped, "a book"), world.run(gone)]
+    world.app.tasks.unregister(gone.name)
+
+    for source in sources:
+        assert Runs(world.app).fork(source, args=[1, 2, 3]).published
+
+
+def test_compensations_are_no_steps_of_a_fork(world: World) -> None:
+    def undo(what: str) -> None: ...
+
+    def refused(article: str) -> None:
+        charge(look_up(article))
+        durable.on_rollback(undo, "charge")
+        break_off()
+
+    source = world.run(world.task(refused), "a book")
+    assert "rollback:undo" in world.steps(source)
+    runs = Runs(world.app)
+
+    for planned in (runs.fork(source, from_step="charge", dry_run=True), runs.fork(source)):
+        assert planned.taken_back
+        assert not {key for key in (*planned.again, *planned.kept) if "rollback" in key}
+    with pytest.raises(durable.StepNotFoundError, match="no stored step 'rollback:undo'"):
+        runs.fork(source, from_step="rollback:undo")
+
+
 def test_a_fork_starts_links_of_its_own_also_where_the_chain_was_frozen(world: World) -> None:
     first, second = world.task(one), world.task(plus_one, name="second")
     frozen = chain(first.s(), second.s()).apply_async()

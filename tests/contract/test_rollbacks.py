@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import uuid
 from contextlib import suppress
@@ -10,7 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from celery import Celery
+from celery import Celery, signature
 from celery.app.trace import build_tracer
 from celery.worker.state import revoked, revoked_stamps
 from hypothesis import HealthCheck, given, settings
@@ -1198,6 +1199,29 @@ def test_a_body_that_left_its_history_takes_nothing_back(world: World) -> None:
     assert done[-2:] == ["undo hotel", "undo flight"]
 
 
+def test_a_body_that_has_registered_nothing_and_left_its_history_says_what_stands_and_no_more(
+    world: World,
+) -> None:
+    changed: list[str] = []
+
+    def changing() -> None:
+        book("hotel" if changed else "flight")
+        durable.sleep(hours=1)
+
+    run = world.start(changing)
+    changed.append("the code")
+    execute(
+        world.store,
+        "update durable.run set state = 'pending', reason = null, due = now() where id = %s returning key",
+        run,
+    )
+    world.deliver(run)
+
+    assert world.state(run) == ("failed", "NondeterminismError")
+    told = str(world.outcome(run).result).splitlines()[-1]
+    assert told == "What stands: 'book'. Mend the code and resume the run"
+
+
 def test_registering_in_a_step_is_refused_and_outside_of_a_run_does_nothing(world: World) -> None:
     @durable.step
     def registers() -> None:
@@ -1213,6 +1237,37 @@ def test_registering_in_a_step_is_refused_and_outside_of_a_run_does_nothing(worl
     assert isinstance(world.outcome(failed).result, StepUsageError)
     durable.on_rollback(undo, "outside")
     assert done == []
+
+
+def test_a_partial_takes_back_under_the_name_and_with_the_options_of_its_function(world: World) -> None:
+    fails["undo b"] = 2  # the step has retries
+
+    def body() -> None:
+        durable.on_rollback(functools.partial(undo, "a"))
+        durable.on_rollback(functools.partial(undo_stubbornly, what="x"), what="b")
+        raise durable.Fatal("no")
+
+    run = world.start(body)
+
+    assert done == ["undo b", "undo b", "undo b", "undo a"]
+    assert world.steps(run) == {"rollback:undo_stubbornly": ("ok", 3), "rollback:undo": ("ok", 1)}
+
+
+class Callable_:  # noqa: N801
+    def __call__(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "wrong", ["undo", None, undo_stubbornly.s("x"), signature("undo", (5,)), Callable_(), os], ids=type
+)
+def test_what_cannot_be_registered_is_refused_with_what_can(world: World, wrong: Any) -> None:
+    def body() -> None:
+        durable.on_rollback(wrong)
+
+    error = world.outcome(world.start(body)).result
+
+    assert type(error) is StepUsageError
+    assert str(error).endswith("it takes a function (also a step, or a functools.partial) and its arguments")
 
 
 def test_registering_costs_no_statement(world: World) -> None:

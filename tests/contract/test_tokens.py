@@ -89,6 +89,17 @@ def test_the_time_of_a_token_may_be_given_in_seconds_and_is_refused_where_it_is_
     assert send(world, mailed[0])
 
 
+@pytest.mark.parametrize("expires", [0, -1, timedelta(0), 10**12, timedelta.max, float("inf"), float("nan")])
+def test_a_token_that_would_never_be_good_or_for_ever_is_refused(world: World, expires: Any) -> None:
+    def forever() -> None:
+        durable.current_run().signal_token("approved", expires=expires)
+
+    error = world.result(world.run(world.task(forever)))
+
+    assert type(error) is StepUsageError
+    assert str(error).startswith("signal_token('approved', expires=")
+
+
 @pytest.mark.parametrize(
     "damage", [lambda t: t[:-2], lambda t: "x" + t, lambda _: "", lambda _: "a.b"], ids="abcd"
 )

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 import sqlalchemy
 from contending import background, step_write, wait_until_blocked
+from delivering import delivering
 from harness import postgres
 from harness.proxy import proxied
 from inspecting import Worker, execute
@@ -18,7 +19,12 @@ from sqlalchemy import orm
 
 import celery_durable as durable
 from celery_durable.config import Settings
-from celery_durable.exceptions import LeaseLostError, SerializationError, StepUsageError
+from celery_durable.exceptions import (
+    ConfigurationError,
+    LeaseLostError,
+    SerializationError,
+    StepUsageError,
+)
 from celery_durable.executor import Execution
 from celery_durable.serialization import digest
 from celery_durable.store.forms import Place
@@ -646,3 +652,23 @@ def test_inside_another_step_a_transaction_is_refused(story: Story) -> None:
     with pytest.raises(StepUsageError, match="not be done exactly once"):
         story.attempt(outer)
     assert story.ledger() == []
+
+
+@pytest.mark.parametrize(
+    "retries", [{}, {"max_retries": 3, "default_retry_delay": 0}], ids=["none", "its own"]
+)
+def test_a_database_that_has_no_such_name_fails_the_run_at_once(
+    store: Store, retries: dict[str, Any]
+) -> None:
+    @durable.transaction(database="nowhere", **retries)
+    def write(connection: Any) -> None: ...
+
+    def body() -> None:
+        write()
+
+    with delivering(store) as world:
+        run = world.run(world.task(body))
+
+        assert world.state(run) == ("failed", "ConfigurationError")
+        assert type(world.result(run)) is ConfigurationError
+        assert execute(store, "select tries from durable.checkpoint") == [{"tries": 1}]

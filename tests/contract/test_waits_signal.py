@@ -141,6 +141,15 @@ def test_a_timeout_is_the_databases_and_is_the_same_error_at_every_replay(story:
     assert story.attempt(body) == "too late"
 
 
+@pytest.mark.parametrize("timeout", [0, -5, timedelta(days=-1)])
+def test_a_timeout_of_nothing_or_less_says_that_no_signal_came_at_once(
+    story: Story, store: Store, timeout: Any
+) -> None:
+    with pytest.raises(SignalTimeout, match=r"^No signal 'approved' came at once$"):
+        story.attempt(lambda: approved(timeout=timeout))
+    assert execute(store, "select arguments from durable.checkpoint") == [{"arguments": "timeout=0:00:00"}]
+
+
 def test_a_signal_in_time_wins_over_a_timer_that_has_woken_the_run(story: Story, store: Store) -> None:
     story.leaves(lambda: approved(timeout=60))
     move_clock(store, "2 minutes")

@@ -302,6 +302,9 @@ def test_fork_says_what_runs_again_and_show_tells_both_ends(cli: Cli, store: Sto
     assert f"forked as {forked['id']}" in cli("show", run_id)
     assert cli.json("export", forked["id"])["run"]["payloads"]["args"] == ["b.mp4"]
     assert "payloads" not in json.loads(cli("export", run_id, "--no-payloads"))["run"]
+    refused = cli("fork", run_id, "--args", "[1, 2, 3]", status=2)
+    assert "The task does not take these arguments" in refused
+    assert "3 were given" in refused
     error = cli.json("fork", run_id, "--from", "prob", status=1)["error"]
     assert error["type"] == "StepNotFoundError"
 
@@ -325,6 +328,23 @@ def test_check_names_the_runs_that_would_break_and_fails(cli: Cli, store: Store)
     assert cli.json("check", fine[:8])["ok"]
     assert cli.json("check", "--limit", "1", status=1)["runs"][0]["id"] == broken.id
     assert "0 runs replayed: none." in cli("check", "--runs", "resumable")
+
+
+def test_check_of_resumable_runs_leaves_out_those_that_were_taken_back(cli: Cli, store: Store) -> None:
+    @cli.app.task(base=DurableTask, name="media.process", shared=False)
+    def process(source: str) -> None: ...
+
+    worker = Worker(store)
+    failed, undone, in_part = (process.delay(name).id for name in ("a.mp4", "b.mp4", "c.mp4"))
+    for run_id in (failed, undone, in_part):
+        worker.fail(worker.claim(run_id))
+    execute(store, "update durable.run set ending = 'failed' where id = %s", undone)
+    execute(store, "update durable.run set ending = 'failed', reason = 'rollback' where id = %s", in_part)
+
+    found = cli.json("check", "--runs", "resumable")["runs"]
+
+    assert {run["id"] for run in found} == {failed, in_part}
+    assert cli.json("check", undone)["ok"]
 
 
 def test_prune_and_stats(cli: Cli, store: Store) -> None:

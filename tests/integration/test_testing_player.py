@@ -134,6 +134,22 @@ def test_a_task_that_the_app_does_not_know_is_named(
         durable_player.play()
 
 
+def test_a_plain_child_is_executed_and_one_that_the_app_does_not_know_is_named(
+    durable_player: Player, durable_app: Celery
+) -> None:
+    @durable_app.task(name="played.plain", base=Task, shared=False)
+    def ordinary(number: int) -> int:
+        return -number
+
+    @durable_app.task(name="played.parent", shared=False)
+    def parent(name: str) -> Any:
+        return durable.call(durable_app.signature(name, (4,)))
+
+    assert durable_player.run(parent.s("played.plain")) == -4
+    with pytest.raises(StuckError, match=r"no task 'played\.planned'"):
+        durable_player.run(parent.s("played.planned"))
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_every_test_begins_with_an_empty_store(durable_store: Store, double: Any, number: int) -> None:
     double.delay(number)

@@ -402,9 +402,12 @@ select id from durable.run where forked_from = %(id)s order by key
 select kind, key, expires_at from durable.once where run = %(id)s order by kind, key
 
 -- name: replayable
--- What a replay of a run begins with.
+-- What a replay of a run begins with, and what its body has raised last.
 select key, id, task, state, version, attempt, generation, retries, recoveries, seed, revision, replacements,
-       message, body, durable.clock() as now
+       message, body, ending, durable.clock() as now,
+       (select a.error from durable.attempt a
+        where a.run_key = run.key and a.error is not null and a.outcome is distinct from 'lost'
+        order by a.number desc limit 1) as error
 from durable.run where id = %(id)s
 
 -- name: history
