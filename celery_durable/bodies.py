@@ -43,7 +43,7 @@ class Body:
 
 def _current_task() -> Task[Any] | None:
     asyncio = sys.modules.get("asyncio")  # most apps do not need it
-    if asyncio is None or asyncio.events._get_running_loop() is None:  # noqa: SLF001  (current_task would raise)
+    if asyncio is None or asyncio._get_running_loop() is None:  # noqa: SLF001  (current_task would raise)
         return None
     task: Task[Any] | None = asyncio.current_task()
     return task

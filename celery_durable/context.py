@@ -69,7 +69,7 @@ class inside_step:  # noqa: N801  (reads as a verb where it is used)
 
     def __init__(self, frame: Frame, key: str) -> None:
         self._body = Body()
-        self._frame = Frame(frame.execution, frame.scope, key, {}, body=self._body)
+        self._frame = Frame(frame.execution, frame.scope, key, {}, None, self._body)
         self._active = _active.of(frame.execution)
 
     def __enter__(self) -> None:
