@@ -38,6 +38,7 @@ class Frame(NamedTuple):
 LONGEST_WAIT = timedelta(days=36_525)
 _A_WEEK = timedelta(days=7)
 _frame: ContextVar[Frame | None] = ContextVar("celery_durable_frame", default=None)
+_outside: ContextVar[bool] = ContextVar("celery_durable_outside", default=False)
 _active: threads.Actives[Execution, Body] = threads.Actives()
 _elsewhere: list[Callable[[], bool]] = []
 
@@ -98,6 +99,16 @@ def inlined(task: str) -> Iterator[None]:
         _frame.reset(token)
 
 
+@contextmanager
+def outside() -> Iterator[None]:
+    """Mark that this thread works for no run, whichever execute in this process."""
+    token = _outside.set(True)
+    try:
+        yield
+    finally:
+        _outside.reset(token)
+
+
 def here() -> Frame | None:
     """Return where this code is by its own context alone."""
     return _frame.get()
@@ -148,7 +159,7 @@ def current(*, older: bool = False) -> Frame | None:
     Raises `StepUsageError` when it cannot be told which attempt, or which step of it, is meant.
     """
     frame = _frame.get()
-    if frame is not None or not _active:
+    if frame is not None or not _active or _outside.get():
         return frame
     if threading.current_thread() is threading.main_thread() or any(probe() for probe in _elsewhere):
         return None
