@@ -158,7 +158,7 @@ class DurableBackend(ChordMixin, FailureMixin, WaitingMixin, Backend):
 
         That is a custom state set inside the body, and Celery's revoke, which any process may announce.
         """
-        frame = context.current()
+        frame = context.current(older=True)  # a pool's thread between two runs is in none
         if frame is not None and frame.execution.rehearsed:
             return result
         if not _is_run(request):

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
+from celery_durable import threads
+from celery_durable.bodies import Body
 from celery_durable.exceptions import DurableError, StepUsageError
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Frame(NamedTuple):
-    """Where this thread is: in which attempt, under which inlined task, inside which step.
+    """Where this thread is: in which attempt, under which inlined task, inside which step, and its body.
 
     On an event loop, `crew` counts the tasks that this one starts.
     """
@@ -30,12 +32,14 @@ class Frame(NamedTuple):
     step: str | None = None
     calls: dict[str, int] | None = None
     crew: Crew | None = None
+    body: Body | None = None
 
 
 LONGEST_WAIT = timedelta(days=36_525)
 _A_WEEK = timedelta(days=7)
 _frame: ContextVar[Frame | None] = ContextVar("celery_durable_frame", default=None)
-_active: dict[int, Execution] = {}
+_outside: ContextVar[bool] = ContextVar("celery_durable_outside", default=False)
+_active: threads.Actives[Execution, Body] = threads.Actives()
 _elsewhere: list[Callable[[], bool]] = []
 
 
@@ -48,11 +52,11 @@ def runs_elsewhere(probe: Callable[[], bool]) -> None:
 def activate(execution: Execution) -> Iterator[None]:
     """Make `execution` the current attempt of this thread for a while."""
     token = _frame.set(Frame(execution))
-    _active[id(execution)] = execution
+    _active.begin(execution)
     try:
         yield
     finally:
-        del _active[id(execution)]
+        _active.end(execution)
         _frame.reset(token)
 
 
@@ -62,16 +66,23 @@ class inside_step:  # noqa: N801  (reads as a verb where it is used)
     A class, for a generator costs every step three times as much.
     """
 
-    __slots__ = ("_frame", "_token")
+    __slots__ = ("_active", "_body", "_frame", "_token")
 
     def __init__(self, frame: Frame, key: str) -> None:
-        self._frame = Frame(frame.execution, frame.scope, key, {})
+        self._body = Body()
+        self._frame = Frame(frame.execution, frame.scope, key, {}, None, self._body)
+        self._active = _active.of(frame.execution)
 
     def __enter__(self) -> None:
+        if self._active is not None:
+            self._active.bodies[self._frame.step or ""] = self._body
         self._token = _frame.set(self._frame)
 
     def __exit__(self, *_: object) -> None:
         _frame.reset(self._token)
+        self._body.ends()
+        if self._active is not None:
+            self._active.bodies.pop(self._frame.step or "", None)
 
 
 @contextmanager
@@ -86,6 +97,16 @@ def inlined(task: str) -> Iterator[None]:
         yield
     finally:
         _frame.reset(token)
+
+
+@contextmanager
+def outside() -> Iterator[None]:
+    """Mark that this thread works for no run, whichever execute in this process."""
+    token = _outside.set(True)
+    try:
+        yield
+    finally:
+        _outside.reset(token)
 
 
 def here() -> Frame | None:
@@ -125,26 +146,33 @@ def among(frame: Frame, crew: Crew) -> Iterator[str]:
         _frame.reset(token)
 
 
-def current() -> Frame | None:
+def current(*, older: bool = False) -> Frame | None:
     """Return where this thread is, or None outside a run.
 
-    A thread that a body started has no context of its own and joins the one run that executes in this
-    process. Raises `StepUsageError` when there are several, so that it cannot be known which is meant.
+    A thread that a body started has no context of its own, and joins the attempt that executed as it was
+    started; the step that the attempt's own thread is in is its step.
+
+    Arguments:
+        older: whether a thread that is older than every attempt is in none, rather than refused: it may be
+            anybody's.
+
+    Raises `StepUsageError` when it cannot be told which attempt, or which step of it, is meant.
     """
     frame = _frame.get()
-    if frame is not None or not _active:
+    if frame is not None or not _active or _outside.get():
         return frame
     if threading.current_thread() is threading.main_thread() or any(probe() for probe in _elsewhere):
         return None
-    runs = list(_active.values())
-    if len(runs) > 1:
-        message = (
-            "This thread was started inside a run, but several runs execute in this process, so it cannot be "
-            "told which one. Start it with the run's context: "
-            "executor.submit(contextvars.copy_context().run, my_step, ...)"
+    active = _active.of_this_thread(older=older)
+    if active is None:
+        return None
+    inside = active.execution.inside
+    if any(key != inside for key in tuple(active.bodies)):
+        raise threads.refusal(
+            "was started while steps are executed beside the body, so it cannot be told which of them, if "
+            "any, it works for"
         )
-        raise StepUsageError(message)
-    return Frame(runs[0], step=runs[0].inside)
+    return Frame(active.execution, step=inside, body=active.bodies.get(inside or ""))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import asyncio
 import os
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from celery_durable import context
@@ -17,6 +19,13 @@ from celery_durable.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from concurrent.futures import Future
+
+
+class _Threads(ThreadPoolExecutor):
+    """Threads that take their caller's context along, as asyncio.to_thread does: so they know its run."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return super().submit(copy_context().run, function, *args, **kwargs)
 
 
 class EventLoop:
@@ -31,6 +40,7 @@ class EventLoop:
         self._loop = asyncio.new_event_loop()
         factory: Any = _new_task
         self._loop.set_task_factory(factory)
+        self._loop.set_default_executor(_Threads(thread_name_prefix="celery-durable-async"))
         self._thread = threading.Thread(target=self._run, name="celery-durable-loop", daemon=True)
         self._thread.start()
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from celery.exceptions import SoftTimeLimitExceeded
+
 from celery_durable import context
+from celery_durable.exceptions import StepTimeLimitError
 from celery_durable.http import redaction
+from celery_durable.http.keys import HEADER, key_of
 
-HEADER = "Idempotency-Key"
+Redact = Callable[[dict[str, Any]], dict[str, Any] | None]
+"""Gets the evidence of a call, redacted already; returns what is kept of it, None for nothing."""
 
-Redact = Callable[[dict[str, Any]], dict[str, Any]]
-"""Gets the evidence of a call, redacted already; returns what is kept of it."""
-
-_COUNTER = "\0http"
+_MEASURED = ("call", "step", "method", "url", "status", "error", "seconds")
+_INTERRUPTIONS = (SoftTimeLimitExceeded, StepTimeLimitError)  # meant for the body, wherever they arrive
+_LACKING = "The %s of a call of step %r cannot be kept: it is only measured"
+logger = logging.getLogger(__name__)
 
 
 class Evidence:
@@ -34,14 +39,32 @@ class Evidence:
         self.max_body = max_body
         self.redact = redact
 
-    def begin(self, method: str, url: str, headers: Mapping[str, str], content: Any) -> Call | None:
-        """Note a call of the current step; return None outside of one."""
-        frame = context.current()
+    def begin(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, Any],
+        content: bytes,
+        parts: Iterable[bytes] | None,
+    ) -> Call | None:
+        """Note a call of the current step; return None outside of one.
+
+        Arguments:
+            method: of the call.
+            url: its address.
+            headers: those that are sent.
+            content: the body, as far as it is known.
+            parts: the body, to be read ahead; None if that cannot be.
+
+        Raises `StepUsageError` where the step or the call cannot be told from others.
+        """
+        frame = context.current(older=True)
         if frame is None or frame.step is None:
             return None
-        data = content if isinstance(content, bytes) else str(content).encode() if content else b""
-        call = Call(self, frame.step, _key_of_call(frame, method, url, data), method, url)
-        call.sent(headers, data)
+        chosen, kind = _header(headers, HEADER), _header(headers, "content-type")
+        key = chosen or key_of(frame, method, url, kind, parts)
+        call = Call(self, frame.step, key, method, url)
+        call.sent(headers, content)
         frame.execution.note(frame.step, call.as_json)
         return call
 
@@ -53,7 +76,7 @@ class Call:
         self.key = key
         self._evidence = evidence
         self._began = time.monotonic()
-        self._response: Mapping[str, str] = {}
+        self._response: Mapping[str, Any] = {}
         self._received = b""
         self._size = 0
         self._detail: dict[str, Any] = {
@@ -64,14 +87,19 @@ class Call:
             "status": None,
             "error": None,
             "seconds": None,
+            "idempotency_key": key,
         }
 
-    def sent(self, headers: Mapping[str, str], data: bytes) -> None:
-        """Note what is sent; a key that the caller has chosen is the one that counts."""
-        self._detail["idempotency_key"] = headers.get(HEADER) or self.key
-        self._detail["request"] = self._body(headers, data, len(data))
+    def sent(self, headers: Mapping[str, Any], data: bytes) -> None:
+        """Note what is sent; at once, for its like is not held in memory until the step is stored."""
+        try:
+            self._detail["request"] = self._body(headers, data, len(data))
+        except _INTERRUPTIONS:
+            raise
+        except Exception:
+            logger.exception(_LACKING, "body", self._detail["step"])
 
-    def answered(self, status: int, headers: Mapping[str, str]) -> None:
+    def answered(self, status: int, headers: Mapping[str, Any]) -> None:
         """Note that the head of a response is there."""
         self._detail["status"] = status
         self._response = headers
@@ -91,52 +119,58 @@ class Call:
 
     def failed(self, error: BaseException) -> None:
         """Note that there is no response, or no more of it."""
-        self._detail["error"] = type(error).__name__  # its text may quote the URL
+        names = (kind.__name__ for kind in type(error).__mro__)
+        # Of the class that users know; its text may quote the URL.
+        self._detail["error"] = next(name for name in names if not name.startswith("_"))
         self._took()
 
     def _took(self) -> None:
         self._detail["seconds"] = round(time.monotonic() - self._began, 6)
 
     def as_json(self) -> str:
-        """Return what is kept."""
+        """Return what is kept; a step is not failed by the evidence of it."""
+        try:
+            return json.dumps(_storable(self._kept()), default=str, allow_nan=False)
+        except _INTERRUPTIONS:
+            raise
+        except Exception:
+            logger.exception(_LACKING, "evidence", self._detail["step"])
+            measured = {name: self._detail[name] for name in _MEASURED}
+            return json.dumps(_storable({**measured, "url": measured["url"].partition("?")[0]}))
+
+    def _kept(self) -> dict[str, Any]:
         detail = dict(self._detail)
         if detail["status"] is not None:
             detail["response"] = self._body(self._response, self._received, self._size)
-        if self._evidence.redact is not None:
-            detail = {**self._evidence.redact(detail), "call": self._detail["call"]}
-        return json.dumps(_storable(detail), default=str)
+        if self._evidence.redact is None:
+            return detail
+        there_was_one = {name: detail[name] for name in ("call", "step")}
+        redacted = self._evidence.redact(detail)
+        return there_was_one if redacted is None else {**redacted, "call": there_was_one["call"]}
 
-    def _body(self, headers: Mapping[str, str], data: bytes, size: int) -> dict[str, Any]:
-        kind = headers.get("content-type") or ""
+    def _body(self, headers: Mapping[str, Any], data: bytes, size: int) -> dict[str, Any]:
+        kind, encoding = _header(headers, "content-type"), _header(headers, "content-encoding").lower()
         found: dict[str, Any] = {"bytes": size}
         if kind:
             found["content_type"] = kind
         if self._evidence.bodies and size and size == len(data):
-            encoding = (headers.get("content-encoding") or "").lower()
             text = redaction.body(data, kind, encoding, self._evidence.max_body)
             if text is not None:
                 found["body"] = text
         return found
 
 
+def _header(headers: Mapping[str, Any], name: str) -> str:
+    value = headers.get(name) or ""
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)  # requests takes either
+
+
 def _storable(value: Any) -> Any:
-    """Return plain values without NUL characters, which jsonb does not take."""
+    """Return plain values without what jsonb does not take: NUL characters, and halves of surrogate pairs."""
     if isinstance(value, str):
-        return value.replace("\0", "")
+        return value.replace("\0", "").encode(errors="replace").decode()
     if isinstance(value, dict):
         return {_storable(str(name)): _storable(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [_storable(part) for part in value]
     return value
-
-
-def _key_of_call(frame: context.Frame, method: str, url: str, data: bytes) -> str:
-    """Return the call's idempotency key: that of its step, and its number if it is not the first one in it.
-
-    A thread that the step has started makes its calls in no order, so they are told by what they send.
-    """
-    base = f"{frame.execution.name}/{frame.step}"
-    if frame.calls is None:
-        return f"{base}/{hashlib.sha256(f'{method} {url} '.encode() + data).hexdigest()[:16]}"
-    number = frame.calls[_COUNTER] = frame.calls.get(_COUNTER, 0) + 1
-    return base if number == 1 else f"{base}/{number}"

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from celery_durable.http.evidence import HEADER, Call, Evidence
+from celery_durable.http.evidence import Call, Evidence
+from celery_durable.http.keys import HEADER, is_read_again
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterable, Iterator
 
 
 class DurableTransport(httpx.BaseTransport):
@@ -19,7 +20,7 @@ class DurableTransport(httpx.BaseTransport):
         transport: what talks to the server; by default `httpx.HTTPTransport()`.
         bodies: whether bodies are kept, as far as they are text.
         max_body: how many characters of each are kept.
-        redact: gets the evidence of a call and returns what is kept of it.
+        redact: gets the evidence of a call and returns what is kept of it, None for nothing.
 
     Example:
         >>> client = httpx.Client(transport=DurableTransport())
@@ -83,12 +84,24 @@ class AsyncDurableTransport(httpx.AsyncBaseTransport):
 def _begin(evidence: Evidence, request: httpx.Request) -> Call | None:
     try:
         content = request.content
-    except httpx.RequestNotRead:  # a stream: it can be read once, by the server
-        content = b""
-    call = evidence.begin(request.method, str(request.url), request.headers, content)
+    except httpx.RequestNotRead:
+        call = evidence.begin(request.method, str(request.url), request.headers, b"", _parts(request.stream))
+    else:
+        call = evidence.begin(request.method, str(request.url), request.headers, content, (content,))
     if call is not None and HEADER not in request.headers:
         request.headers[HEADER] = call.key
     return call
+
+
+def _parts(stream: Any) -> Iterable[bytes] | None:
+    """Return a stream if it can be read ahead: a form with files, which httpx reads from their beginning."""
+    fields = getattr(stream, "fields", None)
+    if not isinstance(fields, list):
+        return None
+    files = [field.file for field in fields if hasattr(field, "file")]
+    again = all(isinstance(file, (bytes, str)) or is_read_again(file) for file in files)
+    parts: Iterable[bytes] = stream
+    return parts if again else None
 
 
 class _Overheard(httpx.SyncByteStream):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from requests.adapters import HTTPAdapter
 
-from celery_durable.http.evidence import HEADER, Evidence
+from celery_durable.http.evidence import Evidence
+from celery_durable.http.keys import HEADER, is_read_again, read_ahead
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class DurableAdapter(HTTPAdapter):
@@ -17,7 +21,7 @@ class DurableAdapter(HTTPAdapter):
     Arguments:
         bodies: whether bodies are kept, as far as they are text.
         max_body: how many characters of each are kept.
-        redact: gets the evidence of a call and returns what is kept of it.
+        redact: gets the evidence of a call and returns what is kept of it, None for nothing.
         options: those of `requests.adapters.HTTPAdapter`.
 
     Example:
@@ -33,8 +37,8 @@ class DurableAdapter(HTTPAdapter):
 
     def send(self, request: Any, stream: bool = False, *args: Any, **kwargs: Any) -> Any:  # noqa: FBT001, FBT002
         """Send a request; inside a step with its key, and noted."""
-        content = request.body if isinstance(request.body, (bytes, str)) else b""
-        call = self._evidence.begin(request.method, request.url, request.headers, content)
+        content, parts = _content(request.body)
+        call = self._evidence.begin(request.method, request.url, request.headers, content, parts)
         if call is None:
             return super().send(request, stream, *args, **kwargs)
         request.headers.setdefault(HEADER, call.key)
@@ -48,3 +52,12 @@ class DurableAdapter(HTTPAdapter):
             call.failed(error)
             raise
         return response
+
+
+def _content(body: Any) -> tuple[bytes, Iterable[bytes] | None]:
+    """Return a body as far as it is known, and its parts to be read ahead, None if that cannot be."""
+    if isinstance(body, str):
+        body = body.encode()
+    if body is None or isinstance(body, bytes):
+        return body or b"", (body or b"",)
+    return b"", read_ahead(body) if is_read_again(body) else None

@@ -7,6 +7,7 @@ import threading
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
+from celery_durable import context
 from celery_durable.exceptions import StoreError
 from celery_durable.store.patience import PASSING
 
@@ -46,6 +47,10 @@ class KeeperThread(ABC):
 
     def run(self) -> None:
         """Serve until stopped."""
+        with context.outside():  # what it sends is no child of a run that happens to execute here
+            self._run()
+
+    def _run(self) -> None:
         told = False
         while not self.stopping.is_set():
             try:

@@ -30,6 +30,7 @@ class Server:
     def __init__(self) -> None:
         self.received: list[Received] = []
         self.refusals = 0
+        self.answers: dict[str, bytes] = {}
         handler: Any = type("Handler", (_Handler,), {"server_of_test": self})
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
@@ -50,14 +51,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         server = self.server_of_test
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._body()
         server.received.append(Received(self.command, self.path, self.headers.get("Idempotency-Key"), body))
         status, kind, data = 200, "application/json", json.dumps({"ok": True, "token": "t0psecret"}).encode()
         encoding = None
         if server.refusals:
             server.refusals -= 1
             status = 503
-        if self.path.startswith("/zipped"):
+        if self.path in server.answers:
+            data = server.answers[self.path]
+        elif self.path.startswith("/zipped"):
             data, encoding = gzip.compress(data), "gzip"
         elif self.path.startswith("/large"):
             kind, data = "text/plain", b"x" * 10_000
@@ -70,6 +73,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Encoding", encoding)
         self.end_headers()
         self.wfile.write(data)
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
 
     do_GET = do_POST = _answer  # noqa: N815  (the library's names)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -10,17 +9,16 @@ import httpx
 import pytest
 import requests
 from answering import Server, answering
+from calling import calls, libraries, run, with_httpx
 from contending import step_write
 from delivering import World, delivering
 from inspecting import Worker, execute
 
-import celery_durable as durable
 from celery_durable.exceptions import LeaseLostError
-from celery_durable.http import AsyncDurableTransport, DurableAdapter, DurableTransport, redaction
-from celery_durable.operations import Runs
+from celery_durable.http import DurableAdapter, DurableTransport, redaction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from celery_durable.store import Store
 
@@ -35,42 +33,6 @@ def world(store: Store) -> Iterator[World]:
 def server() -> Iterator[Server]:
     with answering() as made:
         yield made
-
-
-def with_httpx(url: str, **options: Any) -> int:
-    with httpx.Client(transport=DurableTransport()) as client:
-        return client.post(url, **options).status_code
-
-
-def with_async_httpx(url: str, **options: Any) -> int:
-    async def post() -> int:
-        async with httpx.AsyncClient(transport=AsyncDurableTransport()) as client:
-            return (await client.post(url, **options)).status_code
-
-    return asyncio.run(post())
-
-
-def with_requests(url: str, **options: Any) -> int:
-    with requests.Session() as session:
-        session.mount("http://", DurableAdapter())
-        return session.post(url, timeout=10, **options).status_code
-
-
-libraries = pytest.mark.parametrize("post", [with_httpx, with_async_httpx, with_requests])
-
-
-def run(world: World, body: Callable[[], Any], **options: Any) -> str:
-    """Run a body as the one step of a task; return the run's id."""
-    step = durable.step(name="charge", **options)(body)
-
-    def order() -> Any:
-        return step()
-
-    return world.run(world.task(order))
-
-
-def calls(world: World, run_id: str) -> list[dict[str, Any]]:
-    return [event.detail for event in Runs(world.app).get(run_id).events if event.kind == "call"]
 
 
 @libraries
