@@ -230,7 +230,8 @@ def _compensations(run: RunView, rollback: RollbackView) -> Table:
 def _calls(run: RunView, calls: list[CallView]) -> Table:
     table = _grid("AT", "STEP", "CALL", "ANSWER", "TOOK", right=("TOOK",))
     for call in calls:
-        answer = str(call.error or "none" if call.status is None else call.status)
+        missing = call.error or ("none" if call.kept else "not kept")
+        answer = missing if call.status is None else str(call.status)
         table.add_row(
             clock(call.at, run.now),
             Text(call.step),

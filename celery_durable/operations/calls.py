@@ -41,9 +41,14 @@ class CallView:
     response: dict[str, Any] | None
 
     @property
+    def kept(self) -> bool:
+        """Whether anything is kept of it but that there was one."""
+        return bool(self.method) or self.status is not None or self.error is not None
+
+    @property
     def failed(self) -> bool:
         """Whether it had no answer, or one that says that it did not work."""
-        return self.status is None or self.status >= _FAILURE
+        return self.kept and (self.status is None or self.status >= _FAILURE)
 
 
 def calls_of(run: RunView) -> list[CallView]:

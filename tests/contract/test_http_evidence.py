@@ -15,6 +15,8 @@ from delivering import World, delivering
 from celery_durable.http import DurableTransport
 from celery_durable.http.evidence import Call, Evidence
 from celery_durable.limits import _ExpiredError
+from celery_durable.operations import Runs
+from celery_durable.operations.calls import calls_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,6 +120,8 @@ def test_of_a_call_that_is_redacted_away_nothing_is_kept_but_that_there_was_one(
     assert world.result(run_id) == 200
     (call,) = calls(world, run_id)
     assert (call.keys(), call["step"]) == ({"call", "step"}, "charge")
+    (shown,) = calls_of(Runs(world.app).get(run_id))
+    assert (shown.kept, shown.failed) == (False, False)
 
 
 def test_a_call_that_a_time_limit_has_stopped_names_the_public_error() -> None:
