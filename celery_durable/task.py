@@ -211,7 +211,7 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
                 )
             return result if storing.instead is None else self.AsyncResult(storing.instead)
 
-        frame = context.current()
+        frame = context.current(older=True)
         with driving.known_to_celery():
             if frame is None or task_id is not None:
                 return send(task_id)
@@ -234,7 +234,7 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
     def _enlist(self, transaction: Any) -> Enlistment:
         from celery_durable.store.callers import recognised  # with the database driver
 
-        frame = context.current()
+        frame = context.current(older=True)
         if frame is not None and frame.step is None:
             message = (
                 "transaction= belongs into a step, for a body is replayed without its transactions. Move "

@@ -49,7 +49,7 @@ def send_signal(
     Raises `RunNotFoundError`, `RunStateError` for a run that is over, and `SerializationError` for a payload
     that cannot be stored.
     """
-    frame = context.current()
+    frame = context.current(older=True)
     if frame is None or frame.step is not None:
         return deliver(app or current_app, run_id, name, payload, once=idempotency_key)
 

@@ -1,13 +1,16 @@
-"""A keeper's thread in a process that executes runs: what it sends belongs to none of them."""
+"""A keeper's thread, or one of the program's own, beside runs: what it sends belongs to none of them."""
 
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from delivering import World, delivering
+from inspecting import execute
 
+import celery_durable as durable
 from celery_durable.keeper.thread import KeeperThread
 
 if TYPE_CHECKING:
@@ -60,3 +63,28 @@ def test_what_a_keepers_thread_sends_is_no_child_of_the_run_that_is_executed_bes
 
     assert world.result(run_id) is True
     assert world.steps(run_id) == {}
+
+
+def test_what_a_thread_sends_that_is_older_than_the_run_is_no_child_of_it(world: World) -> None:
+    """A consumer of something else, started with the process: it may send, whatever is executed beside it."""
+
+    def waits() -> str:
+        return str(durable.wait_for_signal("go"))
+
+    def told() -> None:
+        """Do nothing."""
+
+    task, waiting = world.task(told), world.run(world.task(waits))
+    with ThreadPoolExecutor(1) as older:
+        older.submit(int).result(10)
+
+        def body() -> bool:
+            older.submit(task.delay).result(10)
+            older.submit(durable.send_signal, waiting, "go", 1, app=world.app).result(10)
+            return True
+
+        run_id = world.run(world.task(body))
+
+    assert world.result(run_id) is True
+    assert world.steps(run_id) == {}
+    assert {row["parent"] for row in execute(world.store, "select parent from durable.run")} == {None}
