@@ -32,7 +32,8 @@ class Checkpoint:
     retried, `started` for the marker of an at-most-once step, and `discarded` for an error that a retry
     of the whole run has put aside. `tries` counts every time the body failed or finished, and `spent`
     says how many of them belong to a policy that was already used up. A wait has a `kind`, and a `due` time
-    if it ends by itself; its outcome is `waiting` until what it waits for has come.
+    if it ends by itself; its outcome is `waiting` until what it waits for has come. An `async def` step was
+    cancelled `too_late` if its outcome was being stored by then.
     """
 
     key: str
@@ -47,6 +48,7 @@ class Checkpoint:
     clock: tuple[datetime, ...] = ()
     kind: str | None = None
     due: datetime | None = None
+    too_late: bool | None = None
 
     @property
     def abandoned(self) -> bool:

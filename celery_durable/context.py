@@ -136,9 +136,9 @@ def alone() -> Iterator[None]:
 
 
 @contextmanager
-def among(frame: Frame, crew: Crew) -> Iterator[str]:
+def among(frame: Frame, crew: Crew, *, ordered: bool = True) -> Iterator[str]:
     """Mark another task that a task of the body starts: its steps have keys of their own; yield its scope."""
-    scope, own = crew.next()
+    scope, own = crew.next(ordered=ordered)
     token = _frame.set(frame._replace(scope=scope, crew=own))
     try:
         yield scope
@@ -173,6 +173,17 @@ def current(*, older: bool = False) -> Frame | None:
             "any, it works for"
         )
     return Frame(active.execution, step=inside, body=active.bodies.get(inside or ""))
+
+
+def place(frame: Frame, what: str) -> str:
+    """Return the scope of a call; raise `StepUsageError` where a replay could not find it again."""
+    if frame.crew is not None and not frame.crew.ordered:
+        message = (
+            f"{what} is called in a coroutine that asyncio.as_completed has started, in the order of a set. "
+            f"Give it tasks, asyncio.as_completed([asyncio.create_task(one) for one in ...])"
+        )
+        raise StepUsageError(message, step=what)
+    return frame.scope
 
 
 @dataclass(frozen=True)

@@ -107,12 +107,26 @@ def _new_task(
     if frame is None or crew is None or options.get("context") is not None:
         return asyncio.Task(coroutine, loop=loop, **options)
     options.pop("context", None)
-    with context.among(frame, crew) as scope:
+    with context.among(frame, crew, ordered=not _started_as_completed(coroutine)) as scope:
         task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
     crew.muster.joined(task, scope)
     return task
 
 
+def _started_as_completed(coroutine: Coroutine[Any, Any, Any]) -> bool:
+    """Whether `asyncio.as_completed` starts this coroutine: it does so in the order of a set.
+
+    Steps have their keys by then.
+    """
+    frame: Any = sys._getframe(2)  # noqa: SLF001  (whoever starts a task does not say so)
+    while frame is not None and frame.f_globals.get("__name__") in ("asyncio.base_events", "asyncio.tasks"):
+        if frame.f_code.co_name == "as_completed" or type(frame.f_locals.get("self")).__name__ == _ITERATOR:
+            return getattr(coroutine, "__qualname__", "") != "Execution._awaited"
+        frame = frame.f_back
+    return False
+
+
+_ITERATOR = "_AsCompletedIterator"  # from Python 3.13 on
 _loops: list[EventLoop] = []
 _lock = threading.Lock()
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args
 from celery.exceptions import Ignore, Reject, Retry
 
 from celery_durable import chains, context, envelope, outgoing, unknown
+from celery_durable import checkpoint as outcomes
 from celery_durable.attempt import WorkerSeam
 from celery_durable.backend import durable_backend
 from celery_durable.children import PLAIN
@@ -170,7 +171,8 @@ class Rehearsal(Execution):
         self._comes_to(call.key)
         self.skipped += 1
         may_be_none = type(None) in get_args(step.returns)
-        if known is not None or may_be_none or self.skipped > _MOST_SKIPPED or not self.ahead:
+        begun = known is not None and known.outcome != outcomes.DISCARDED
+        if begun or may_be_none or self.skipped > _MOST_SKIPPED or not self.ahead:
             self._stop(call.key)
         return None if step.returns in (None, type(None)) else unknown.Unknown(self._stop)
 

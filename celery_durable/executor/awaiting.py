@@ -6,6 +6,7 @@ import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery_durable import context
@@ -114,12 +115,20 @@ class AwaitedBody:
         order = self._muster.order
         arrival = order.expect(write.number)
         try:
-            answer, _ = await _stored(write.now, self)
+            answer, cancelled = await _stored(write.now, self)
+            if cancelled is not None:
+                await self._note_too_late()
         except BaseException:
             order.give_up(arrival)
             raise
-        await order.arrival(arrival)
+        if await order.arrival(arrival) and cancelled is None:
+            await self._note_too_late()
         return answer
+
+    async def _note_too_late(self) -> None:
+        """Store that the body has cancelled the step too late: what waited for it goes on as cancelled."""
+        if not self._closing and not self.in_flight:
+            await _stored(partial(self._journal.note_too_late, self._call.key), self)
 
     def given_up(self, cancelled: asyncio.CancelledError) -> BaseException:
         """Return what ends the step that was cancelled: the body's own doing is stored like an error."""
@@ -178,12 +187,14 @@ def flight(frame: context.Frame) -> Iterator[None]:
 
 async def heard_again(frame: context.Frame, known: Checkpoint) -> None:
     """Wait until it is the turn of a stored outcome; or to be cancelled, as that step was at first."""
-    order = frame.crew.muster.order if frame.crew is not None else Order()
+    muster = frame.crew.muster if frame.crew is not None else None
+    order = muster.order if muster is not None else Order()
     arrival = order.expect(known.seq)
-    if not known.abandoned:
-        await order.arrival(arrival)
-        return
-    try:
-        await asyncio.get_running_loop().create_future()
-    finally:
-        order.give_up(arrival)
+    if known.abandoned or known.too_late:
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            if known.abandoned or muster is None or muster.closing:
+                order.give_up(arrival)
+                raise
+    await order.arrival(arrival)

@@ -108,26 +108,36 @@ class Crew:
         muster: where they are noted.
         scope: of the task that starts them.
         seed: of its chance.
+        ordered: whether it is known in which order the task was started.
         told: whether the starter knows that the run is asked to stop, and this task with it.
         starter: of this task.
     """
 
     def __init__(
-        self, muster: Muster, scope: str, seed: object, *, told: bool, starter: Crew | None = None
+        self,
+        muster: Muster,
+        scope: str,
+        seed: object,
+        *,
+        told: bool,
+        starter: Crew | None = None,
+        ordered: bool = True,
     ) -> None:
         self.muster = muster
         self.inner = starter is not None
         self._told = told
+        self.ordered = ordered
         self.scope = scope
         self.chance = Random(f"{seed}/{scope}")  # noqa: S311  (repeatable on purpose)
         self._seed = seed
         self._count = 0
 
-    def next(self) -> tuple[str, Crew]:
+    def next(self, *, ordered: bool) -> tuple[str, Crew]:
         """Return the scope of the next task, and the crew that it may start itself."""
         self._count += 1
         scope = f"{self.scope}[{self._count}]/"
-        return scope, Crew(self.muster, scope, self._seed, told=self.told, starter=self)
+        ordered = ordered and self.ordered
+        return scope, Crew(self.muster, scope, self._seed, told=self.told, starter=self, ordered=ordered)
 
     @property
     def told(self) -> bool:

@@ -148,7 +148,7 @@ class Execution:
         self, frame: context.Frame, step: Step[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Return the step's stored outcome, or run it and store it."""
-        base = frame.scope + (step.step_options.key or step.name)
+        base = context.place(frame, step.name) + (step.step_options.key or step.name)
         key = self._keys.begin(base, keyed=step.step_options.key is not None)
         try:
             arguments = self._digest(step, args, kwargs)
@@ -161,7 +161,7 @@ class Execution:
     ) -> Coroutine[Any, Any, Any]:
         """Return what awaits the step; its key is given now, in the order of the calls."""
         arguments = self._digest(step, args, kwargs)
-        base = frame.scope + (step.step_options.key or step.name)
+        base = context.place(frame, step.name) + (step.step_options.key or step.name)
         key = self._keys.begin(base, keyed=step.step_options.key is not None)
         self._keys.end(base)
         return self._awaited(frame, step, Call(key, arguments, args, kwargs))
@@ -223,7 +223,7 @@ class Execution:
             if call.step.is_async:
                 message = f"{call.step.name} is an async def step: await it, or several with asyncio.gather"
                 raise StepUsageError(message, step=call.step.name)
-            base = frame.scope + (call.step.step_options.key or call.step.name)
+            base = context.place(frame, call.step.name) + (call.step.step_options.key or call.step.name)
             key = self._keys.begin(base, keyed=call.step.step_options.key is not None)
             self._keys.end(base)
             known = self._history.find(key)

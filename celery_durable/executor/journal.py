@@ -205,6 +205,10 @@ class Journal:
         if entry.outcome == OK:
             self.done.append(entry.key)
 
+    def note_too_late(self, key: str) -> None:
+        """Store that a step was cancelled as its outcome was being stored: at a replay it is so again."""
+        self.store(lambda: self.runs.note_too_late(self.claim.key, self.claim.fence, key))
+
     def store(self, write: Callable[[], bool]) -> None:
         """Do a write that says whether the run is asked to stop."""
         try:

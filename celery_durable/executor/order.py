@@ -35,13 +35,15 @@ class Arrival:
         if not self._heard.done():
             self._heard.set_result(None)
 
-    async def awaited(self) -> None:
-        """Wait for it; a cancellation that comes meanwhile is too late, for the outcome is stored."""
+    async def awaited(self) -> bool:
+        """Wait for it; return whether a cancellation came meanwhile, too late, for the outcome is stored."""
+        too_late = False
         while not self._heard.done():
             try:
                 await asyncio.wait({self._heard})
             except asyncio.CancelledError:
-                continue
+                too_late = True
+        return too_late
 
 
 class Order:
@@ -58,11 +60,11 @@ class Order:
         heapq.heappush(self._line, arrival)
         return arrival
 
-    async def arrival(self, arrival: Arrival) -> None:
-        """Wait until it is the turn of an outcome that is there."""
+    async def arrival(self, arrival: Arrival) -> bool:
+        """Wait until it is the turn of an outcome that is there; return whether it was cancelled too late."""
         arrival.ready = True
         self._go_on()
-        await arrival.awaited()
+        return await arrival.awaited()
 
     def give_up(self, arrival: Arrival) -> None:
         """Take an outcome out of the line that nobody waits for any more."""

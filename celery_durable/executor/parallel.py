@@ -28,7 +28,7 @@ def side_by_side(work: Sequence[Callable[[], Any]], *, threads: int | None) -> l
         with ThreadPoolExecutor(size, thread_name_prefix="celery-durable-step") as pool:
             futures = [pool.submit(contextvars.copy_context().run, _outcome, one) for one in work]
             ended = [future.result() for future in futures]
-    leaving = [error for _, error in ended if isinstance(error, BaseException) and _passes_through(error)]
+    leaving = [error for succeeded, error in ended if not succeeded and _passes_through(error)]
     if leaving:
         raise min(leaving, key=_urgency)
     return ended

@@ -126,7 +126,7 @@ class Waiter:
             where = f"the step {frame.step!r}" if frame.step is not None else "a thread of the body's own"
             message = f"{name} is called in {where}: a run waits in its body, between its steps"
             raise StepUsageError(message, step=name)
-        base = frame.scope + name
+        base = context.place(frame, name) + name
         key = self._keys.begin(base, keyed=False)
         try:
             yield key

@@ -76,7 +76,8 @@ class InspectionStore:
         rows = self._read(self._sql["replayable"], {"id": run_id})
         if not rows:
             return None
-        history = self._read(self._sql["history"], {"run": rows[0]["key"]})
+        over = rows[0]["state"] in ("failed", "cancelled") and rows[0]["ending"] is None
+        history = self._read(self._sql["history_if_resumed" if over else "history"], {"run": rows[0]["key"]})
         steps = [Checkpoint(**{**step, "clock": tuple(step["clock"] or ())}) for step in history]
         return Replayable(**rows[0]), steps
 

@@ -177,6 +177,13 @@ class RunStore(RunsFromOutside):
             raise NondeterminismError(message, step=step.key)
         return bool(row["cancel_requested"])
 
+    def note_too_late(self, run: int, fence: uuid.UUID, step: str) -> bool:
+        """Note that a step was cancelled as its outcome was being stored; return as `checkpoint` does."""
+        row = self._one("note_too_late", {"run": run, "fence": fence, "key": step})
+        if row is None:
+            raise LeaseLostError(step=step)
+        return bool(row["cancel_requested"])
+
     def asked_to_stop(self, run: int, fence: uuid.UUID) -> bool:
         """Return whether the run is asked to stop; raise `LeaseLostError` when another attempt owns it."""
         row = self._one("asked_to_stop", {"run": run, "fence": fence})

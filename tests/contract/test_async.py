@@ -7,6 +7,7 @@ import sys
 import threading
 import uuid
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -395,6 +396,46 @@ def test_a_step_whose_value_is_being_stored_is_not_cancelled_any_more(
     assert story.steps() == {"work": "ok"}
 
 
+async def timed_gather() -> Any:
+    return await asyncio.wait_for(asyncio.gather(work("a"), work("b")), 0.05)
+
+
+async def timed_group() -> Any:
+    async with asyncio.timeout(0.05):
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work(name)) for name in "ab"]
+    return [one.result() for one in tasks]
+
+
+@pytest.mark.parametrize(
+    "timed",
+    [
+        timed_gather,
+        pytest.param(
+            timed_group, marks=pytest.mark.skipif(sys.version_info < (3, 11), reason="came with Python 3.11")
+        ),
+    ],
+)
+def test_a_group_that_runs_out_of_time_while_its_steps_are_stored_does_so_again(
+    story: Story, held_up: tuple[threading.Event, threading.Event], timed: Callable[[], Any]
+) -> None:
+    """Its steps have succeeded, and it has not: the body took the way of the timeout."""
+    _, go_on = held_up
+
+    async def body() -> list[str]:
+        asyncio.get_running_loop().call_later(0.2, go_on.set)
+        try:
+            await timed()
+        except (asyncio.TimeoutError, TimeoutError):
+            return [await work("out of time")]
+        return [await work("in time")]
+
+    assert story.attempt(body) == ["out of time done"]
+    assert {story.steps()[key] for key in ("work", "work#2")} == {"ok"}
+    assert story.attempt(body) == ["out of time done"]
+    assert done == ["a", "b", "out of time"]
+
+
 @pytest.mark.parametrize(
     ("step", "tried"),
     [
@@ -621,6 +662,66 @@ def test_a_step_that_fails_beside_others_is_tried_again_with_its_run(story: Stor
     assert story.steps() == {"flaky": "discarded", "takes": "ok"}
 
     assert story.attempt(body) == [2, "slow"]
+
+
+def test_a_branch_that_went_on_behind_an_error_does_not_keep_the_run_from_trying_that_again(
+    story: Story,
+) -> None:
+    """It was another branch's: nothing was decided by it."""
+
+    async def pipeline() -> str:
+        await takes("fetch", 0.02)
+        return await takes("store", 0.02)
+
+    async def fragile() -> int:
+        return await flaky.options(max_retries=0)(1)
+
+    async def body() -> Any:
+        ended = await asyncio.gather(pipeline(), fragile(), return_exceptions=True)
+        for one in ended:
+            if isinstance(one, BaseException):
+                raise one
+        return ended
+
+    execution = story.claimed()
+    with pytest.raises(OSError, match="no"):
+        story.run(execution, body())
+    failed = replace(AGAIN, error="OSError: no")
+    story.store.runs.release(execution.claim.key, execution.claim.fence, failed)
+
+    assert story.attempt(body) == ["store", 2]
+    assert sorted(done) == ["fetch", "flaky", "flaky", "store"]
+
+
+def test_coroutines_that_as_completed_starts_are_refused_their_steps(story: Story) -> None:
+    """It starts them in the order of a set: a replay gave each of them the steps of another."""
+
+    async def one(name: str) -> str:
+        return await work(name)
+
+    async def body() -> list[str]:
+        return [await each for each in asyncio.as_completed([one("a"), one("b")])]
+
+    async def with_tasks() -> list[str]:
+        tasks = [asyncio.ensure_future(one(name)) for name in "ab"]
+        return sorted([await each for each in asyncio.as_completed(tasks)])
+
+    async def with_steps() -> list[str]:
+        return sorted([await each for each in asyncio.as_completed([work("c"), work("d")])])
+
+    async def without_steps() -> list[int]:
+        return sorted([await each for each in asyncio.as_completed([number(1), number(2)])])
+
+    async def number(given: int) -> int:
+        return given
+
+    with pytest.raises(StepUsageError, match=r"asyncio\.as_completed.*create_task"):
+        story.attempt(body)
+    assert done == []
+    for _ in range(2):
+        assert Story(story.store).attempt(without_steps) == [1, 2]
+        assert story.attempt(with_tasks) == ["a done", "b done"]
+    assert Story(story.store).attempt(with_steps) == ["c done", "d done"]
 
 
 def test_an_error_that_the_body_went_on_from_stays_when_its_run_is_tried_again(story: Story) -> None:

@@ -688,6 +688,7 @@ def test_a_clean_up_waits_for_its_retry_off_the_worker_and_goes_on(world: World)
 
     assert done == [*CLEANED[:3], *CLEANED[2:]]
     assert world.state(run) == ("cancelled", "cancelled")
+    assert world.runs.get(run).rollbacks == []
     with pytest.raises(RunStateError, match="cleaned up"):
         world.runs.resume(run)
 

@@ -33,12 +33,13 @@ returning key
 -- from the clock up to there, in the order in which they were read.
 insert into durable.checkpoint
     (run_key, key, seq, kind, due, outcome, output, codec, digest, arguments, fence, attempt, tries, spent, error,
-     clock, seconds, stored_at, behind)
+     clock, seconds, stored_at, behind, too_late)
 select %(fork)s, c.key, c.seq, c.kind, c.due, case when o.key is null then c.outcome else 'ok' end,
        case when o.key is null then c.output else o.output end,
        case when o.key is null then c.codec else o.codec end,
        c.digest, c.arguments, c.fence, 0, c.tries, c.spent, case when o.key is null then c.error end,
-       case when c.key = %(carrier)s then %(clock)s::timestamptz[] end, c.seconds, c.stored_at, c.behind
+       case when c.key = %(carrier)s then %(clock)s::timestamptz[] end, c.seconds, c.stored_at, c.behind,
+       c.too_late
 from durable.checkpoint c
 left join unnest(%(keys)s::text[], %(outputs)s::bytea[], %(codecs)s::text[]) as o (key, output, codec) on o.key = c.key
 where c.run_key = %(run)s and c.key = any(%(kept)s)

@@ -327,7 +327,8 @@ group by r.id
 -- it has done only the errors of compensations are: what led to these has to come back. Its snapshot is younger than
 -- the locks of the first, or the last error of an attempt that just ended is missed.
 with resumed as materialized (
-    select r.run_key, r.before, r.generation, r.children, run.ending is not null as rolls_back, run.rollbacks
+    select r.run_key, r.before, r.generation, r.children, run.ending is not null as rolls_back, run.rollbacks,
+           (select a.error from durable.attempt a where a.run_key = run.key and a.number = run.attempt) as error
     from unnest(%(keys)s::bigint[], %(before)s::text[], %(generations)s::integer[], %(children)s::integer[])
          as r (run_key, before, generation, children)
     join durable.run run on run.key = r.run_key
@@ -340,6 +341,8 @@ with resumed as materialized (
       and case when r.rolls_back then c.key = any(r.rollbacks) else
           c.seq > coalesce((select max(coalesce(ok.behind, ok.seq - 1)) from durable.checkpoint ok
                             where ok.run_key = r.run_key and ok.outcome in ('ok', 'waiting')
+                              and (c.error is distinct from r.error
+                                   or starts_with(c.key, durable.branch_of(ok.key)))
                               and not exists (select from again
                                               where again.run_key = ok.run_key and again.key = ok.key
                                                 and ok.outcome = 'ok')), 0) end
@@ -412,8 +415,24 @@ from durable.run where id = %(id)s
 
 -- name: history
 -- What it then meets, as a claim reads it.
-select key, seq, outcome, output, codec, digest, arguments, tries, spent, clock, kind, due
+select key, seq, outcome, output, codec, digest, arguments, tries, spent, clock, kind, due,
+       too_late
 from durable.checkpoint where run_key = %(run)s order by seq
+
+-- name: history_if_resumed
+-- The same of a run that is over, as a resume would leave it: errors that it puts aside are.
+select c.key, c.seq,
+       case when c.outcome = 'error'
+                 and c.seq > coalesce((select max(coalesce(ok.behind, ok.seq - 1)) from durable.checkpoint ok
+                                       where ok.run_key = c.run_key and ok.outcome in ('ok', 'waiting')
+                                         and (c.error is distinct from a.error
+                                              or starts_with(c.key, durable.branch_of(ok.key)))), 0)
+            then 'discarded' else c.outcome end as outcome,
+       c.output, c.codec, c.digest, c.arguments, c.tries, c.spent, c.clock, c.kind, c.due, c.too_late
+from durable.checkpoint c
+join durable.run r on r.key = c.run_key
+left join durable.attempt a on a.run_key = r.key and a.number = r.attempt
+where c.run_key = %(run)s order by c.seq
 
 -- name: payloads
 -- What a run was called with and what it ended with, for an export.

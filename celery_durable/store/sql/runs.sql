@@ -116,7 +116,7 @@ from claimed
 -- The finished steps of a run just claimed. A statement of its own: its snapshot must be younger than the
 -- claim's lock, or the last checkpoint of the attempt it replaced would be missed.
 select c.key, c.seq, c.outcome, c.output, c.codec, c.digest, c.arguments, c.tries, c.spent, c.clock,
-       c.kind, c.due
+       c.kind, c.due, c.too_late
 from durable.checkpoint c
 where c.run_key = (
     select key from durable.run where id = %(id)s and fence = %(fence)s and state in ('running', 'cancelling'))
@@ -208,6 +208,14 @@ select fence.cancel_requested, exists (select from stored) as stored from fence
 select cancel_requested from durable.run
 where key = %(run)s and fence = %(fence)s and state in ('running', 'cancelling')
 
+-- name: note_too_late
+-- The body has cancelled a step whose outcome was being stored: it goes on with that, and its tasks with the cancel.
+update durable.checkpoint c set too_late = true
+from durable.run r
+where r.key = %(run)s and r.fence = %(fence)s and r.state in ('running', 'cancelling')
+  and c.run_key = r.key and c.key = %(key)s
+returning r.cancel_requested
+
 -- name: note_calls
 -- Evidence of calls that a step's body made, stored with the step; known by the call's id if it is stored again.
 insert into durable.event (run_key, kind, detail)
@@ -279,6 +287,7 @@ with finished as (
         result = case when ending = 'cancelled' then %(result)s else result end,
         result_type = case when ending = 'cancelled' then %(result_type)s else result_type end,
         ending = case when %(undone)s or %(problem)s::text is not null then ending end,
+        rollbacks = case when %(problem)s::text is null then coalesce(rollbacks, '{}') else rollbacks end,
         recoveries = recoveries + coalesce(recoveries_before, 0), recoveries_before = null,
         compensates = false, due = null, worker = null, pid = null, custom_state = null,
         unreported = %(unreported)s, finished_at = coalesce(finished_at, durable.clock())
@@ -293,7 +302,8 @@ select state, reason from finished
 
 -- name: release
 -- Leave the worker: for a retry (with a due time), or to hand the run on (due now). Step errors that no successful
--- step or wait could know of (it came before them, or overlapped with them) are put aside when the run is tried again. The fence is closed with a value
+-- step or wait could know of (it came before them, or overlapped with them) are put aside when the run is tried again.
+-- What another branch of the body has begun behind the very error that the run failed with does not keep that. The fence is closed with a value
 -- that only this attempt can derive, so that the write, repeated, recognises itself; it is judged under the
 -- lock, for the first one may still be committing. A run that is asked to stop ends here, unless it cleans up: then
 -- it is on its way to its end as one that takes back is, and goes on with that.
@@ -350,8 +360,10 @@ with mine as (
     update durable.checkpoint c set outcome = 'discarded', spent = c.tries
     from released r
     where %(discard)s = 'errors' and c.run_key = %(run)s and c.run_key = r.key and c.outcome = 'error'
-      and c.seq > coalesce((select max(coalesce(behind, seq - 1)) from durable.checkpoint
-                            where run_key = r.key and outcome in ('ok', 'waiting')), 0)
+      and c.seq > coalesce((select max(coalesce(ok.behind, ok.seq - 1)) from durable.checkpoint ok
+                            where ok.run_key = r.key and ok.outcome in ('ok', 'waiting')
+                              and (c.error is distinct from %(error)s::text
+                                   or starts_with(c.key, durable.branch_of(ok.key)))), 0)
 ), forgotten as (
     delete from durable.checkpoint c using released r
     where %(discard)s = 'all' and c.run_key = %(run)s and c.run_key = r.key
