@@ -99,6 +99,6 @@ def test_a_call_of_which_a_redaction_left_nothing_or_nonsense_is_still_a_call() 
     assert [(call.url, call.status, call.seconds, call.failed) for call in calls] == [
         ("https://bank", 503, 0.2, True),
         ("", None, None, True),
-        ("", None, None, True),
-        ("", None, None, True),
+        ("", None, None, False),  # nothing is kept that says so
+        ("", None, None, False),
     ]
