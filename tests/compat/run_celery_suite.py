@@ -29,7 +29,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import indent
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 import celery
@@ -80,6 +80,9 @@ SHORT = (
     Job("tasks", "rabbitmq", "test_group_chains.py", []),
 )
 
+# Python 3.11 has the filter from 3.11.4 on, 3.10 from 3.10.12 on
+SAFELY: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+
 
 def fetch_suite(target: Path) -> None:
     """Download the sdist of the Celery that is installed and unpack its tests."""
@@ -94,7 +97,7 @@ def fetch_suite(target: Path) -> None:
             for member in archive.getmembers()
             if member.name.startswith(f"{root.name}/t/") or member.name == f"{root.name}/pyproject.toml"
         ]
-        archive.extractall(target, members=wanted, filter="data")
+        archive.extractall(target, members=wanted, **SAFELY)
     (root / "integration-tests-config.json").write_text(json.dumps(SETTINGS))
 
 

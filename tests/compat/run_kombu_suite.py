@@ -16,7 +16,7 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import kombu
 from run_celery_suite import database
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 HERE = Path(__file__).parent
+
+# Python 3.11 has the filter from 3.11.4 on, 3.10 from 3.10.12 on
+SAFELY: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
 
 def fetch_suite(target: Path) -> Path:
@@ -35,7 +38,7 @@ def fetch_suite(target: Path) -> Path:
     root = target / f"kombu-{kombu.__version__}"
     with tarfile.open(sdist) as archive:
         wanted = [member for member in archive.getmembers() if member.name.startswith(f"{root.name}/t/")]
-        archive.extractall(target, members=wanted, filter="data")
+        archive.extractall(target, members=wanted, **SAFELY)
     return root
 
 
