@@ -20,9 +20,9 @@ class Arrival:
 
     __slots__ = ("_heard", "number", "over", "ready")
 
-    def __init__(self, number: int, *, ready: bool) -> None:
+    def __init__(self, number: int) -> None:
         self.number = number
-        self.ready = ready
+        self.ready = False
         self.over = False
         self._heard: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -54,15 +54,17 @@ class Order:
         self._open = False
         self._pumping = False
 
-    def expect(self, number: int, *, ready: bool = False) -> Arrival:
+    def expect(self, number: int) -> Arrival:
         """Return the place of an outcome in the line."""
-        arrival = Arrival(number, ready=ready)
+        arrival = Arrival(number)
         heapq.heappush(self._line, arrival)
         return arrival
 
     async def arrival(self, arrival: Arrival) -> bool:
         """Wait until it is the turn of an outcome that is there; return whether it was cancelled too late."""
         arrival.ready = True
+        if self._open:
+            arrival.arrive()
         self._go_on()
         return await arrival.awaited()
 
@@ -74,7 +76,9 @@ class Order:
     def open(self) -> None:
         """Let all that are there arrive at once: the body is over, nothing follows from them."""
         self._open = True
-        self._go_on()
+        for arrival in sorted(self._line):
+            if arrival.ready:
+                arrival.arrive()
 
     def behind(self, last: int) -> int:
         """Return the number of the latest outcome that what is called now can know of.
@@ -91,8 +95,6 @@ class Order:
         return self._line[0] if self._line else None
 
     def _next(self) -> Arrival | None:
-        if self._open:
-            return next((one for one in sorted(self._line) if one.ready and not one.over), None)
         first = self._first()
         return first if first is not None and first.ready else None
 

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
+from answering import answering
 
 from celery_durable.config import Settings
 from celery_durable.executor import journal
@@ -15,6 +16,8 @@ from celery_durable.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from answering import Server
 
 _EMPTY = """
 do $$ declare name text; begin
@@ -48,6 +51,13 @@ def store(shared_url: str) -> Iterator[Store]:
         connection.execute(_EMPTY)
     yield made
     made.close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """Return a service that a step may call."""
+    with answering() as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 import requests
-from answering import Server, answering
 from calling import calls, libraries, run, with_httpx
 from contending import step_write
 from delivering import World, delivering
@@ -20,18 +19,14 @@ from celery_durable.http import DurableAdapter, DurableTransport, redaction
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from answering import Server
+
     from celery_durable.store import Store
 
 
 @pytest.fixture
 def world(store: Store) -> Iterator[World]:
     with delivering(store) as made:
-        yield made
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with answering() as made:
         yield made
 
 

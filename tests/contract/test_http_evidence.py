@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from answering import Server, answering
 from calling import calls, libraries, run, with_httpx, with_requests
 from delivering import World, delivering
 
@@ -21,6 +20,8 @@ from celery_durable.operations.calls import calls_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from answering import Server
+
     from celery_durable.store import Store
 
 DEEP = b"[" * 3000 + b"]" * 3000
@@ -29,12 +30,6 @@ DEEP = b"[" * 3000 + b"]" * 3000
 @pytest.fixture
 def world(store: Store) -> Iterator[World]:
     with delivering(store) as made:
-        yield made
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with answering() as made:
         yield made
 
 

@@ -12,7 +12,6 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from answering import Server, answering
 from calling import ONCE_MORE, calls, in_async_httpx, libraries, run, run_async, with_httpx, with_requests
 from delivering import World, delivering
 
@@ -20,6 +19,8 @@ import celery_durable as durable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from answering import Server
 
     from celery_durable.store import Store
 
@@ -29,12 +30,6 @@ sync_libraries = pytest.mark.parametrize("post", [with_httpx, with_requests])
 @pytest.fixture
 def world(store: Store) -> Iterator[World]:
     with delivering(store) as made:
-        yield made
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with answering() as made:
         yield made
 
 
