@@ -64,14 +64,15 @@ class Step(Generic[P, R]):
     """A function whose calls inside a run are checkpointed."""
 
     def __init__(self, function: Callable[P, R], options: StepOptions) -> None:
+        name: str = named(function, {"name": options.name})
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            message = f"{function.__qualname__} is a generator: a step is a function, or an `async def` one"
+            message = f"{name} is a generator: a step is a function, or an `async def` one"
             raise StepUsageError(message)
         functools.update_wrapper(self, function)
         self.function = function
         self.is_async = inspect.iscoroutinefunction(function)
         self.step_options = options
-        self.name = options.name or function.__name__
+        self.name = name
         self._parameters = positional_names(function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -133,6 +134,15 @@ def positional_names(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)
 
 
+def named(function: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """Return the name of a function's step; raise `StepUsageError` for what has none, as a partial."""
+    name = options.get("name") or getattr(function, "__name__", None)
+    if name is None:
+        message = f"{function!r} has no name of its own: give the step one, step(…, name='charge')"
+        raise StepUsageError(message)
+    return name
+
+
 def checked(name: str, base: Options, options: dict[str, Any]) -> Options:
     """Return `base` with other options, after a look at each of them."""
     known = {field.name for field in fields(base)}
@@ -180,7 +190,7 @@ def _exceptions(name: str, option: str, value: Any) -> tuple[type[BaseException]
 
 
 @overload
-def step(function: Callable[P, R], /) -> Step[P, R]: ...
+def step(function: Callable[P, R], /, **options: Any) -> Step[P, R]: ...
 @overload
 def step(**options: Any) -> Callable[[Callable[P, R]], Step[P, R]]: ...
 def step(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
@@ -197,10 +207,8 @@ def step(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     >>> double(21)
     42
     """
-    if function is not None:
-        return Step(function, StepOptions())
 
     def decorate(function: Callable[..., Any]) -> Step[..., Any]:
-        return Step(function, checked(options.get("name") or function.__name__, StepOptions(), dict(options)))
+        return Step(function, checked(named(function, options), StepOptions(), dict(options)))
 
-    return decorate
+    return decorate if function is None else decorate(function)

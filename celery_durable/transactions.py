@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, get_args
 from celery_durable import context
 from celery_durable.exceptions import StepUsageError
 from celery_durable.serialization import parameter_annotation
-from celery_durable.steps import Step, StepOptions, checked
+from celery_durable.steps import Step, StepOptions, checked, named
 from celery_durable.store.forms import Handle, Isolation, TransactionForm
 
 if TYPE_CHECKING:
@@ -66,12 +66,12 @@ class TransactionStep(Step[P, R]):
         super().__init__(function, options)
         if self.is_async:
             message = (
-                f"{function.__qualname__} is a coroutine: the function of a transaction is a plain `def`. "
+                f"{self.name} is a coroutine: the function of a transaction is a plain `def`. "
                 f"From an `async def` task call it as it is, or with asyncio.to_thread"
             )
             raise StepUsageError(message)
         if not self._parameters:
-            message = f"{function.__qualname__} has no parameter for the database handle: it is the first one"
+            message = f"{self.name} has no parameter for the database handle: it is the first one"
             raise StepUsageError(message)
         self._handle_parameter, self._parameters = self._parameters[0], self._parameters[1:]
 
@@ -127,7 +127,7 @@ class TransactionStep(Step[P, R]):
 
 
 @overload
-def transaction(function: Callable[Concatenate[Any, P], R], /) -> TransactionStep[P, R]: ...
+def transaction(function: Callable[Concatenate[Any, P], R], /, **options: Any) -> TransactionStep[P, R]: ...
 @overload
 def transaction(
     **options: Any,
@@ -148,11 +148,9 @@ def transaction(function: Callable[..., Any] | None = None, /, **options: Any) -
     ... def book(connection, account: str, cents: int) -> None:
     ...     connection.execute("insert into ledger values (%s, %s)", (account, cents))
     """
-    if function is not None:
-        return TransactionStep(function, TransactionOptions())
 
     def decorate(function: Callable[..., Any]) -> TransactionStep[..., Any]:
-        name = options.get("name") or function.__name__
+        name = named(function, options)
         return TransactionStep(function, checked(name, TransactionOptions(), dict(options)))
 
-    return decorate
+    return decorate if function is None else decorate(function)

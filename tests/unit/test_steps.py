@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from celery_durable.exceptions import StepUsageError
 from celery_durable.steps import Step, step
+from celery_durable.transactions import transaction
 
 
 @step
@@ -69,6 +71,26 @@ def test_an_option_that_cannot_be_meant_is_an_error_where_it_is_written(
 
     with pytest.raises(StepUsageError):
         double.options(**options)
+
+
+def test_options_count_also_beside_the_function() -> None:
+    assert step(max, name="most", max_retries=2).name == "most"
+    assert step(max, name="most", max_retries=2).step_options.max_retries == 2
+    with pytest.raises(StepUsageError, match="did you mean 'name'"):
+        step(max, nmae="most")
+
+    def book(connection: Any, cents: int) -> None: ...
+
+    made = transaction(book, name="booked", isolation="serializable")
+    assert (made.name, made.step_options.isolation) == ("booked", "serializable")
+
+
+def test_what_has_no_name_is_given_one() -> None:
+    half = functools.partial(max, 1)
+
+    with pytest.raises(StepUsageError, match="has no name of its own: give the step one"):
+        step(half)
+    assert step(half, name="at least one")(0) == 1
 
 
 def test_a_generator_is_no_step() -> None:
