@@ -11,6 +11,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery_durable import context
@@ -37,10 +38,12 @@ class EventLoop:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self._loop = asyncio.new_event_loop()
-        factory: Any = _new_task
-        self._loop.set_task_factory(factory)
-        self._loop.set_default_executor(_Threads(thread_name_prefix="celery-durable-async"))
+        loop: Any = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop = loop
+        loop.set_task_factory(_new_task)
+        if isinstance(self._loop, asyncio.BaseEventLoop):
+            loop.call_at = partial(_call_at, loop.call_at)
+        loop.set_default_executor(_Threads(thread_name_prefix="celery-durable-async"))
         self._thread = threading.Thread(target=self._run, name="celery-durable-loop", daemon=True)
         self._thread.start()
 
@@ -111,6 +114,22 @@ def _new_task(
         task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
     crew.muster.joined(task, scope)
     return task
+
+
+def _call_at(
+    call_at: Callable[..., asyncio.TimerHandle],
+    when: float,
+    callback: Callable[..., Any],
+    *args: Any,
+    **options: Any,
+) -> asyncio.TimerHandle:
+    """Start a timer; one of a body, not of a step, has its place among what arrives there."""
+    frame = context.here()
+    if frame is None or frame.crew is None:
+        return call_at(when, callback, *args, **options)
+    timer = frame.crew.muster.order.timer(partial(callback, *args), options.get("context"))
+    timer.handle = call_at(when, timer, **options)
+    return timer.handle
 
 
 def _started_as_completed(coroutine: Coroutine[Any, Any, Any]) -> bool:

@@ -56,6 +56,8 @@ async def _later(ask: Ask, body: AwaitedBody) -> Any:
             raise body.given_up(cancelled)
         return answer
     assert isinstance(ask, Pause)  # noqa: S101  (there is nothing else)
+    if body.cancelled is not None:
+        raise body.given_up(body.cancelled)
     try:
         return await asyncio.sleep(ask.seconds)
     except asyncio.CancelledError as error:
@@ -82,6 +84,9 @@ async def _stored(work: Callable[[], Any], body: AwaitedBody) -> tuple[Any, asyn
 class AwaitedBody:
     """The body of one `async def` step.
 
+    Attributes:
+        cancelled: what came too late to cancel it: its last try had ended, or made nothing of it.
+
     Arguments:
         frame: where it is called.
         step: the step.
@@ -95,6 +100,7 @@ class AwaitedBody:
         self._call = call
         self._journal = journal
         self._muster: Muster | None = frame.crew.muster if frame.crew is not None else None
+        self.cancelled: asyncio.CancelledError | None = None
 
     async def value(self) -> Any:
         """Run the body; return its value.
@@ -103,9 +109,9 @@ class AwaitedBody:
         `StepTimeLimitError`.
         """
         inner = asyncio.Task(self._inside())
-        cancelled = await self._ended(inner)
-        if cancelled is not None and inner.cancelled():
-            raise self.given_up(cancelled)
+        self.cancelled = await self._ended(inner)
+        if self.cancelled is not None and inner.cancelled():
+            raise self.given_up(self.cancelled)
         return inner.result()
 
     async def written(self, write: Write) -> Any:
@@ -116,6 +122,7 @@ class AwaitedBody:
         arrival = order.expect(write.number)
         try:
             answer, cancelled = await _stored(write.now, self)
+            cancelled = cancelled or self.cancelled
             if cancelled is not None:
                 await self._note_too_late()
         except BaseException:

@@ -1,10 +1,19 @@
-"""The order in which the tasks of a body hear how their steps ended: at a replay the same as at first."""
+"""The order in which the tasks of a body hear how their steps ended: at a replay the same as at first.
+
+The body's timers (`asyncio.timeout`, `asyncio.sleep`) stand aside while something arrives: each happens
+before it or after all that follows from it, never in between, where no replay would find it again.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
-from typing import Any
+from collections import deque
+from contextvars import Context, copy_context
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _HOPS = 100
 
@@ -46,11 +55,46 @@ class Arrival:
         return too_late
 
 
+class Timer:
+    """A timer of a body.
+
+    Attributes:
+        handle: the loop's.
+
+    Arguments:
+        order: in which it has its place.
+        callback: what it calls, without arguments.
+        context: in which that is called.
+    """
+
+    def __init__(self, order: Order, callback: Callable[[], Any], context: Context | None) -> None:
+        self.handle: asyncio.TimerHandle
+        self._order = order
+        self._callback = callback
+        self._context = context or copy_context()
+
+    def __call__(self) -> None:
+        """Be due."""
+        if self._order.settled:
+            self._callback()
+        else:
+            self._order.postpone(self)
+
+    def happen(self) -> None:
+        """Call what is to be called, after it was postponed."""
+        asyncio.get_running_loop().call_soon(self._unless_cancelled, context=self._context)
+
+    def _unless_cancelled(self) -> None:
+        if not self.handle.cancelled():
+            self._callback()
+
+
 class Order:
     """Lets outcomes arrive one at a time, each when all that followed from the one before it has happened."""
 
     def __init__(self) -> None:
         self._line: list[Arrival] = []
+        self._postponed: deque[Timer] = deque()
         self._open = False
         self._pumping = False
 
@@ -79,6 +123,21 @@ class Order:
         for arrival in sorted(self._line):
             if arrival.ready:
                 arrival.arrive()
+        while self._postponed:
+            self._postponed.popleft().happen()
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing arrives, and all has happened that followed from the last arrival."""
+        return self._open or not self._pumping
+
+    def timer(self, callback: Callable[[], Any], context: Context | None) -> Timer:
+        """Return what is to be called when a timer of the body is due."""
+        return Timer(self, callback, context)
+
+    def postpone(self, timer: Timer) -> None:
+        """Have a timer happen when the order is settled."""
+        self._postponed.append(timer)
 
     def behind(self, last: int) -> int:
         """Return the number of the latest outcome that what is called now can know of.
@@ -101,7 +160,10 @@ class Order:
     def _go_on(self) -> None:
         if not self._pumping and self._next() is not None:
             self._pumping = True
-            asyncio.get_running_loop().call_soon(self._pump, _HOPS)
+            self._pump_soon()
+
+    def _pump_soon(self) -> None:
+        asyncio.get_running_loop().call_soon(self._pump, _HOPS)
 
     def _pump(self, hops: int) -> None:
         """Let the next one arrive when the loop has nothing else to do, or other runs keep it too busy."""
@@ -109,8 +171,12 @@ class Order:
         if hops and getattr(loop, "_ready", hops > _HOPS - 10):  # another kind of loop does not show it
             loop.call_soon(self._pump, hops - 1)
             return
-        self._pumping = False
         arrival = self._next()
         if arrival is not None:
             arrival.arrive()
-            self._go_on()
+        elif self._postponed:
+            self._postponed.popleft().happen()
+        else:
+            self._pumping = False
+            return
+        self._pump_soon()

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from harness.waiting import eventually
+from harness.waiting import eventually, take
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inspecting import Worker, execute
@@ -477,6 +477,89 @@ def test_a_step_that_is_cancelled_between_two_tries_is_cancelled_again_at_the_re
     for _ in range(2):
         assert story.attempt(body, step_sleep=3600.0) == "instead done"
     assert done == ["flaky", "instead"]
+
+
+@durable.step
+async def insists(name: str) -> str:
+    """Go on when cancelled."""
+    done.append(name)
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(10)
+    return f"{name} done"
+
+
+@durable.step(max_retries=2, default_retry_delay=0)
+async def breaks(name: str) -> None:
+    """Make another error of a cancellation."""
+    done.append(name)
+    try:
+        await asyncio.sleep(10)
+    except asyncio.CancelledError:
+        raise OSError("connection lost") from None
+
+
+@pytest.mark.parametrize(("step", "outcome"), [(insists, "ok"), (breaks, "error")])
+def test_a_step_that_ends_in_its_own_way_when_it_is_cancelled_does_so_again(
+    story: Story, step: Any, outcome: str
+) -> None:
+    """What waited for it was cancelled all the same, and a step that has no time is not tried again."""
+
+    async def body() -> str:
+        try:
+            await asyncio.wait_for(asyncio.gather(step("a")), 0.05)
+        except (asyncio.TimeoutError, TimeoutError):
+            return await work("out of time")
+        return await work("in time")
+
+    for _ in range(2):
+        assert story.attempt(body) == "out of time done"
+    assert done == ["a", "out of time"]
+    assert story.steps()[step.name] == outcome
+
+
+def test_a_replay_has_the_time_that_the_body_had_at_first(story: Story) -> None:
+    """However long another run holds the loop up meanwhile."""
+    attempts: list[int] = []
+
+    async def beside() -> None:
+        if len(attempts) > 1:
+            take(0.3)
+
+    async def body() -> str:
+        attempts.append(1)
+        try:
+            await asyncio.wait_for(asyncio.gather(work("a"), work("b"), beside()), 0.2)
+        except (asyncio.TimeoutError, TimeoutError):
+            return await work("out of time")
+        return await work("in time")
+
+    for _ in range(2):
+        assert story.attempt(body) == "in time done"
+    assert done == ["a", "b", "in time"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.timeout came with Python 3.11")
+def test_time_does_not_run_out_between_the_last_outcome_and_what_follows_from_it(story: Story) -> None:
+    """There no step is left that could tell a replay of it."""
+    attempts: list[int] = []
+
+    async def last() -> None:
+        await work("b", 0.02)
+        if len(attempts) == 1:
+            take(0.3)
+
+    async def body() -> str:
+        attempts.append(1)
+        try:
+            async with asyncio.timeout(0.2):
+                await asyncio.gather(work("a"), last())
+        except TimeoutError:
+            return await work("out of time")
+        return await work("in time")
+
+    for _ in range(2):
+        assert story.attempt(body) == "in time done"
+    assert done == ["a", "b", "in time"]
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="task groups came with Python 3.11")

@@ -191,6 +191,18 @@ def _endless(chance: random.Random) -> Any:
     return "endless", (chance.randint(1, 4),), "at an end", ()
 
 
+def _weave(chance: random.Random) -> Any:
+    names = _names(chance, 4)
+    seconds = [chance.choice([0.0, 0.05, 0.3]) for _ in names]
+    return "weave", (names, seconds, chance.choice([0.01, 0.3, 1.5])), names, ()
+
+
+def _hurried(chance: random.Random) -> Any:
+    patience = chance.choice([0.02, 0.1, 0.5])
+    seconds = [patience * chance.uniform(0.2, 2.0) for _ in range(chance.randint(1, 3))]
+    return "hurried", (patience, seconds), "hurried", ()
+
+
 _KINDS: list[Callable[[random.Random], Any]] = [
     _flow,
     _flow,
@@ -207,4 +219,8 @@ _KINDS: list[Callable[[random.Random], Any]] = [
     _concurrent,
     _shared,
     _endless,
+    _weave,
+    _weave,
+    _hurried,
+    _hurried,
 ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from celery import current_app
-from harness.tasks import entry, take_back, work
+from harness.tasks import entry, take_back, work, work_later
 from harness.waiting import take
 
 import celery_durable as durable
@@ -131,6 +132,49 @@ def endless(left: int) -> str:
     return "at an end"
 
 
+@durable.step
+def told(what: list[str]) -> list[str]:
+    """Keep what the body says: at a replay it has to say the same."""
+    return what
+
+
+async def weave(names: list[str], seconds: list[float], rest: float) -> list[str]:
+    """Let branches meet in a queue and at a lock, in any order; leave the worker with the lock held."""
+    lock, arrived = asyncio.Lock(), asyncio.Queue[str]()
+
+    async def produce(name: str, spin: float) -> None:
+        await work_later.options(name="spin")("spin", spin)
+        await arrived.put(name)
+        async with lock:
+            await work_later.options(name="held")("held")
+            durable.sleep(rest)
+        await work_later.options(name="free")("free", spin)
+
+    async def consume() -> list[str]:
+        met: list[str] = []
+        while len(met) < len(names):
+            met.append(await arrived.get())
+            told(met)
+        return met
+
+    producers = [produce(name, spin) for name, spin in zip(names, seconds, strict=True)]
+    *_, met = await asyncio.gather(*producers, consume())
+    return sorted(met)
+
+
+async def hurried(patience: float, seconds: list[float]) -> str:
+    """Give several steps little time, rest, and do the same again."""
+    for spin in seconds:
+        steps = [work_later.options(name="raced")("raced", spin * share) for share in (0.5, 1.0)]
+        try:
+            done = await asyncio.wait_for(asyncio.gather(*steps), patience)
+        except (TimeoutError, asyncio.TimeoutError):  # two errors up to Python 3.10
+            done = ["too late"]
+        told(done)
+        durable.sleep(0.2)
+    return "hurried"
+
+
 def register(setup: Setup) -> Celery:
     """Return the harness' app with these tasks."""
     folder = Path(setup.folder) / "tries"
@@ -139,7 +183,7 @@ def register(setup: Setup) -> Celery:
     app = setup.app()
     soon = {"retry_backoff": False, "retry_jitter": False, "default_retry_delay": 0.3}
     at_once = {"autoretry_for": ()}
-    for task in (stubborn, rest, ask, leaf, branch, tree, account, endless):
+    for task in (stubborn, rest, ask, leaf, branch, tree, account, endless, weave, hurried):
         app.task(task, name=task.__name__, **soon)
     for task in (breakable, mending, trip):
         app.task(task, name=task.__name__, **at_once)
