@@ -17,6 +17,7 @@ from celery_durable.compensating import Rollback
 from celery_durable.exceptions import (
     DurableError,
     LeaseLostError,
+    PayloadTooLargeError,
     RunCancelled,
     StoreError,
     StoreUnavailableError,
@@ -238,13 +239,43 @@ class Attempt:
 
     def _store_run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Give a row to a message that was sent without one: by name, by beat, from another language."""
-        with outgoing.collecting(self.request.id) as caught:
-            # The current task is this very run: it must not become its own child.
-            self.task.signature_from_request(self.request, args, kwargs).apply_async(add_to_parent=False)
+        signature = self.task.signature_from_request(self.request, args, kwargs)
+        try:
+            with outgoing.collecting(self.request.id) as caught:
+                # The current task is this very run: it must not become its own child.
+                signature.apply_async(add_to_parent=False)
+        except (Ignore, Reject, StoreError):
+            raise
+        except Exception:  # arguments or a key that do not fit, which a sender by name could not know
+            self._store_refused(signature)
+            raise
         if caught.successor is None:
             logger.error("%s[%s] has no row, and its apply_async makes none", self.task.name, self.request.id)
             raise Ignore("no run")
         self.runs.enqueue(caught.successor)
+
+    def _store_refused(self, signature: Any) -> None:
+        """Give a row to a call that its own task refuses: so there is a run that fails with what is raised.
+
+        Where it can have none (arguments that are too large), that is stored as a plain task's failure.
+        """
+        self.request.durable = False  # it fails in front of its claim
+        app = self.task.app
+        try:
+            with outgoing.collecting(self.request.id) as caught, app.producer_or_acquire() as producer:
+                app.send_task(
+                    self.task.name,
+                    signature.args,
+                    signature.kwargs,
+                    producer=outgoing.StoringProducer(app, producer, outgoing.Schedule()),
+                    add_to_parent=False,
+                    **signature.options,
+                )
+        except PayloadTooLargeError:
+            return
+        if caught.successor is not None:
+            self.runs.enqueue(caught.successor)
+            setattr(self.request, envelope.HEADER, 0)
 
     def _as_stored(
         self, claim: Claim, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from harness.waiting import eventually
+
+from celery_durable.exceptions import ConfigurationError, PayloadTooLargeError
 
 if TYPE_CHECKING:
     from harness.world import World
@@ -34,6 +37,21 @@ def test_a_task_sent_by_name_whose_apply_async_sends_nothing_is_dropped(odd: Wor
     assert worker.output.count(f"silent[{result.id}] has no row") == 1
     assert odd.tables.state(result.id) is None
     assert odd.ledger.count("body", "silent") == 0
+
+
+@pytest.mark.parametrize("kwargs", [{"custommer": 7}, {"customer": 7, "blob": "x" * 200_000}])
+def test_a_call_by_name_that_the_task_refuses_fails_for_whoever_waits(
+    odd: World, kwargs: dict[str, Any]
+) -> None:
+    """There is no run to be executed: its key cannot be made, or it is too large."""
+    result = odd.app.send_task("kept_apart", kwargs=kwargs, link_error=odd.app.tasks["on_error"].s())
+
+    with pytest.raises((ConfigurationError, TypeError, PayloadTooLargeError)):
+        result.get(timeout=10)
+    assert result.state == "FAILURE"
+    assert odd.tables.state(result.id) in ("failed", None)
+    eventually(lambda: odd.ledger.count("errback", result.id) == 1)
+    assert odd.ledger.count("body", run=result.id) == 0
 
 
 def test_a_class_based_task_is_not_retried_where_the_setting_says_so(on_redis: Semantics) -> None:

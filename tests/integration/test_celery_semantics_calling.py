@@ -113,6 +113,18 @@ def test_a_task_sent_by_name_is_received_once_and_is_not_its_own_child(
 
 
 @both
+def test_a_task_sent_by_name_with_arguments_that_do_not_fit_fails(on_redis: Semantics, kind: str) -> None:
+    result = on_redis.app.send_task(f"{kind}.add", (2,), link_error=on_redis.task(kind, "errback").s())
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+        result.get(timeout=20)
+    assert result.state == states.FAILURE
+    if kind == "durable":
+        run = on_redis.tables.run(result.id)
+        assert (run["state"], run["reason"], run["attempt"]) == ("failed", "unclaimed", 0)
+    eventually(lambda: on_redis.seen(result.id, "errback"))
+
+
+@both
 def test_a_chain_sent_by_name_goes_on(on_redis: Semantics, kind: str) -> None:
     signature = on_redis.app.signature
     canvas = signature(f"{kind}.add", (1, 2), app=on_redis.app) | signature(

@@ -115,6 +115,12 @@ def late(self: Task[..., Any]) -> str:
     return str(child.id)
 
 
+def kept_apart(*, customer: int) -> int:
+    """Share a slot with the others of a customer."""
+    note("body", "kept_apart")
+    return customer
+
+
 @durable.step(at_most_once=True)
 def once() -> str:
     return durable.now().isoformat()
@@ -181,6 +187,7 @@ def register(app: Celery, ledger: Ledger) -> None:
     soon = {"retry_backoff": False, "retry_jitter": False, "default_retry_delay": 0}
     for function in (tells, returns):
         app.task(function, name=function.__name__, **soon)
+    app.task(kept_apart, name="kept_apart", concurrency_key="customer-{customer}", concurrency_limit=1)
     for odd in (NeverReady, Silent):
         of_this_app: Any = type(odd.__name__, (odd,), {})  # Celery binds the class to the app
         app.register_task(of_this_app())
