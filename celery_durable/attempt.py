@@ -263,11 +263,12 @@ class Attempt:
         app = self.task.app
         try:
             with outgoing.collecting(self.request.id) as caught, app.producer_or_acquire() as producer:
+                storing: Any = outgoing.StoringProducer(app, producer, outgoing.Schedule())
                 app.send_task(
                     self.task.name,
                     signature.args,
                     signature.kwargs,
-                    producer=outgoing.StoringProducer(app, producer, outgoing.Schedule()),
+                    producer=storing,
                     add_to_parent=False,
                     **signature.options,
                 )

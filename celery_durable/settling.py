@@ -128,7 +128,7 @@ class Settlement:
         elif isinstance(error, Ignore):
             self._ignored()
         elif isinstance(error, Reject) and getattr(error, "requeue", False):
-            compensates = bool(self.execution.compensations)
+            compensates = self.execution.compensates
             with in_hand.holding(None):  # the message goes back to its queue, not away
                 self._release(Release(outcome="released", delay=timedelta(0), compensates=compensates))
         else:
@@ -222,7 +222,7 @@ class Settlement:
             queue=successor.queue if successor and changed else None,
             priority=successor.priority if successor and changed else None,
             discard="errors",
-            compensates=bool(self.execution.compensations),
+            compensates=self.execution.compensates,
         )
         self._release(release)
 
@@ -279,7 +279,7 @@ class Settlement:
             reason=suspended.reason,
             publish=not envelope.breaker.open,
             error=suspended.error,
-            compensates=bool(self.execution.compensations),
+            compensates=self.execution.compensates,
             cleans=self.execution.cleans,
         )
         state = self._release(release)

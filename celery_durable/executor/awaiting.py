@@ -57,7 +57,8 @@ async def _later(ask: Ask, body: AwaitedBody) -> Any:
         return answer
     assert isinstance(ask, Pause)  # noqa: S101  (there is nothing else)
     if body.cancelled is not None:
-        raise body.given_up(body.cancelled)
+        cancelled, body.cancelled = body.cancelled, None
+        raise body.given_up(cancelled)
     try:
         return await asyncio.sleep(ask.seconds)
     except asyncio.CancelledError as error:
@@ -109,9 +110,10 @@ class AwaitedBody:
         `StepTimeLimitError`.
         """
         inner = asyncio.Task(self._inside())
-        self.cancelled = await self._ended(inner)
-        if self.cancelled is not None and inner.cancelled():
-            raise self.given_up(self.cancelled)
+        cancelled = await self._ended(inner)
+        if cancelled is not None and inner.cancelled():
+            raise self.given_up(cancelled)
+        self.cancelled = cancelled
         return inner.result()
 
     async def written(self, write: Write) -> Any:
@@ -197,11 +199,15 @@ async def heard_again(frame: context.Frame, known: Checkpoint) -> None:
     muster = frame.crew.muster if frame.crew is not None else None
     order = muster.order if muster is not None else Order()
     arrival = order.expect(known.seq)
+    cancelled = None
     if known.abandoned or known.too_late:
         try:
             await asyncio.get_running_loop().create_future()
-        except asyncio.CancelledError:
-            if known.abandoned or muster is None or muster.closing:
+        except asyncio.CancelledError as error:
+            if muster is None or muster.closing:
                 order.give_up(arrival)
                 raise
+            cancelled = error
     await order.arrival(arrival)
+    if known.abandoned and cancelled is not None:
+        raise cancelled

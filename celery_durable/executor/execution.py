@@ -75,6 +75,7 @@ class Execution:
         self._chance = Chance(claim, self._history.clock)
         self._journal = Journal(claim, runs, seam, self._chance, last_seq=self._history.last_seq)
         self._journal.at_stop = self._note_what_is_left
+        self._journal.unmet = lambda: bool(self._history.left)
         self._left_at_stop: int | None = None
         self._performer = Performer(self._journal, settings, seam)
         self._branches: dict[str, bool] = {}
@@ -188,6 +189,7 @@ class Execution:
         journal = self._journal
         before, journal.thread = journal.thread, threading.get_ident()
         journal.in_flight = lambda: bool(muster.steps)
+        journal.unmet = lambda: bool(self._history.left) or muster.order.expects
         try:
             return await muster.lead(coroutine, frame, self.claim.seed)
         finally:
@@ -238,7 +240,14 @@ class Execution:
     ) -> None:
         """Note what takes back what the body has done so far."""
         self._rollbacks.register(frame.scope, step, args, kwargs)
-        self._journal.compensates = True
+        if not self._journal.registered:
+            # A run with a finished step may have compensations, as everybody knows.
+            self._journal.registered, self._journal.to_note = True, not self.standing
+
+    @property
+    def compensates(self) -> bool | None:
+        """Whether the body has registered compensations; None when it has not come by all that is stored."""
+        return self._journal.compensates
 
     @property
     def compensations(self) -> list[str]:

@@ -37,13 +37,32 @@ class Keys:
                 )
                 raise StepUsageError(message, step=base)
             self._calls[base] += 1
-            if keyed and self._calls[base] > 1:
-                message = f"The step key {base!r} is used twice in this run: give each call its own"
-                raise StepUsageError(message, step=base)
-            key = occurrence(base, self._calls[base])
+            count = self._calls[base]
+            key = occurrence(base, count)
+            if count > 1 and (keyed or key in self._calls):
+                raise _taken(base if keyed else key)
+            if self._is_number(base):
+                raise _taken(base)
             self._flying[base] = thread
             return key
+
+    def _is_number(self, base: str) -> bool:
+        """Whether what was chosen, as `fetch#2`, is what a call of `fetch` got by its number."""
+        stem, _, number = base.rpartition("#")
+        if not number.isdecimal() or base != occurrence(stem, int(number)):
+            return False
+        return 1 < int(number) <= self._calls[stem]
 
     def end(self, base: str) -> None:
         """Note that a call is over."""
         self._flying.pop(base, None)
+
+
+def _taken(key: str) -> StepUsageError:
+    message = (
+        f"The step key {key!r} is used twice in this run: give each call its own, and none that ends in a "
+        f"number sign and a number, which calls of one name get by their order"
+        if "#" in key
+        else f"The step key {key!r} is used twice in this run: give each call its own"
+    )
+    return StepUsageError(message, step=key)

@@ -75,10 +75,7 @@ class Timer:
 
     def __call__(self) -> None:
         """Be due."""
-        if self._order.settled:
-            self._callback()
-        else:
-            self._order.postpone(self)
+        self._order.postpone(self)
 
     def happen(self) -> None:
         """Call what is to be called, after it was postponed."""
@@ -127,17 +124,21 @@ class Order:
             self._postponed.popleft().happen()
 
     @property
-    def settled(self) -> bool:
-        """Whether nothing arrives, and all has happened that followed from the last arrival."""
-        return self._open or not self._pumping
+    def expects(self) -> bool:
+        """Whether an outcome is still to arrive."""
+        return self._first() is not None
 
     def timer(self, callback: Callable[[], Any], context: Context | None) -> Timer:
         """Return what is to be called when a timer of the body is due."""
         return Timer(self, callback, context)
 
     def postpone(self, timer: Timer) -> None:
-        """Have a timer happen when the order is settled."""
+        """Have a timer happen when nothing arrives, and nothing follows from the last arrival any more."""
+        if self._open:
+            timer.happen()
+            return
         self._postponed.append(timer)
+        self._go_on()
 
     def behind(self, last: int) -> int:
         """Return the number of the latest outcome that what is called now can know of.
@@ -158,7 +159,7 @@ class Order:
         return first if first is not None and first.ready else None
 
     def _go_on(self) -> None:
-        if not self._pumping and self._next() is not None:
+        if not self._pumping and (self._postponed or self._next() is not None):
             self._pumping = True
             self._pump_soon()
 

@@ -184,6 +184,16 @@ class RunStore(RunsFromOutside):
             raise LeaseLostError(step=step)
         return bool(row["cancel_requested"])
 
+    def note_compensates(self, run: int, fence: uuid.UUID) -> bool:
+        """Note that the run has registered compensations; return whether it is asked to stop.
+
+        Raises `LeaseLostError` when another attempt owns it.
+        """
+        row = self._one("note_compensates", {"run": run, "fence": fence})
+        if row is None:
+            raise LeaseLostError
+        return bool(row["cancel_requested"])
+
     def asked_to_stop(self, run: int, fence: uuid.UUID) -> bool:
         """Return whether the run is asked to stop; raise `LeaseLostError` when another attempt owns it."""
         row = self._one("asked_to_stop", {"run": run, "fence": fence})

@@ -210,7 +210,7 @@ class Release:
     queue: str | None = None
     priority: int | None = None
     discard: str = "none"
-    compensates: bool = False
+    compensates: bool | None = False
     slot: Slot | None = None
     cleans: bool = False
 
@@ -244,7 +244,7 @@ class Wait:
         awaits: the signal's name, or the id of a wait of children.
         delay: how long, or `until` when; both None for a wait that nothing but its event ends.
         output: what is kept with it until then.
-        compensates: whether the run has registered compensations so far.
+        compensates: whether the run has registered compensations so far; None: not known.
         late: what is stored as its error when nothing came in time, or results larger than `most` bytes
             together; with its codec and in one line.
         again: whether a resumed run takes up this wait for children, and starts those again that failed.
@@ -265,7 +265,7 @@ class Wait:
     late_codec: str | None = None
     late_error: str | None = None
     most: int = 0
-    compensates: bool = False
+    compensates: bool | None = False
     again: bool = False
     version: str | None = None
 

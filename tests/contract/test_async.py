@@ -670,6 +670,29 @@ async def some_time_out() -> list[str]:
     return seen
 
 
+@durable.step
+async def ends_slowly(name: str, seconds: float) -> None:
+    """Take so long to end when it is cancelled."""
+    done.append(name)
+    try:
+        await asyncio.sleep(10)
+    finally:
+        await asyncio.sleep(seconds)
+
+
+async def the_last_to_be_cancelled_ends_first() -> list[str]:
+    seen: list[str] = []
+
+    async def one(name: str, seconds: float) -> None:
+        with suppress(asyncio.TimeoutError, TimeoutError):
+            await asyncio.wait_for(ends_slowly(name, seconds), 0.05)
+        seen.append(name)
+        await work(" ".join(seen))
+
+    await asyncio.gather(one("a", 0.1), one("b", 0.0))
+    return seen
+
+
 async def at_once() -> list[str]:
     """Twenty end within a millisecond: in which order they are heard of is decided once."""
     seen: list[int] = []
@@ -690,7 +713,7 @@ SECONDS = {"a": 0.12, "b": 0.03, "c": 0.08}
     "body",
     [
         first_wins, as_they_arrive, through_a_queue, under_a_lock, the_first_and_then_the_rest,
-        the_losers_are_cancelled, some_time_out, at_once,
+        the_losers_are_cancelled, some_time_out, the_last_to_be_cancelled_ends_first, at_once,
     ],
 )  # fmt: skip
 def test_a_replay_hears_of_steps_in_the_order_in_which_they_ended(

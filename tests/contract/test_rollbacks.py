@@ -131,9 +131,9 @@ class World:
         self.app.tasks.unregister(name)
         self.body = self.app.task(body, base=durable.DurableTask, name=name, **options)
 
-    def start(self, body: Callable[..., Any], *args: Any) -> str:
+    def start(self, body: Callable[..., Any], *args: Any, **options: Any) -> str:
         """Send a run and deliver its message once; it may die."""
-        self.body = self.task(body)
+        self.body = self.task(body, **options)
         self.args = args
         run_id = str(self.body.delay().id)
         self.deliver(run_id)
@@ -865,6 +865,93 @@ def test_an_exhausted_run_without_finished_steps_ends_at_once(world: World) -> N
     world.lose(run, max_recoveries=0)
 
     assert world.state(run) == ("failed", "exhausted")
+
+
+def prudent() -> str:
+    """Say what takes a step back in front of it: it may have done something though it fails."""
+    durable.on_rollback(undo, "flight")
+    effect("between")
+    return book("flight")
+
+
+def test_what_is_registered_in_front_of_the_first_step_is_taken_back_when_that_is_exhausted(
+    world: World,
+) -> None:
+    dies["flight"] = 1
+    run = world.start(prudent)
+    world.lose(run, max_recoveries=0)
+    world.deliver(run)
+
+    assert world.state(run) == ("failed", "exhausted")
+    assert done == ["between", "flight", "between", "undo flight"]
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_so_it_is_when_the_run_is_ended_from_outside_during_that_step(world: World, attempts: int) -> None:
+    """Also if the attempt behind it dies before it comes to it."""
+    dies["flight"] = 1
+    run = world.start(prudent)
+    world.lose(run)
+    if attempts == 2:
+        dies["between"] = 1
+        world.deliver(run)
+        world.lose(run)
+    assert str(world.runs.cancel(run).state) == "cancelling"
+    world.until_over(run)
+
+    assert world.state(run) == ("cancelled", "cancelled")
+    assert done[-1] == "undo flight"
+
+
+def test_what_a_failed_attempt_did_not_come_to_again_is_taken_back_all_the_same(world: World) -> None:
+    """Its retry waits, and is cancelled meanwhile: the attempt before had registered something."""
+
+    def body(self: Any) -> str:
+        try:
+            effect("start")
+        except ValueError as error:
+            raise self.retry(exc=error, countdown=3600) from error
+        book("flight")
+        durable.on_rollback(undo, "flight")
+        return book("hotel")
+
+    dies["hotel"] = 1
+    run = world.start(body, bind=True)
+    fails["start"] = 1
+    world.lose(run)
+    world.deliver(run)
+    assert world.state(run) == ("waiting", "retry")
+    world.runs.cancel(run)
+    world.until_over(run)
+    assert done[-1] == "undo flight"
+
+
+def test_a_step_in_flight_as_another_branch_waits_is_taken_back(world: World) -> None:
+    """It is finished, and nobody has heard of it when the run leaves its worker."""
+
+    @durable.step
+    async def reserve(what: str) -> str:
+        await asyncio.sleep(0.05)
+        return effect(what)
+
+    async def books() -> None:
+        await asyncio.gather(reserve("flight"))
+        durable.on_rollback(undo, "flight")
+
+    async def waits() -> None:
+        await asyncio.sleep(0.01)
+        durable.sleep(3600)
+
+    async def body() -> None:
+        await asyncio.gather(books(), waits())
+
+    run = world.start(body)
+    assert world.state(run) == ("waiting", "sleep")
+    assert done == ["flight"]
+    world.runs.cancel(run)
+    world.until_over(run)
+    assert done == ["flight", "undo flight"]
+    assert world.state(run) == ("cancelled", "cancelled")
 
 
 def test_a_worker_that_dies_too_often_while_it_takes_back_leaves_it_to_the_operator(world: World) -> None:

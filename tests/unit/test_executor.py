@@ -17,6 +17,7 @@ import celery_durable as durable
 from celery_durable import context
 from celery_durable.config import Settings
 from celery_durable.exceptions import NondeterminismError, RunCancelled, StepInterruptedError, StepUsageError
+from celery_durable.executor.keys import Keys
 
 calls: list[str] = []
 
@@ -72,6 +73,34 @@ def test_a_key_used_twice_is_an_error() -> None:
 
     with pytest.raises(StepUsageError, match="'intro' is used twice in this run"):
         inside(execution, lambda: [step("a"), step("a")])
+
+
+def begun(*calls: str) -> list[str]:
+    """Give calls their keys; one in front of which stands `=` was given its own."""
+    keys, made = Keys(), []
+    for call in calls:
+        base = call.removeprefix("=")
+        made.append(keys.begin(base, keyed=base != call))
+        keys.end(base)
+    return made
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        ("=send#2", "send", "send"), ("send", "send", "=send#2"), ("send#2", "send", "send"),
+        ("send", "send", "send#2"), ("send", "send", "send", "=send#3"),
+    ],
+)  # fmt: skip
+def test_a_key_that_another_call_has_by_its_number_is_used_twice(calls: tuple[str, ...]) -> None:
+    """Else it would write over that call's checkpoint."""
+    with pytest.raises(StepUsageError, match=r"'send#[23]' is used twice in this run"):
+        begun(*calls)
+
+
+def test_other_keys_with_a_number_sign_are_keys_like_any() -> None:
+    calls = ["=a#0", "=a#1", "=a#02", "=a#x", "a", "=b#3", "b", "b", "a#", "#2"]
+    assert begun(*calls) == ["a#0", "a#1", "a#02", "a#x", "a", "b#3", "b", "b#2", "a#", "#2"]
 
 
 def test_steps_of_an_inlined_task_are_keyed_under_its_name() -> None:

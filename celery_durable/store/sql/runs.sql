@@ -90,7 +90,7 @@ where key in (select key from durable.run where id = any(%(ids)s) and state = 'p
 with claimed as (
     update durable.run r
     set state = case when r.ending is null then 'running' else 'cancelling' end, reason = null, due = null,
-        fence = %(fence)s, compensates = null,
+        fence = %(fence)s, compensates = nullif(r.compensates, false),  -- once true, it is true until it begins anew
         attempt = r.attempt + case when r.fence = %(fence)s then 0 else 1 end,
         worker = w.id, pid = %(pid)s, custom_state = null, checks = 0,
         claimed_at = durable.clock(), started_at = coalesce(r.started_at, durable.clock())
@@ -208,6 +208,12 @@ select fence.cancel_requested, exists (select from stored) as stored from fence
 select cancel_requested from durable.run
 where key = %(run)s and fence = %(fence)s and state in ('running', 'cancelling')
 
+-- name: note_compensates
+-- A body registers compensations in front of its first step: who ends the run during that step has to know.
+update durable.run set compensates = true
+where key = %(run)s and fence = %(fence)s and state in ('running', 'cancelling')
+returning cancel_requested
+
 -- name: note_too_late
 -- The body has cancelled a step whose outcome was being stored: it goes on with that, and its tasks with the cancel.
 update durable.checkpoint c set too_late = true
@@ -324,7 +330,7 @@ with mine as (
                           when %(publish)s then %(check)s::interval else interval '0' end end,
         published_at = case when %(publish)s and not %(delay)s::interval > interval '0' then durable.clock() end,
         finished_at = case when mine.stops then durable.clock() end,
-        unreported = mine.stops, compensates = %(compensates)s,
+        unreported = mine.stops, compensates = coalesce(%(compensates)s, r.compensates),
         (ending, ending_reason, recoveries, recoveries_before) = (
             select (case when first then 'cancelled' else r.ending end),
                    (case when first then durable.cause_of(r.key) else r.ending_reason end),

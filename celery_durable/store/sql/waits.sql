@@ -171,7 +171,7 @@ with mine as (
 ), gone as (
     update durable.run r
     set state = 'waiting', reason = %(kind)s, awaits = %(awaits)s, due = mine.due, fence = %(closed)s,
-        compensates = %(compensates)s, worker = null, pid = null, custom_state = null
+        compensates = coalesce(%(compensates)s, r.compensates), worker = null, pid = null, custom_state = null
     from mine
     where r.key = mine.key and mine.fence = %(fence)s and mine.state = 'running' and not mine.cancel_requested
       and mine.outcome = 'waiting' and (mine.due is null or mine.due > durable.clock())
