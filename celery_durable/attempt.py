@@ -9,7 +9,16 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded, TaskRevokedError
+from billiard.process import current_process
+from celery.exceptions import (
+    Ignore,
+    Reject,
+    Retry,
+    SoftTimeLimitExceeded,
+    TaskRevokedError,
+    WorkerShutdown,
+    WorkerTerminate,
+)
 
 from celery_durable import chains, context, envelope, hooks, outgoing, slots
 from celery_durable.backend import durable_backend, tell_revoked
@@ -39,6 +48,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_MAIN = "MainProcess"  # as billiard and Celery call it
 _PAUSE = 0.25
 _LONG_PAUSE = 5.0
 
@@ -116,15 +126,6 @@ class Attempt:
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         claim, history = self._claim(args, kwargs)
-        try:
-            return self._execute(claim, history, args, kwargs)
-        finally:
-            if claim.slot is not None:
-                slots.hand_on(self.task.app, self.backend.store, claim.slot)
-
-    def _execute(
-        self, claim: Claim, history: list[Checkpoint], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
         execution = Execution(
             claim,
             history,
@@ -134,6 +135,25 @@ class Attempt:
         )
         settlement = Settlement(self.task, self.request, execution)
         try:
+            if claim.attempt == 1 and execution.overdue:
+                raise settlement.cancelled()
+            return self._execute(settlement, args, kwargs)
+        except (SystemExit, KeyboardInterrupt) as error:
+            if self._ends_the_process(error):
+                raise
+            raise settlement.exited(error) from error
+        finally:
+            if claim.slot is not None:
+                slots.hand_on(self.task.app, self.backend.store, claim.slot)
+
+    @staticmethod
+    def _ends_the_process(error: BaseException) -> bool:
+        """Whether what a body raised ends a pool child, or a worker that is told to stop: not a thread."""
+        return isinstance(error, (WorkerShutdown, WorkerTerminate)) or current_process().name != _MAIN
+
+    def _execute(self, settlement: Settlement, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        execution, claim = settlement.execution, settlement.claim
+        try:
             args, kwargs = self._as_stored(claim, args, kwargs)
             self.request.retries = claim.retries
             if claim.rolls_back:
@@ -141,7 +161,7 @@ class Attempt:
             else:
                 with context.activate(execution):
                     value = self._value(execution, args, kwargs)
-        except (SystemExit, KeyboardInterrupt, GeneratorExit):
+        except (SystemExit, KeyboardInterrupt):
             raise
         except Suspended as suspended:
             raise settlement.suspended(suspended) from None
@@ -165,12 +185,14 @@ class Attempt:
         """Return what the body returns; one that has left its worker ends so, whatever it does about it."""
         try:
             value = self.task.body(*args, **kwargs)
-        except (SystemExit, KeyboardInterrupt, GeneratorExit):
+        except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException:
             if execution.leaving is not None:
                 raise execution.departed(execution.leaving) from None
             raise
+        if execution.retry is not None:  # asked for with throw=False, or caught
+            raise execution.retry
         execution.conclude()
         return value
 

@@ -82,7 +82,7 @@ class Rollback:
         try:
             with context.activate(execution):
                 body()
-        except (SystemExit, KeyboardInterrupt, GeneratorExit, LeaseLostError, StoreUnavailableError):
+        except (SystemExit, KeyboardInterrupt, LeaseLostError, StoreUnavailableError):
             raise
         except NondeterminismError as error:
             says_what_stands(error, execution)
@@ -97,7 +97,9 @@ class Rollback:
         keys = execution.compensations if self._claim.rollbacks is None else list(self._claim.rollbacks)
         if keys and self._claim.rollbacks is None and problem is None:
             self._begin(Finish(RunState(self._claim.ending)), keys)
-        return self._ended(self._claim.ending or "failed", keys, problem, None)
+        # Of a run that was only replayed the end is stored already; a clean-up has an end of its own.
+        failed = ended if self._execution.cleaned and isinstance(ended, Exception) else None
+        return self._ended(self._claim.ending or "failed", keys, problem, None, failed)
 
     def _not_found_out(self, ended: BaseException | None) -> RollbackError | None:
         """Return why the replay has not registered all there is to take back; None if it has.
@@ -138,19 +140,24 @@ class Rollback:
         self._runs.roll_back(self._claim.key, self._claim.fence, finish, keys)
 
     def _ended(
-        self, ending: str, keys: list[str], problem: DurableError | None, error: Exception | None
+        self,
+        ending: str,
+        keys: list[str],
+        problem: DurableError | None,
+        error: Exception | None,
+        failed: Exception | None = None,
     ) -> Exception:
         problem = problem or self._take_back(keys)
         settlement, request = self._settlement, self._settlement.request
         undone = bool(keys) or self._execution.cleaned
-        told = settlement.rolled_back(problem, undone=undone, unreported=has_dependents(request))
+        told = settlement.rolled_back(problem, failed, undone=undone, unreported=has_dependents(request))
         where = f"{settlement.task.name}[{request.id}]"
         if problem is not None:
             logger.error("%s: %s", where, problem)
         if ending == "failed":
             return error or self._stored_error()
-        if problem is not None:
-            return problem
+        if (bad := problem or failed) is not None:
+            return bad
         tell_revoked(settlement.backend, request, told or "cancelled")
         logger.info("%s was cancelled, after %s compensations", where, len(keys))
         return Ignore("run cancelled")
@@ -164,7 +171,7 @@ class Rollback:
         try:
             with context.activate(self._execution):
                 self._execution.rolled_back(keys, wait)
-        except (SystemExit, KeyboardInterrupt, GeneratorExit, Suspended):
+        except (SystemExit, KeyboardInterrupt, Suspended):
             raise
         except (LeaseLostError, StoreUnavailableError):
             raise

@@ -125,6 +125,8 @@ class Settlement:
         """Store how a body that raised leaves its run."""
         if isinstance(error, Retry):
             self._retry(error)
+        elif isinstance(error, Ignore) and isinstance(self.execution.retry, Retry):
+            self._retry(self.execution.retry)
         elif isinstance(error, Ignore):
             self._ignored()
         elif isinstance(error, Reject) and getattr(error, "requeue", False):
@@ -134,14 +136,18 @@ class Settlement:
         else:
             self._fail(error)
 
-    def rolled_back(self, problem: DurableError | None, *, undone: bool, unreported: bool) -> str | None:
-        """End a run that has taken back what it could; return the reason of its end."""
-        result = None if problem is None else self.backend.error_meta(problem)
+    def rolled_back(
+        self, problem: DurableError | None, failed: Exception | None, *, undone: bool, unreported: bool
+    ) -> str | None:
+        """End a run that has taken back what it could, or failed to clean up; return its reason."""
+        error = problem or failed
+        result = None if error is None else self.backend.error_meta(error)
         reason: str | None = self._written(
             lambda: self.runs.rolled_back(
                 self.claim.key,
                 self.claim.fence,
                 problem=None if problem is None else texts.line(problem),
+                failed=None if failed is None else texts.line(failed),
                 result=result,
                 result_type=None if result is None else self.backend.content_type,
                 undone=undone,
@@ -328,15 +334,24 @@ class Settlement:
 
     def foreign(self, error: BaseException) -> Exception:
         """End a run whose body raised what Celery's pools cannot carry."""
-        if type(error).__module__.startswith("gevent"):
-            return self._timed_out(error)
+        if self._is_hard_limit(error):
+            return self.exited(error)
         carried = DurableError(f"The body raised {texts.line(error)}")
         carried.__cause__ = error
         self._fail(carried)
         return carried
 
-    def _timed_out(self, error: BaseException) -> Exception:
-        """Hand on a run that gevent's hard time limit ended: there is no child to kill."""
+    def _is_hard_limit(self, error: BaseException) -> bool:
+        """Whether this is the timeout that Celery's gevent pool puts around a task."""
+        hard = (self.request.timelimit or (None, None))[0] or self.task.time_limit
+        ours = type(error).__module__.startswith("gevent") and getattr(error, "seconds", None) == hard
+        return hard is not None and ours
+
+    def exited(self, error: BaseException) -> Exception:
+        """Hand on a run whose body ended as if its process did, where there is no child that is gone.
+
+        By gevent's hard time limit, or `SystemExit` in a thread.
+        """
         settings = self.backend.store.settings
         exhausted = ExhaustedError.after(self.request.id, settings.max_recoveries, texts.line(error))
         row = self.runs.recover_child(
@@ -351,7 +366,7 @@ class Settlement:
         )
         if row is None:
             return self.dropped(LeaseLostError())
-        return exhausted if row["state"] == "failed" else Reject("time limit exceeded", requeue=True)
+        return exhausted if row["state"] == "failed" else Reject("the body exited", requeue=True)
 
     def dropped(self, error: DurableError) -> Ignore:
         """Write nothing: another attempt has the run, or this worker's keeper will hand it on."""

@@ -281,7 +281,8 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         """Retry the run: a due time in the store instead of a message, finished steps are not repeated.
 
         Arguments are Celery's. Errors that a retry cannot mend (`Fatal`, a body that left its history) are
-        raised as they are.
+        raised as they are. A run that has asked is retried also where its body returns behind that, or raises
+        `Ignore`: what it returns is then lost.
         """
         frame = context.current()
         if isinstance(exc, TERMINAL):
@@ -291,13 +292,17 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         execution = frame.execution
         with outgoing.collecting(execution.id) as caught, driving.known_to_celery():
             try:
-                return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+                asked = super().retry(args, kwargs, exc, False, eta, countdown, max_retries, **options)  # noqa: FBT003
             except Reject as refused:  # it cannot be called like that: its parameters have changed
                 reason = getattr(refused, "reason", None)
                 raise (reason if isinstance(reason, Exception) else refused) from exc
             finally:
                 execution.successor = caught.successor
                 execution.rewritten = bool(args is not None or kwargs is not None or options)
+        execution.retry = asked
+        if throw:
+            raise asked
+        return asked
 
     def replace(self, sig: Any) -> Any:
         """Let another task take this run's place, as Celery does; the swap is one fenced write."""

@@ -48,6 +48,7 @@ class Execution:
 
     Attributes:
         rehearsed: whether this only replays what is stored, and nothing of it may be written.
+        retry: what the body has asked for a retry with.
 
     Arguments:
         claim: the lease.
@@ -64,6 +65,7 @@ class Execution:
     ) -> None:
         self.claim = claim
         self.settings = settings
+        self.retry: Exception | None = None
         self.successor: NewRun | None = None
         self.rewritten = False
         self.replaced = False
@@ -74,6 +76,7 @@ class Execution:
         self._ids = DerivedIds(claim)
         self._chance = Chance(claim, self._history.clock)
         self._journal = Journal(claim, runs, seam, self._chance, last_seq=self._history.last_seq)
+        self._journal.cancelled = claim.cancel_requested or self.overdue
         self._journal.at_stop = self._note_what_is_left
         self._journal.unmet = lambda: bool(self._history.left)
         self._left_at_stop: int | None = None

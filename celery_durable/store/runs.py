@@ -299,6 +299,7 @@ class RunStore(RunsFromOutside):
         fence: uuid.UUID,
         *,
         problem: str | None,
+        failed: str | None,
         result: bytes | None,
         result_type: str | None,
         undone: bool,
@@ -306,13 +307,14 @@ class RunStore(RunsFromOutside):
     ) -> str | None:
         """End a run whose compensations are made, or failed with a `problem`; return the reason of its end.
 
-        `result` is kept for a cancelled run, whose caller has to hear of the problem. Raises `LeaseLostError`
-        when another attempt owns the run.
+        `failed` is the error of a clean-up. `result` is kept for a cancelled run, whose caller has to hear of
+        either. Raises `LeaseLostError` when another attempt owns the run.
         """
         parameters = {
             "run": run,
             "fence": fence,
             "problem": problem,
+            "failed": failed,
             "result": result,
             "result_type": result_type,
             "undone": undone,

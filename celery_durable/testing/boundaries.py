@@ -6,6 +6,8 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from celery.exceptions import WorkerTerminate
+
 from celery_durable import checkpoint as outcomes
 from celery_durable.checkpoint import StepWrite
 from celery_durable.store.writes import Finish, Release, Wait
@@ -16,12 +18,12 @@ if TYPE_CHECKING:
 Side = Literal["before", "after"]
 
 _NO_WRITES = frozenset(
-    {"annotate", "asked_to_stop", "stored", "update_state"}
+    {"annotate", "asked_to_stop", "note_compensates", "stored", "update_state"}
 )  # no history: nothing is repeated for their sake
 
 
-class Crash(SystemExit):
-    """The worker dies here. Tasks let it pass, as they let `SystemExit` pass."""
+class Crash(WorkerTerminate):
+    """The worker dies here. Tasks let it pass, as they let what ends a worker pass."""
 
 
 @dataclass(frozen=True)

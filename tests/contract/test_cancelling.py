@@ -280,6 +280,32 @@ def test_a_run_that_waits_past_its_deadline_is_cancelled(world: World, deadline:
     assert serve(world)["overdue"] == 0
 
 
+def test_a_run_whose_deadline_has_passed_when_it_is_claimed_does_not_begin(world: World) -> None:
+    """The keeper has not looked yet."""
+
+    def body() -> None:
+        done.append("begun")
+
+    assert world.state(world.run(world.task(body), deadline=-5)) == ("cancelled", "deadline")
+    assert done == []
+
+
+def test_nor_does_it_go_on_when_it_is_claimed_again(world: World) -> None:
+    def body() -> str:
+        work("one")
+        durable.sleep(3600)
+        return work("two")
+
+    run_id = world.run(world.task(body), deadline=5400)
+    later(world, "2 hours")
+    with keeper(world.store) as statements:
+        statements.wake(10)
+    world.app.backend.store.close()
+    world.deliver(run_id)
+    assert world.state(run_id) == ("cancelled", "deadline")
+    assert done == ["one"]
+
+
 def test_a_run_that_takes_back_what_it_has_done_is_over_its_deadline_once(world: World) -> None:
     """Again and again would be a message each time, while the workers are busy."""
     task = world.task(booked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -605,11 +606,15 @@ def test_steps_that_were_done_side_by_side_are_replayed_and_the_others_made(worl
 def test_a_long_retry_beside_other_steps_leaves_the_worker_when_they_are_done(
     world: World, store: Store
 ) -> None:
+    begun = threading.Barrier(3, timeout=20)
+
     @durable.step(max_retries=1, default_retry_delay=60)
     def one(number: int) -> int:
         done.append(number)
-        if number == 0 and done.count(0) == 1:
-            raise ConnectionError
+        if done.count(number) == 1:
+            begun.wait()
+            if number == 0:
+                raise ConnectionError
         return number
 
     run_id = world.run(parent_of(world, lambda: durable.map(one, range(3))))

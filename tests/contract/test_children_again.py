@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import Task, chain
+from celery.exceptions import WorkerTerminate
 from contending import keeper
 from delivering import World, delivering, drain, pending
 from inspecting import execute
@@ -512,7 +513,7 @@ def test_a_resumed_fork_leaves_the_children_of_its_source_alone(world: World) ->
     assert children(world) == [("failed", 0)]
 
 
-class Killed(SystemExit):
+class Killed(WorkerTerminate):
     """The pool child ends here."""
 
 

@@ -246,6 +246,7 @@ class Interleavings(RuleBasedStateMachine):
             attempt.key,
             attempt.fence,
             problem=problem,
+            failed=None,
             result=result,
             result_type="application/json",
             undone=False,

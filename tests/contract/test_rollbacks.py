@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery import Celery, signature
 from celery.app.trace import build_tracer
+from celery.exceptions import WorkerTerminate
 from celery.worker.state import revoked, revoked_stamps
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -42,7 +43,7 @@ dies: dict[str, int] = {}
 fails: dict[str, int] = {}
 
 
-class Killed(SystemExit):
+class Killed(WorkerTerminate):
     """The pool child ends here."""
 
 
@@ -690,6 +691,19 @@ def test_a_clean_up_waits_for_its_retry_off_the_worker_and_goes_on(world: World)
     assert world.state(run) == ("cancelled", "cancelled")
     assert world.runs.get(run).rollbacks == []
     with pytest.raises(RunStateError, match="cleaned up"):
+        world.runs.resume(run)
+
+
+def test_a_clean_up_that_fails_behind_its_retries_is_no_clean_end(world: World) -> None:
+    fails["give back flight"] = 4
+    run = world.start(reserved(world))
+    while world.row(run)["finished_at"] is None:
+        execute(world.store, "update durable.run set state = 'pending', reason = null, due = now()")
+        world.deliver(run)
+
+    assert world.state(run) == ("failed", None)
+    assert repr(world.outcome(run).result) == "ValueError('give back flight fails')"
+    with pytest.raises(RunStateError, match="taken back"):
         world.runs.resume(run)
 
 

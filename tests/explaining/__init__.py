@@ -117,6 +117,7 @@ PARAMETERS: dict[str, Any] = {
     "prefix": "run-1",
     "priority": 3,
     "problem": "ValueError: x",
+    "failed": None,
     "progress": "1",
     "publish": True,
     "queue": "celery",

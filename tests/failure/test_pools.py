@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from celery_durable.exceptions import Fatal
+from celery_durable.exceptions import DurableError, ExhaustedError, Fatal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ def pool(request: pytest.FixtureRequest, new_world: Callable[..., Any]) -> Itera
     """Two workers of one pool, for all tests; the last one kills one of them."""
     if request.param == "gevent":
         pytest.importorskip("gevent")
-    with new_world(durable_step_sleep=0.1) as world:
+    with new_world(durable_step_sleep=0.1, durable_max_recoveries=2) as world:
         world.pair(pool=request.param, concurrency=1 if request.param in ("solo", "prefork") else 4)
         yield world
 
@@ -54,6 +54,30 @@ def test_a_run_whose_step_waits_for_its_next_try_leaves_the_worker_and_the_worke
     assert pool.tables.outcomes(result.id) == ["suspended", "suspended", "succeeded"]
     assert pool.tables.steps(result.id)["moody"]["tries"] == 3
     assert all(worker.alive for worker in pool.workers)
+
+
+@pytest.mark.parametrize("how", ["SystemExit", "KeyboardInterrupt"])
+def test_a_run_that_exits_is_handed_on_and_counted_wherever_it_is_executed(pool: World, how: str) -> None:
+    """A pool child is gone then; a thread is not, and nobody else would notice."""
+    result = pool.send("exits", how)
+
+    with pytest.raises(ExhaustedError):
+        result.get(timeout=30)
+    run = pool.tables.run(result.id)
+    assert (run["state"], run["reason"], run["recoveries"]) == ("failed", "exhausted", 6)  # and so its replay
+    assert pool.ledger.names(run=result.id) == ["first"]
+    assert all(worker.alive for worker in pool.workers)
+
+
+@pytest.mark.parametrize("how", ["GeneratorExit", "gevent.Timeout"])
+def test_what_else_is_no_exception_fails_the_run_at_once(pool: World, how: str) -> None:
+    if how == "gevent.Timeout":
+        pytest.importorskip("gevent")
+    result = pool.send("exits", how)
+
+    with pytest.raises(DurableError, match=f"The body raised {how.removeprefix('gevent.')}"):
+        result.get(timeout=30)
+    assert pool.tables.outcomes(result.id) == ["failed"]
 
 
 def test_steps_called_in_threads_of_the_body_are_checkpointed(pool: World) -> None:

@@ -107,12 +107,10 @@ def test_connections_killed_for_seconds_under_load_cost_no_run_a_step_or_a_recov
             "select count(pg_terminate_backend(pid)) from pg_stat_activity"
             " where datname = current_database() and application_name = 'celery-durable'"
         )
-        return (
-            killed >= 150
-            or world.tables.one("select count(*) from durable.run where finished_at is null") == 0
-        )
+        if world.tables.one("select count(*) from durable.run where finished_at is null") == 0:
+            ids.extend(world.send("flow", STEPS, 0.02).id for _ in range(RUNS))
+        return killed >= 100
 
     eventually(kill_all, timeout=60, what="many connections to be killed")
 
-    assert killed > 20
     nobody_paid(world, ids)

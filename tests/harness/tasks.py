@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextvars
 import os
 import signal
@@ -101,6 +102,17 @@ def poison() -> str:
 def interrupted() -> None:
     """End the process as Ctrl-C does, which says nothing."""
     raise KeyboardInterrupt
+
+
+def exits(how: str) -> None:
+    """Leave the body behind its first step as programs are left, or as a timeout of one's own does it."""
+    work.options(name="first")("first")
+    if how == "gevent.Timeout":
+        from gevent import Timeout
+
+        raise Timeout(0.1)
+    error: type[BaseException] = getattr(builtins, how)
+    raise error(2)
 
 
 def flaky(self: Task[..., Any], failures: int) -> list[Any]:
@@ -416,6 +428,7 @@ def register(app: Celery, ledger: Ledger, gates: Gates) -> None:
     app.task(calling, name="calling", **soon)
     app.task(poison, name="poison", **soon)
     app.task(interrupted, name="interrupted", **soon)
+    app.task(exits, name="exits", **soon)
     app.task(flaky, name="flaky", bind=True, **soon)
     app.task(persistent, name="persistent", **soon)
     app.task(patient, name="patient", bind=True)

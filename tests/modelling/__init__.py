@@ -69,7 +69,7 @@ class Run:
     def claim(self, fence: uuid.UUID, row: int) -> None:
         self.state = "running" if self.ending is None else "cancelling"
         self.fence, self.row, self.due = fence, row, None
-        self.left_by = self.compensates = None
+        self.left_by, self.compensates = None, self.compensates or None
         self.attempts += 1
 
     def leave(self, state: str, now: int, *, due: int | None = None, published: bool = False) -> None:

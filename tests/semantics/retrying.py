@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, Retry
@@ -55,6 +56,21 @@ def _without_throw(self: Task, value: int) -> Any:
     return "second"
 
 
+def _ignored(self: Task, value: int) -> Any:
+    if self.request.retries < 1:
+        self.retry(countdown=0.1, throw=False)
+        raise Ignore
+    return "second"
+
+
+def _caught(self: Task, value: int) -> Any:
+    if self.request.retries < 1:
+        with suppress(Exception):
+            raise self.retry(countdown=0.1)
+        return "first"
+    return "second"
+
+
 def _by_hand(self: Task, value: int) -> Any:
     if self.request.retries < 1:
         raise Retry("by hand", when=0)
@@ -83,6 +99,8 @@ _WAYS = {
     "exceeded with error": _exceeded_with_error,
     "from handler": _from_handler,
     "without throw": _without_throw,
+    "ignored": _ignored,
+    "caught": _caught,
     "by hand": _by_hand,
     "described": _described,
     "rerouted": _rerouted,

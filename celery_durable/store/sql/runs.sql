@@ -284,11 +284,14 @@ select key from begun
 
 -- name: rolled_back
 -- The end of a run that has taken back what it could. A compensation that fails for good keeps the rest for a
--- resume; a run that turns out to have none ends as if it had never been asked.
+-- resume; a run that turns out to have none ends as if it had never been asked; one whose clean-up has failed ends as
+-- failed with that.
 with finished as (
     update durable.run
-    set state = case when %(problem)s::text is null then coalesce(ending, state) else 'failed' end,
+    set state = case when coalesce(%(problem)s::text, %(failed)s) is null then coalesce(ending, state)
+                     else 'failed' end,
         reason = case when ending is null then reason
+                      when %(problem)s::text is null and %(failed)s::text is not null then null
                       when %(problem)s::text is null then ending_reason else 'rollback' end,
         result = case when ending = 'cancelled' then %(result)s else result end,
         result_type = case when ending = 'cancelled' then %(result_type)s else result_type end,
@@ -301,7 +304,7 @@ with finished as (
     returning key, attempt, state, reason
 ), ended as (
     update durable.attempt a
-    set ended_at = durable.clock(), outcome = f.state, error = coalesce(%(problem)s, a.error)
+    set ended_at = durable.clock(), outcome = f.state, error = coalesce(%(problem)s, %(failed)s, a.error)
     from finished f where a.run_key = %(run)s and a.run_key = f.key and a.number = f.attempt
 )
 select state, reason from finished
