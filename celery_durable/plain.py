@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import logging
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from celery import _state as celery_state
+from celery.app.trace import task_has_custom
 from celery.canvas import maybe_signature
-from celery.exceptions import NotRegistered
+from celery.exceptions import Ignore, NotRegistered, Reject, Retry
 
 from celery_durable import context, outgoing, texts
 from celery_durable.children import PLAIN
+from celery_durable.exceptions import TERMINAL, DurableError
 from celery_durable.retry import backoff
 from celery_durable.seam import Suspended
-from celery_durable.task import DurableTask
+from celery_durable.task import DurableTask, with_its_result
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from celery import Celery
 
 logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE = 2.0
 _LONGEST_PAUSE = 60.0
-_OF_THE_MESSAGE = ("callbacks", "errbacks", "chain", "chord")
+_OF_THE_CALL = ("producer", "task_type", "result_cls", "ignore_result", "add_to_parent", "task_id")
+
+_run: ContextVar[str | None] = ContextVar("celery_durable_plain", default=None)
 
 
 class PlainTask(DurableTask):
-    """Executes a plain task's function under its own name, request and retry policy.
+    """Executes a plain task's function under its own name, request, hooks and retry policy.
 
     The run keeps its result, whatever the task says of results, and goes on when its message or its worker is
     lost.
@@ -39,20 +49,12 @@ class PlainTask(DurableTask):
 
     def start(self, signature: Any, run_id: str) -> None:
         """Send a signature to be executed by a run of this task, where its own task would have gone."""
-        app: Celery = self.app
         if signature.subtask_type is not None:
             self.apply_async((None, None, None, dict(signature)), task_id=run_id, add_to_parent=False)
             return
-        task = app.tasks.get(signature.task)
-        own: Any = getattr(task, "_get_exec_options", dict)
-        options = {**own(), **signature.options}
-        for taken in ("task_id", "ignore_result"):
-            options.pop(taken, None)
-        amqp: Any = app.amqp
-        options = amqp.router.route(options, signature.task, signature.args, signature.kwargs)
-        arguments = (signature.task, list(signature.args), dict(signature.kwargs))
-        shadow = options.pop("shadow", None) or signature.task
-        self.apply_async(arguments, task_id=run_id, shadow=shadow, add_to_parent=False, **options)
+        signature.options.pop("task_id", None)
+        with _executed_by(run_id, self.app):
+            signature.apply_async(task_id=run_id, add_to_parent=False)
 
     def run(
         self, name: str | None, args: list[Any] | None, kwargs: dict[str, Any] | None, canvas: Any = None
@@ -63,24 +65,73 @@ class PlainTask(DurableTask):
         if name not in self.app.tasks:
             raise self._unknown(name)
         task: Any = self.app.tasks[name]
+        if getattr(task, "durable", False):  # the code that called it did not know it
+            raise self.replace(task.signature(args, kwargs))
         outgoing.watch(self.app)
-        request = {
-            **{key: value for key, value in vars(self.request).items() if key not in _OF_THE_MESSAGE},
-            "task": name,
-            "args": args,
-            "kwargs": kwargs,
-            "called_directly": False,
-        }
-        stack: Any = getattr(celery_state, "_task_stack")  # noqa: B009  (the stubs do not know it)
-        stack.push(task)
-        task.push_request(**request)
-        try:
-            # A retry is the run's business: the message that the task sends for it is caught and forgotten.
-            with outgoing.collecting(str(self.request.id)):
-                return task.run(*(args or ()), **(kwargs or {}))
-        finally:
-            task.pop_request()
-            stack.pop()
+        _lend_replace(task)
+        lent = self.request.lent = self._lent(name, args, kwargs)
+        with _executed_by(lent.id, self.app), outgoing.collecting(lent.id) as caught:
+            try:
+                value = _call(task, lent)
+            except Exception as error:
+                if (told := _told(error, caught)) is not error:
+                    raise told from error
+                raise
+        if caught.successor is not None:
+            raise _told(Retry("Retry was asked for"), caught)
+        return value
+
+    def _lent(self, name: str, args: list[Any] | None, kwargs: dict[str, Any] | None) -> Any:
+        """Return the request that the plain task sees: this run's, with its own name and arguments."""
+        _ = self.request.children  # they have this list in common
+        lent = copy.copy(self.request)
+        lent.update(task=name, args=args or [], kwargs=kwargs or {}, called_directly=False)
+        return lent
+
+    def replace(self, sig: Any) -> Any:
+        """Let a canvas or another task take this run's place; a single plain task is executed by it, too."""
+        with _executed_by(self.request.id, self.app):
+            return super().replace(sig)
+
+    # -- Celery calls these, and the plain task has its own -------------------------------------------------
+
+    @property
+    def throws(self) -> Any:  # type: ignore[override]
+        """Errors that the plain task expects: its log says less of them."""
+        lent = self.request.get("lent")
+        return () if lent is None else self.app.tasks[lent.task].throws
+
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:  # noqa: ARG002
+        """Call the plain task's hook."""
+        self._hook("on_success", retval, task_id)
+
+    def on_retry(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:  # noqa: ARG002
+        """Call the plain task's hook."""
+        self._hook("on_retry", exc, task_id, einfo=(einfo,))
+
+    def on_failure(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:  # noqa: ARG002
+        """Call the plain task's hook."""
+        self._hook("on_failure", exc, task_id, einfo=(einfo,))
+
+    def after_return(  # noqa: PLR0917  (Celery's signature)
+        self,
+        status: str,
+        retval: Any,
+        task_id: str,
+        args: Any,  # noqa: ARG002
+        kwargs: Any,  # noqa: ARG002
+        einfo: Any,
+    ) -> None:
+        """Call the plain task's hook."""
+        self._hook("after_return", status, retval, task_id, einfo=(einfo,))
+
+    def _hook(self, name: str, *given: Any, einfo: tuple[Any, ...] = ()) -> None:
+        lent = self.request.get("lent")
+        if lent is None:  # nothing of it has begun
+            return
+        task = self.app.tasks[lent.task]
+        with _current(task, lent):
+            getattr(task, name)(*given, lent.args, lent.kwargs, *einfo)
 
     def _unknown(self, name: str) -> BaseException:
         """Return what lets the run leave this worker, which may be of an older deploy than its parent's."""
@@ -98,6 +149,103 @@ class PlainTask(DurableTask):
             run_id,
         )
         return Suspended("suspended", pause, "retry", error=texts.line(error))
+
+
+def _call(task: Any, lent: Any) -> Any:
+    """Call a plain task's function as Celery's tracer does."""
+    with _current(task, lent):
+        task.before_start(lent.id, lent.args, lent.kwargs)
+        function = task if task_has_custom(task, "__call__") else task.run
+        return function(*lent.args, **lent.kwargs)
+
+
+@contextmanager
+def _current(task: Any, lent: Any) -> Iterator[None]:
+    stack: Any = getattr(celery_state, "_task_stack")  # noqa: B009  (the stubs do not know it)
+    stack.push(task)
+    task.request_stack.push(lent)
+    try:
+        yield
+    finally:
+        task.request_stack.pop()
+        stack.pop()
+
+
+def _told(error: Exception, caught: outgoing.Collected) -> Exception:
+    """Return how the run goes on, if the task has sent a message under its id: that is never published.
+
+    It has asked for a retry then, also where it returns or raises something else afterwards.
+    """
+    if isinstance(error, Retry) and isinstance(error.exc, TERMINAL):
+        return error.exc
+    if isinstance(error, Reject):
+        reason = getattr(error, "reason", None)  # of a retry that could not be sent
+        return reason if isinstance(reason, Exception) and reason is error.__context__ else error
+    frame = context.here()
+    if frame is None or caught.successor is None or isinstance(error, DurableError):
+        return error
+    execution = frame.execution
+    if execution.replaced:
+        return error
+    execution.successor, execution.rewritten = caught.successor, True
+    execution.replaced = isinstance(error, Ignore)
+    return error if isinstance(error, (Ignore, Retry)) else Retry(exc=error)
+
+
+def _lend_replace(task: Any) -> None:
+    """Have a plain task's own `replace` be its run's while one executes it."""
+    celerys: Any = task.replace
+    if getattr(celerys, "of_runs", False):
+        return
+
+    @functools.wraps(celerys)
+    def replace(sig: Any) -> Any:
+        frame = context.here()
+        if frame is None or task.request.called_directly or frame.execution.id != task.request.id:
+            return celerys(sig)
+        execution = frame.execution
+        with outgoing.collecting(execution.id, everything_of=task.app) as caught:
+            execution.replaced = True
+            try:
+                return celerys(with_its_result(sig))
+            finally:
+                execution.successor, execution.outgoing = caught.successor, caught.messages
+
+    replace.of_runs = True  # type: ignore[attr-defined]
+    task.replace = replace
+
+
+@contextmanager
+def _executed_by(run_id: str, app: Any) -> Iterator[None]:
+    """Have a plain task that is sent under this id executed by the run that has it.
+
+    So all is as its task would have it: its options, its own `apply_async`, what its `retry` asks for.
+    """
+    if not getattr(app.send_task, "of_runs", False):
+        app.send_task = _of_runs(app, app.send_task)
+    token = _run.set(run_id)
+    try:
+        yield
+    finally:
+        _run.reset(token)
+
+
+def _of_runs(app: Any, celerys: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(celerys)
+    def send_task(name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
+        run_id = _run.get()
+        durable = isinstance(options.get("producer"), outgoing.StoringProducer)
+        if run_id is None or durable or options.get("task_id") != run_id:
+            return celerys(name, args, kwargs, *more, **options)
+        task = options.get("task_type")
+        options = {key: value for key, value in options.items() if key not in _OF_THE_CALL}
+        options = app.amqp.router.route(options, options.pop("route_name", None) or name, args, kwargs, task)
+        options["shadow"] = options.get("shadow") or name
+        arguments = (name, list(args or ()), dict(kwargs or {}))
+        return app.tasks[PLAIN].apply_async(arguments, task_id=run_id, add_to_parent=False, **options)
+
+    send_task.of_runs = True  # type: ignore[attr-defined]
+    return send_task
 
 
 def register(app: Celery) -> None:

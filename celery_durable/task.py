@@ -313,12 +313,12 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         with outgoing.collecting(execution.id, everything_of=self.app) as caught, driving.known_to_celery():
             execution.replaced = True
             try:
-                return super().replace(_with_its_result(sig))
+                return super().replace(with_its_result(sig))
             finally:
                 execution.successor, execution.outgoing = caught.successor, caught.messages
 
 
-def _with_its_result(sig: Any) -> Any:
+def with_its_result(sig: Any) -> Any:
     """Return a signature whose last task stores what it returns, as the run that waits for it needs."""
     sig = sig.clone()
     last = sig
