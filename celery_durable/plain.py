@@ -13,6 +13,7 @@ from celery import _state as celery_state
 from celery.app.trace import task_has_custom
 from celery.canvas import maybe_signature
 from celery.exceptions import Ignore, NotRegistered, Reject, Retry
+from celery.utils.saferepr import saferepr
 
 from celery_durable import context, outgoing, texts
 from celery_durable.children import PLAIN
@@ -242,6 +243,8 @@ def _of_runs(app: Any, celerys: Callable[..., Any]) -> Callable[..., Any]:
         options = app.amqp.router.route(options, options.pop("route_name", None) or name, args, kwargs, task)
         options["shadow"] = options.get("shadow") or name
         arguments = (name, list(args or ()), dict(kwargs or {}))
+        for shown, values in (("argsrepr", args or ()), ("kwargsrepr", kwargs or {})):
+            options[shown] = options.get(shown) or saferepr(values, getattr(app.amqp, f"{shown}_maxsize"))
         return app.tasks[PLAIN].apply_async(arguments, task_id=run_id, add_to_parent=False, **options)
 
     send_task.of_runs = True  # type: ignore[attr-defined]

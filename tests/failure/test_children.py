@@ -93,10 +93,14 @@ def test_a_broker_that_loses_the_messages_of_children_loses_no_child(
         assert result.get(timeout=60)[1] == [f"child {number}" for number in range(5)]
 
 
-def test_a_plain_task_whose_worker_is_killed_is_executed_again_for_its_parent(world: World) -> None:
+@pytest.mark.parametrize("child", ["plain_child", "plain_replaced"])
+def test_a_plain_task_whose_worker_is_killed_is_executed_again_for_its_parent(
+    world: World, child: str
+) -> None:
+    """Also one that has taken the place of another one."""
     first = world.worker(concurrency=1)
     world.gates.close("plain child")
-    result = world.send("parent_of_plain")
+    result = world.send("parent_of_plain", child)
     world.ledger.wait_for("body", "plain child")
     first.kill9()
     world.gates.open("plain child")

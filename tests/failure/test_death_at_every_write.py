@@ -105,6 +105,16 @@ def plain(*values: Any) -> str:
     return f"plain {values}"
 
 
+def restless(self: Any, *, retried: bool = False) -> None:
+    if not retried:
+        raise self.retry(kwargs={"retried": True}, countdown=0)
+    raise self.replace(TASKS["plain"].s("instead"))
+
+
+def calling_plain() -> str:
+    return act(durable.call(TASKS["restless"].s()))
+
+
 BODIES = (straight, retried, patient, asking, delegating, booking, replaced, failing, gathering, compensated)
 FOLLOWERS: dict[str, Callable[[], Any]] = {
     "chain": lambda: chain(TASKS["leaf"].s("a"), TASKS["leaf"].s(), TASKS["plain"].s(), TASKS["leaf"].s()),
@@ -116,10 +126,11 @@ FOLLOWERS: dict[str, Callable[[], Any]] = {
 
 @pytest.fixture(autouse=True)
 def tasks(durable_app: Celery) -> Iterator[None]:
-    for body in (leaf, *BODIES):
+    for body in (leaf, calling_plain, *BODIES):
         options = {"name": f"dying.{body.__name__}", "shared": False, "max_retries": 0, "throws": (KeyError,)}
         TASKS[body.__name__] = durable_app.task(body, **options)
     TASKS["plain"] = durable_app.task(plain, name="dying.plain", shared=False, base=Task)
+    TASKS["restless"] = durable_app.task(restless, name="dying.restless", shared=False, base=Task, bind=True)
     yield
     TASKS.clear()
 
@@ -154,6 +165,18 @@ def test_a_task_survives(
     )
 
     assert len(found) > 1
+
+
+def test_a_plain_child_that_is_retried_and_replaced_survives(
+    crash_everywhere: Callable[..., list[str]], world: Any
+) -> None:
+    found = crash_everywhere(
+        TASKS["calling_plain"].s(), effects=lambda: sorted(EFFECTS), reset=lambda: reset(world)
+    )
+
+    assert len(found) > 1
+    assert len(EFFECTS) == 1
+    assert EFFECTS[0].startswith("plain ('instead',) ")
 
 
 @pytest.mark.parametrize("canvas", FOLLOWERS)

@@ -214,9 +214,14 @@ def plain_child() -> str:
     return "plain result"
 
 
-def parent_of_plain() -> Any:
+def plain_replaced(self: Task[..., Any]) -> None:
+    """Be a plain task that leaves its work to another one."""
+    raise self.replace(self.app.tasks["plain_child"].s())
+
+
+def parent_of_plain(child: str = "plain_child") -> Any:
     """Wait for a plain task."""
-    return durable.call(current_app.tasks["plain_child"].s())
+    return durable.call(current_app.tasks[child].s())
 
 
 def parent_of_canvas(kind: str) -> Any:
@@ -440,6 +445,7 @@ def register(app: Celery, ledger: Ledger, gates: Gates) -> None:
     app.task(parent_of_fragile, name="parent_of_fragile", autoretry_for=())
     app.task(parent_of_poison, name="parent_of_poison", **soon)
     app.task(plain_child, name="plain_child", base=Task, ignore_result=True)
+    app.task(plain_replaced, name="plain_replaced", base=Task, bind=True)
     app.task(parent_of_plain, name="parent_of_plain", **soon)
     app.task(parent_of_canvas, name="parent_of_canvas", **soon)
     app.task(tail, name="tail", **soon)

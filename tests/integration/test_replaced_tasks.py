@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from harness.waiting import eventually
@@ -77,3 +77,24 @@ def test_a_plain_task_that_ignores_its_result_ends_the_run_it_took_the_place_of(
 
     assert result.get(timeout=20) == "whatever its task says of results"
     assert odd.tables.wait_for_state(result.id, "succeeded")["finished_at"] is not None
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "told"),
+    [
+        (["hurries"], "chain", "done"),
+        (["forgets"], "chain", "whatever its task says of results"),
+        (["hurries", "forgets"], "chain", "whatever its task says of results"),
+        (["hurries", "hurries"], "group", ["done", "done"]),
+    ],
+    ids=["one", "one that forgets", "chain", "group"],
+)
+def test_what_takes_the_place_of_a_plain_child_ends_it_for_its_parent_and_its_link(
+    odd: World, names: list[str], kind: str, told: Any
+) -> None:
+    before = odd.ledger.count("body", "follows")
+    result = odd.send("calls", kind, *names)
+
+    assert result.get(timeout=20) == told
+    eventually(lambda: odd.ledger.count("body", "follows") == before + 1, what="its link")
+    assert odd.ledger.entries("body", "follows")[-1].detail == {"result": told}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from celery import Task, chain
+from celery import Task, chain, current_app, group
 
 import celery_durable as durable
 
@@ -47,6 +47,20 @@ def steps_aside(self: Task[..., Any], *names: str) -> None:
     raise self.replace(chain(self.app.tasks[name].si() for name in names or ["hurries"]))
 
 
+def calls(kind: str, *names: str) -> Any:
+    """Call a plain task that leaves everything to other ones."""
+    call = current_app.tasks["steps_aside_plainly"].s(kind, *names)
+    return durable.call(call.set(link=current_app.tasks["follows"].s()))
+
+
+def steps_aside_plainly(self: Task[..., Any], kind: str, *names: str) -> None:
+    raise self.replace({"chain": chain, "group": group}[kind](self.app.tasks[name].si() for name in names))
+
+
+def follows(result: Any) -> None:
+    _ledgers[-1].write("body", "follows", detail={"result": result})
+
+
 def hurries() -> str:
     _ledgers[-1].write("body", "hurries")
     return "done"
@@ -61,5 +75,8 @@ def register(app: Celery, ledger: Ledger) -> None:
     _ledgers.append(ledger)
     app.task(pages, name="pages", bind=True)
     app.task(steps_aside, name="steps_aside", bind=True)
+    app.task(calls, name="calls")
+    app.task(steps_aside_plainly, name="steps_aside_plainly", bind=True, base=Task)
+    app.task(follows, name="follows")
     app.task(hurries, name="hurries", base=Task)
     app.task(forgets, name="forgets", base=Task, ignore_result=True)
