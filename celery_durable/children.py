@@ -167,6 +167,9 @@ def _new_run(signature: Any, child_id: str) -> NewRun:
         else:
             app.tasks[PLAIN].start(chosen, child_id)
     if caught.successor is None:
-        message = f"{signature.task} was not sent: a before_task_publish handler or a router dropped it"
+        message = (
+            f"{signature.task} was not sent: a before_task_publish handler, a router or its own apply_async "
+            f"dropped it"
+        )
         raise ConfigurationError(message)
     return caught.successor

@@ -316,6 +316,7 @@ def test_the_hooks_of_a_plain_child_that_fails_are_called(world: World) -> None:
     ]
 
 
+@pytest.mark.filterwarnings("ignore:Exception raised outside body:RuntimeWarning")  # Celery before 5.7
 @pytest.mark.parametrize(
     ("broken", "result"), [("before_start", "ValueError: before_start is broken"), ("on_success", 2)]
 )
