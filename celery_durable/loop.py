@@ -77,19 +77,20 @@ class EventLoop:
         outcome: Future[Any] = asyncio.run_coroutine_threadsafe(_carried(coroutine), self._loop)
         try:
             value, error = outcome.result()
-        except BaseException:
+        except BaseException as error:
             self._loop.call_soon_threadsafe(abort or outcome.cancel)
-            _wait(outcome)
+            # A process that is told to end does, also if a body holds up the loop or ignores its cancel.
+            _wait(outcome, _LAST_MOMENT if isinstance(error, SystemExit) else None)
             raise
         if error is not None:
             raise error
         return value
 
 
-def _wait(outcome: Future[Any]) -> None:
+def _wait(outcome: Future[Any], seconds: float | None) -> None:
     over = threading.Event()
     outcome.add_done_callback(lambda _: over.set())
-    over.wait()
+    over.wait(seconds)
 
 
 async def _carried(coroutine: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | None]:
@@ -145,6 +146,7 @@ def _started_as_completed(coroutine: Coroutine[Any, Any, Any]) -> bool:
     return False
 
 
+_LAST_MOMENT = 1.0  # seconds
 _ITERATOR = "_AsCompletedIterator"  # from Python 3.13 on
 _loops: list[EventLoop] = []
 _lock = threading.Lock()

@@ -82,6 +82,14 @@ async def _stored(work: Callable[[], Any], body: AwaitedBody) -> tuple[Any, asyn
     return future.result(), cancelled
 
 
+def current_task() -> asyncio.Task[Any] | None:
+    """Return the asyncio task of this thread, if a loop runs in it."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
 class AwaitedBody:
     """The body of one `async def` step.
 

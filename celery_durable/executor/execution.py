@@ -82,6 +82,7 @@ class Execution:
         self._left_at_stop: int | None = None
         self._performer = Performer(self._journal, settings, seam)
         self._branches: dict[str, bool] = {}
+        self._caller: Any = None
         self._waiter = Waiter(
             self._journal, self._history, self._keys, chance=self._chance, settings=settings, seam=seam
         )
@@ -166,6 +167,8 @@ class Execution:
         """Return what awaits the step; its key is given now, in the order of the calls."""
         arguments = self._digest(step, args, kwargs)
         base = context.place(frame, step.name) + (step.step_options.key or step.name)
+        if frame.crew is None and step.step_options.key is None:
+            self._in_one_task(step.name)
         key = self._keys.begin(base, keyed=step.step_options.key is not None)
         self._keys.end(base)
         return self._awaited(frame, step, Call(key, arguments, args, kwargs))
@@ -182,6 +185,20 @@ class Execution:
         body = awaiting.AwaitedBody(frame, step, call, self._journal)
         with awaiting.flight(frame):
             return await awaiting.awaited(self._performer.tries(step, call, known, body.value), body)
+
+    def _in_one_task(self, step: str) -> None:
+        """Refuse a step in a second asyncio task of a loop of the body's own: they have no order."""
+        from celery_durable.executor import awaiting  # with asyncio
+
+        here, before = awaiting.current_task(), self._caller
+        if here is not None and before is not None and before is not here and not before.done():
+            message = (
+                f"Async steps, now {step!r}, are called in several tasks of asyncio.run, and would get "
+                f"their keys in the order in which they happen to come. Make the task itself an `async def`, "
+                f"whose asyncio tasks have keys of their own, or give each call one: step.options(key=...)"
+            )
+            raise StepUsageError(message, step=step)
+        self._caller = here or before
 
     def _behind(self, frame: context.Frame) -> int | None:
         """Return the number of the latest outcome that a call can know of which others overlap."""

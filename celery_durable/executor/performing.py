@@ -17,6 +17,7 @@ from celery_durable.exceptions import (
     StepInterruptedError,
     StepUsageError,
     StoreError,
+    StoreUnavailableError,
 )
 from celery_durable.executor.asks import Abandoned, Body, Note, Pause, Write, answered
 from celery_durable.limits import time_limit
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _FOR_GOOD = (Fatal, ConfigurationError, SerializationError, StepUsageError)
 _AGAIN = object()
+_UNTIL_IT_ANSWERS = 30.0  # seconds, behind the outage budget: another database is away, the run's is not
 
 
 class Call(NamedTuple):
@@ -176,7 +178,13 @@ class Performer:
             return self._entry(call, this, outcomes.OK, output=output, codec=codec)
 
         database = step.step_options.database
-        kept = self._journal.transact(self._seam.transactions(database), call.key, step.form, inside)
+        try:
+            kept = self._journal.transact(self._seam.transactions(database), call.key, step.form, inside)
+        except StoreUnavailableError as error:
+            if database is None:
+                raise
+            self._leave_for(_UNTIL_IT_ANSWERS, f"The database of {call.key!r}: {texts.line(error)}")
+            raise
         if kept.before:
             returned = self._seam.codec(kept.codec)[1].decode(kept.output or b"", step.returns)
         if database is not None:
@@ -219,9 +227,9 @@ class Performer:
         kept.__cause__ = error
         return kept
 
-    def _leave_for(self, delay: float) -> None:
+    def _leave_for(self, delay: float, error: str | None = None) -> None:
         if delay > self._settings.step_sleep:
-            raise self._journal.leave(Suspended("suspended", delay, "retry"))
+            raise self._journal.leave(Suspended("suspended", delay, "retry", error=error))
 
 
 def _delay(step: Step[Any, Any], error: Exception, failures: int) -> float | None:

@@ -1213,3 +1213,34 @@ def test_in_a_sync_body_an_async_step_is_awaited_by_asyncio_run(story: Story) ->
     with context.activate(execution):
         assert body() == "mixed done"
     assert story.steps() == {"work": "ok"}
+
+
+def test_several_tasks_of_asyncio_run_in_a_sync_body_are_refused_their_steps(story: Story) -> None:
+    """They would get their keys in the order in which they come to them, which is another one at a replay."""
+
+    async def one(name: str) -> None:
+        await work(f"{name}1")
+        await work(f"{name}2")
+
+    async def both() -> None:
+        await asyncio.gather(one("a"), one("b"))
+
+    refused = pytest.raises(StepUsageError, match="Make the task itself an `async def`")
+    with context.activate(story.claimed()), refused:
+        asyncio.run(both())
+
+
+def test_those_with_keys_of_their_own_are_not_nor_several_steps_of_one_task(story: Story) -> None:
+    async def one(name: str) -> str:
+        return await work.options(key=name)(name)
+
+    async def all_of_them() -> list[str]:
+        first = await asyncio.gather(work("a"), work("b"))
+        return [*first, *(await asyncio.gather(one("c"), one("d")))]
+
+    for _ in range(2):
+        with context.activate(story.claimed()):
+            assert asyncio.run(all_of_them()) == ["a done", "b done", "c done", "d done"]
+            assert asyncio.run(work("e")) == "e done"
+        story.take_away()
+    assert sorted(done) == ["a", "b", "c", "d", "e"]

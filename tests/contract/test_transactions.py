@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from contextlib import suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -12,6 +13,7 @@ import sqlalchemy
 from contending import background, step_write, wait_until_blocked
 from delivering import delivering
 from harness import postgres
+from harness.brokers import free_port
 from harness.proxy import proxied
 from inspecting import Worker, execute
 from replaying import inside, seam
@@ -26,13 +28,13 @@ from celery_durable.exceptions import (
     StepUsageError,
 )
 from celery_durable.executor import Execution
+from celery_durable.seam import Suspended
 from celery_durable.serialization import digest
+from celery_durable.store import Store
 from celery_durable.store.forms import Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from celery_durable.store import Store
 
 begun: list[str] = []
 
@@ -584,6 +586,21 @@ def test_a_step_in_another_database_is_done_there_once_whenever_the_process_dies
 
     assert (begun, rows_of(elsewhere)) == (["a"], [("a", 1)])
     assert story.steps() == {"book": ("ok", 1)}
+
+
+def test_a_run_leaves_its_worker_when_another_database_is_away_and_says_why(story: Story) -> None:
+    nobody = f"postgresql://postgres@127.0.0.1:{free_port()}/nobody"
+
+    impatient = Store(story.store.url, Settings(outage_budget=0.2))
+    try:
+        with pytest.raises(Suspended) as left:
+            inside(story.claimed(impatient), lambda: book.options(database=nobody)("a", 1))
+    finally:
+        impatient.close()
+
+    assert (left.value.reason, left.value.delay) == ("retry", timedelta(seconds=30))
+    assert "The database of 'book': " in str(left.value.error)
+    assert "onnection refused" in str(left.value.error)
 
 
 def killed(*_: Any, **__: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -161,3 +162,17 @@ def test_a_step_that_hangs_is_interrupted_if_asked_and_the_run_can_be_resumed_on
         lambda: world.tables.state(result.id) == "succeeded", timeout=40, what="the resumed run to succeed"
     )
     assert world.ledger.names(run=result.id) == ["hanging", "hanging", "after"]
+
+
+@pytest.mark.parametrize("how", ["blocks", "swallows"])
+def test_an_async_body_that_hears_of_no_cancel_ends_with_its_process_if_asked(world: World, how: str) -> None:
+    world.worker(concurrency=1)
+    result = world.send("deaf", how)
+    (began,) = [world.ledger.wait_for("deaf", how, run=result.id)]
+
+    Runs(world.app).cancel(result.id, terminate=True)
+
+    world.tables.wait_for_state(result.id, "cancelled")
+    eventually(lambda: not Path(f"/proc/{began.pid}/status").exists(), what="the child to be gone")
+    assert world.send("flow", ["behind"]).get(timeout=20) == ["behind done"]
+    assert world.ledger.count("deaf", how, run=result.id) == 1

@@ -8,6 +8,7 @@ import contextvars
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -349,6 +350,23 @@ async def branching(names: list[str], seconds: float) -> list[Any]:
     return await asyncio.gather(*(branch(name) for name in names))
 
 
+@durable.step
+async def unhearing(how: str) -> None:
+    """Hold the loop up, or go on whenever it is cancelled."""
+    _here[-1].ledger.write("deaf", how, run=durable.current_run().id)
+    if how == "blocks":
+        take(60.0)
+    while True:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60.0)
+
+
+async def deaf(how: str) -> None:
+    """Do a step, and come to one that hears of no cancel."""
+    await work_later.options(name="first")("first")
+    await unhearing(how)
+
+
 async def stuck() -> None:
     """Never return; clean up when cancelled."""
     try:
@@ -434,6 +452,7 @@ def register(app: Celery, ledger: Ledger, gates: Gates) -> None:
     app.task(poison, name="poison", **soon)
     app.task(interrupted, name="interrupted", **soon)
     app.task(exits, name="exits", **soon)
+    app.task(deaf, name="deaf", **soon)
     app.task(flaky, name="flaky", bind=True, **soon)
     app.task(persistent, name="persistent", **soon)
     app.task(patient, name="patient", bind=True)
