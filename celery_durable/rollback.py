@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,8 @@ def on_rollback(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> N
 
     A `functools.partial` counts as the function in it, called with the arguments of both.
 
-    Raises `StepUsageError` inside a step, for that step is not finished yet, and for what is no function.
+    Raises `StepUsageError` inside a step, for that step is not finished yet, for what is no function, and for
+    arguments that do not fit it.
 
     >>> def refund(order: int) -> None: ...
     >>> on_rollback(refund, 7)
@@ -37,6 +39,8 @@ def on_rollback(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> N
             f"arguments"
         )
         raise StepUsageError(message)
+    step = function if isinstance(function, Step) else Step(function, StepOptions())
+    _check(step, args, kwargs)
     frame = context.current()
     if frame is None:
         return
@@ -46,5 +50,18 @@ def on_rollback(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> N
             f"body, right behind the step"
         )
         raise StepUsageError(message, step=frame.step)
-    step = function if isinstance(function, Step) else Step(function, StepOptions())
     frame.execution.on_rollback(frame, step, args, kwargs)
+
+
+def _check(step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Find out now what could not be called when it is needed."""
+    handle = () if step.transacted is None else (None,)
+    try:
+        signature = inspect.signature(step.function)
+    except (TypeError, ValueError):
+        return  # one that cannot be inspected
+    try:
+        signature.bind(*handle, *args, **kwargs)
+    except TypeError as error:
+        message = f"on_rollback({step.name}): it could not be called when it is needed: {error}"
+        raise StepUsageError(message, step=step.name) from None

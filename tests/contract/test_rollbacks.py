@@ -1372,6 +1372,26 @@ def test_what_cannot_be_registered_is_refused_with_what_can(world: World, wrong:
     assert str(error).endswith("it takes a function (also a step, or a functools.partial) and its arguments")
 
 
+@durable.transaction
+def undo_there(connection: Any, what: str) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "kwargs"),
+    [(undo, (), {}), (undo, ("a", "b"), {}), (undo, ("a",), {"nosuch": 3}), (undo_there, (), {})],
+)
+def test_arguments_that_do_not_fit_are_refused_where_they_are_registered(
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Not when it is too late."""
+    with pytest.raises(
+        StepUsageError, match=r"on_rollback\(undo.*\): it could not be called when it is needed"
+    ):
+        durable.on_rollback(function, *args, **kwargs)
+    durable.on_rollback(undo_there, "a")
+    durable.on_rollback(max, 1, 2)
+
+
 def test_registering_costs_no_statement(world: World) -> None:
     counts: list[int] = []
 
