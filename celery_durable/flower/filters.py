@@ -114,6 +114,9 @@ class Wanted:
         known = {"state", "task", "q", "since", "until", "worker", "version", "tag", "error", "id"}
         if unknown := sorted(set(document) - known):
             raise FilterError(f"There is no filter {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        for name, value in document.items():
+            if isinstance(value, (list, tuple)) and not all(map(str.strip, texts(value) or [""])):
+                raise FilterError(f"{name} holds nothing: leave it out where it does not matter")
         return cls.of({name: texts(value) for name, value in document.items()})
 
     def check(self) -> None:

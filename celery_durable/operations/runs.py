@@ -129,7 +129,7 @@ class Runs(RunsInView):
             return changes
 
         return self._each(
-            replace(runs, reason="retry") if isinstance(runs, Filter) and runs != Filter() else runs,
+            replace(runs, reason="retry") if isinstance(runs, Filter) and not runs.says_nothing else runs,
             selection.RETRYABLE,
             lambda ids: outcomes_of(ids, retry, not_retried, late),
             dry_run=dry_run,

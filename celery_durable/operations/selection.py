@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from celery_durable.operations.outcomes import AT_ONCE, Outcome
 from celery_durable.run import FINAL_STATES, RunState
-from celery_durable.store.questions import Filter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from celery_durable.store.inspection import InspectionStore
+    from celery_durable.store.questions import Filter
 
 RESUMABLE = frozenset({RunState.FAILED, RunState.CANCELLED})
 RETRYABLE = frozenset({RunState.WAITING, RunState.CANCELLING})
@@ -32,6 +32,9 @@ def in_bulk(
 
     A run is met once, however fast it fails again. Raises `ValueError` for a filter that says nothing.
     """
+    if wanted.says_nothing:
+        message = "An empty filter would change every run: say which ones, by state, task, reason or time"
+        raise ValueError(message)
     outcomes: list[Outcome] = []
     for batch in _batches(inspection, wanted, possible):
         if dry_run:
@@ -60,9 +63,6 @@ def with_children(inspection: InspectionStore, outcomes: Sequence[Outcome]) -> S
 def _batches(
     inspection: InspectionStore, wanted: Filter, possible: frozenset[RunState]
 ) -> Iterator[list[Outcome]]:
-    if wanted == Filter():
-        message = "An empty filter would change every run: say which ones, by state, task, reason or time"
-        raise ValueError(message)
     named = wanted.possible_states
     states = [state for state in sorted(possible) if named is None or state.value in named]
     before: int | None = None

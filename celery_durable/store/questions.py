@@ -6,9 +6,10 @@ answer. So the command line, which waits, and Flower, which must not, read with 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -35,6 +36,8 @@ T = TypeVar("T")
 # How long a transaction may have stayed open after it stored a run, for the run to be found by its time.
 _SLACK = timedelta(hours=1)
 _LAST_KEY = 2**63 - 1
+_TAGS_ARE_LIKE = """say them like '{"customer": "42"}'"""
+_LONGEST_AGO = timedelta(days=100 * 366)
 # Filters that no index serves look at this many runs for one page; the next page goes on behind them.
 _WINDOW = 50_000
 
@@ -85,6 +88,8 @@ class Filter:
         ran_on: host name of a worker that executed one of its attempts.
         text: part of the id, the task's name, a tag or the latest error.
         in_errors: whether `text` may be part of the error alone; not where errors are redacted.
+
+    Raises `ValueError` for what no run can be asked for.
     """
 
     states: Sequence[RunState] | None = None
@@ -102,10 +107,37 @@ class Filter:
     text: str | None = None
     in_errors: bool = True
 
+    def __post_init__(self) -> None:
+        for moment in (self.since, self.until):
+            if isinstance(moment, timedelta) and abs(moment) > _LONGEST_AGO:
+                message = f"{moment} ago is not within a hundred years: leave it out for runs of any age"
+                raise ValueError(message)
+        if self.tags is not None:
+            self._checked_tags()
+
+    def _checked_tags(self) -> dict[str, Any]:
+        try:
+            tags = json.loads(self.tags or "")
+        except (TypeError, ValueError, RecursionError) as error:
+            message = f"tags={self.tags!r} is not JSON ({error}): {_TAGS_ARE_LIKE}"
+            raise ValueError(message) from error
+        if not isinstance(tags, dict):
+            message = f"tags={self.tags!r} is no JSON object: {_TAGS_ARE_LIKE}"
+            raise ValueError(message)  # noqa: TRY004  (what is wrong is in the text)
+        return tags
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether every run matches, as with `Filter()`."""
+        told = replace(self, in_errors=True, text=self.text or None)
+        if self.tags is not None and not self._checked_tags():
+            told = replace(told, tags=None)
+        return told == Filter()
+
     @property
     def possible_states(self) -> list[str] | None:
         """The states that can match: an index finds them, where a reason alone would be a scan."""
-        if self.states:
+        if self.states is not None:
             return [RunState(state).value for state in self.states]
         if self.worker is not None:
             return [RunState.RUNNING.value, RunState.CANCELLING.value]
@@ -122,7 +154,7 @@ class Filter:
         """Whether no index finds these runs, so that only so many of them are looked at for one page."""
         if self.keys is not None or self.ids is not None:
             return False
-        return any(value is not None for value in (self.version, self.tags, self.ran_on, self.text))
+        return any(value is not None for value in (self.version, self.tags, self.ran_on, self.text or None))
 
 
 def list_runs(sql: Mapping[str, str], wanted: Filter, limit: int, before: int | None) -> Question[Page]:
@@ -140,9 +172,7 @@ def list_runs(sql: Mapping[str, str], wanted: Filter, limit: int, before: int | 
         "version": wanted.version,
         "tags": wanted.tags,
         "ran_on": wanted.ran_on,
-        "text" if wanted.in_errors else "words": None
-        if wanted.text is None
-        else f"%{_literally(wanted.text)}%",
+        "text" if wanted.in_errors else "words": None if not wanted.text else f"%{_literally(wanted.text)}%",
         "limit": limit + 1,
     }
     bounds: dict[str, Any] = {"before": _LAST_KEY if before is None else before}

@@ -87,6 +87,47 @@ def test_an_empty_filter_is_refused(runs: Runs) -> None:
         runs.resume_many(["x"], dry_run=True)
 
 
+@pytest.mark.parametrize("told", [{"text": ""}, {"in_errors": False}, {"tags": "{}"}])
+def test_a_filter_is_empty_too_whose_values_say_nothing(
+    store: Store, runs: Runs, told: dict[str, Any]
+) -> None:
+    worker = Worker(store)
+    pending = worker.enqueue()
+
+    for change in (runs.cancel_many, runs.resume_many, runs.retry_now_many):
+        with pytest.raises(ValueError, match="An empty filter would change every run"):
+            change(Filter(**told))
+
+    assert runs.get(pending).state is RunState.PENDING
+
+
+@pytest.mark.parametrize("none", [{"states": []}, {"states": ()}, {"ids": []}, {"keys": []}])
+def test_a_filter_that_allows_no_state_and_no_id_matches_nothing(
+    store: Store, runs: Runs, none: dict[str, Any]
+) -> None:
+    worker = Worker(store)
+    pending = worker.enqueue()
+
+    assert runs.cancel_many(Filter(**none)) == []
+    assert runs.get(pending).state is RunState.PENDING
+    assert store.inspection.list(Filter(**none)).runs == ()
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"tags": "{"}, "is not JSON"),
+        ({"tags": {"a": "b"}}, "is not JSON"),
+        ({"tags": "[1]"}, "no JSON object"),
+        ({"since": timedelta(days=4e7)}, "within a hundred years"),
+        ({"until": timedelta(days=-4e7)}, "within a hundred years"),
+    ],
+)
+def test_a_filter_that_no_run_can_be_asked_for_says_what_is_wrong(told: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Filter(**told)
+
+
 def test_a_filter_for_states_that_cannot_be_resumed_matches_nothing(store: Store, runs: Runs) -> None:
     worker = Worker(store)
     worker.succeed(worker.start())

@@ -50,6 +50,12 @@ def test_a_misspelt_filter_in_json_is_an_error_and_not_no_filter() -> None:
     assert not Wanted.of_document({"id": ["a", "b"]}).empty
 
 
+@pytest.mark.parametrize("document", [{"task": "a", "id": []}, {"task": "a", "tag": [""]}, {"state": [None]}])
+def test_an_empty_list_in_json_is_an_error_and_does_not_match_all(document: dict[str, object]) -> None:
+    with pytest.raises(FilterError, match="holds nothing"):
+        Wanted.of_document(document)
+
+
 def test_each_filter_can_be_taken_away_alone() -> None:
     wanted = Wanted.of({"task": ["a"], "tag": ["x=1", "y=2"], "error": ["0"]})
 
