@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from contextlib import redirect_stdout
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +65,8 @@ def check(
     """Replay stored runs against the code at hand, and say which of them would break.
 
     Nothing is written or sent, and no step is executed: a step that is not stored ends the replay of its run
-    ("would continue there"). The code between steps is executed. Exit status 1 if a run would break.
+    ("would continue there"). The code between steps is executed, and what it prints goes to standard error.
+    Exit status 1 if a run would break.
     """
     app = app_of(ctx)
     operations, redaction = Runs(app), redaction_of(app)
@@ -72,7 +75,8 @@ def check(
     else:
         chosen = _matching(operations, limit, {**wanted, "state": _SELECTIONS[selection]})
     verdicts: list[Verdict] = []
-    with progress("Replaying", total=len(chosen), hidden=as_json) as shown:
+    # What bodies print, also on the event loop and in threads of theirs, is no part of the document.
+    with progress("Replaying", total=len(chosen), hidden=as_json) as shown, redirect_stdout(sys.stderr):
         for verdict in rehearse_all(app, chosen):
             verdicts.append(_redacted(verdict, redaction))
             shown(len(verdicts))

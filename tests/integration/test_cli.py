@@ -330,6 +330,41 @@ def test_check_names_the_runs_that_would_break_and_fails(cli: Cli, store: Store)
     assert "0 runs replayed: none." in cli("check", "--runs", "resumable")
 
 
+_PRINTING = """
+import asyncio, threading
+from celery_durable import DurableTask
+
+@app.task(base=DurableTask)
+def plainly():
+    print("from a body")
+    thread = threading.Thread(target=print, args=["from its thread"])
+    thread.start()
+    thread.join()
+
+@app.task(base=DurableTask)
+async def on_a_loop():
+    print("from the event loop")
+    await asyncio.to_thread(print, "from beside it")
+"""
+
+
+def test_what_bodies_print_while_they_are_checked_is_not_among_the_verdicts(
+    tmp_path: Path, store: Store
+) -> None:
+    options = app_file(tmp_path, store.url)
+    with (tmp_path / "media.py").open("a") as file:
+        file.write(_PRINTING + "\napp.conf.task_publish_retry = False\n")
+    call = "import media; media.plainly.delay(); media.on_a_loop.delay()"
+    subprocess.run([sys.executable, "-c", call], check=True, timeout=60, **options)
+
+    line = [sys.executable, "-m", "celery", "-A", "media", "durable", "check", "--json"]
+    done = subprocess.run(line, capture_output=True, check=False, timeout=60, **options)
+
+    assert {run["outcome"] for run in json.loads(done.stdout)["runs"]} == {"ends"}, done.stderr
+    for words in ("from a body", "from its thread", "from the event loop", "from beside it"):
+        assert words in done.stderr
+
+
 def test_check_of_resumable_runs_leaves_out_those_that_were_taken_back(cli: Cli, store: Store) -> None:
     @cli.app.task(base=DurableTask, name="media.process", shared=False)
     def process(source: str) -> None: ...
