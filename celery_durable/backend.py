@@ -107,9 +107,19 @@ class DurableBackend(ChordMixin, FailureMixin, WaitingMixin, Backend):
         return self._store
 
     def codec(self, serializer: str | None) -> tuple[str, ValueCodec]:
-        """Return the name and the codec of a serializer; None means `result_serializer`."""
+        """Return the name and the codec of a serializer; None means `result_serializer`.
+
+        Raises `ConfigurationError` for one that is not registered with kombu.
+        """
         name = serializer or self.serializer
         if name not in self._codecs:
+            known: Any = serialization.registry.name_to_type  # type: ignore[attr-defined]
+            if name not in known:
+                message = (
+                    f"There is no serializer {name!r}: kombu knows {', '.join(sorted(known))}. Register "
+                    f"another one with kombu.serialization.register, in every worker"
+                )
+                raise ConfigurationError(message)
             accept = frozenset(self.accept) | ({name} if serializer == name else frozenset())
             content_types = frozenset(serialization.prepare_accept_content(accept) or ())
             limit = self.store.settings.max_payload

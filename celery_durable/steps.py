@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, overload
 
@@ -14,8 +15,6 @@ from celery_durable.retry import RetryPolicy
 from celery_durable.serialization import return_annotation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from celery_durable.transactions import TransactionStep
 
 P = ParamSpec("P")
@@ -135,7 +134,14 @@ def positional_names(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def named(function: Callable[..., Any], options: dict[str, Any]) -> Any:
-    """Return the name of a function's step; raise `StepUsageError` for what has none, as a partial."""
+    """Return the name of a function's step; raise `StepUsageError` for what has none, or is none."""
+    told: Any = function
+    if not callable(told):
+        message = (
+            f"step or transaction is given no function, but {told!r}: it is put on one, with its options by "
+            f"name, as in @step(max_retries=5)"
+        )
+        raise StepUsageError(message)
     name = options.get("name") or getattr(function, "__name__", None)
     if name is None:
         message = f"{function!r} has no name of its own: give the step one, step(…, name='charge')"
@@ -164,25 +170,60 @@ def checked(name: str, base: Options, options: dict[str, Any]) -> Options:
     return chosen
 
 
+def _is_number(value: Any) -> bool:
+    """Whether it is a number from 0 on that means seconds."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and _is_number(value)
+
+
+_SECONDS = "not a number of seconds, from 0 on"
+_CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("max_retries", lambda value: value is None or _is_count(value), "neither a number of retries nor None"),
+    ("default_retry_delay", _is_number, _SECONDS),
+    (
+        "retry_backoff",
+        lambda value: isinstance(value, bool) or _is_number(value),
+        f"neither True nor False, and {_SECONDS}",
+    ),
+    ("retry_backoff_max", _is_number, _SECONDS),
+    ("retry_jitter", lambda value: isinstance(value, bool), "neither True nor False"),
+    ("at_most_once", lambda value: isinstance(value, bool), "neither True nor False"),
+    ("commit", lambda value: value in ("sync", "async"), "neither 'sync' nor 'async'"),
+    (
+        "time_limit",
+        lambda value: value is None or (_is_number(value) and value > 0),
+        "not a positive number of seconds",
+    ),
+    (
+        "serializer",
+        lambda value: value is None or (isinstance(value, str) and value != ""),
+        "not the name of a serializer",
+    ),
+)
+
+
 def _check(name: str, chosen: StepOptions) -> None:
     for option in ("name", "key"):
         value = getattr(chosen, option)
         if value is not None and not (isinstance(value, str) and value and value.isprintable()):
             message = f"Step {name!r}: {option}={value!r} is not a printable, non-empty string"
             raise StepUsageError(message)
-    if chosen.commit not in ("sync", "async"):
-        message = f"Step {name!r}: commit={chosen.commit!r} is neither 'sync' nor 'async'"
-        raise StepUsageError(message)
-    if chosen.time_limit is not None and not chosen.time_limit > 0:
-        message = f"Step {name!r}: time_limit={chosen.time_limit!r} is not a positive number of seconds"
-        raise StepUsageError(message)
+    for option, fits, words in _CHECKS:
+        value = getattr(chosen, option)
+        if not fits(value):
+            message = f"Step {name!r}: {option}={value!r} is {words}"
+            raise StepUsageError(message)
     if chosen.at_most_once and chosen.autoretry_for:
         message = f"Step {name!r}: at_most_once steps are never retried; take away its retry options"
         raise StepUsageError(message)
 
 
 def _exceptions(name: str, option: str, value: Any) -> tuple[type[BaseException], ...]:
-    values = (value,) if isinstance(value, type) else tuple(value)
+    several = isinstance(value, Iterable) and not isinstance(value, type)
+    values = tuple(value) if several else (value,)
     if not all(isinstance(one, type) and issubclass(one, BaseException) for one in values):
         message = f"Step {name!r}: {option}={value!r} is not made of exception classes"
         raise StepUsageError(message)

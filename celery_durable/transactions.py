@@ -50,6 +50,10 @@ class TransactionOptions(StepOptions):
             if value is not None and value not in get_args(kinds):
                 message = f"Transaction {name!r}: {option}={value!r} is none of {', '.join(get_args(kinds))}"
                 raise StepUsageError(message)
+        told: Any = self.database
+        if told is not None and not (isinstance(told, str) and told):
+            message = f"Transaction {name!r}: database={told!r} is no name in durable_databases, and no URL"
+            raise StepUsageError(message)
         if self.at_most_once or self.commit != "sync":
             message = (
                 f"Transaction {name!r}: it is done exactly once; at_most_once and commit are no options of it"

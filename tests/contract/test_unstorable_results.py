@@ -77,3 +77,17 @@ def test_the_run_is_resumed_when_the_task_is_mended_and_repeats_no_step(world: W
 
     assert world.result(run_id) == "a"
     assert done == ["a"]
+
+
+def test_a_serializer_that_is_not_registered_is_named_with_those_that_are(world: World) -> None:
+    foreign = cut.options(serializer="nope")
+
+    def returns() -> str:
+        return foreign("a").path
+
+    run_id = world.run(world.task(returns))
+
+    error = world.result(run_id)
+    assert isinstance(error, durable.ConfigurationError)
+    assert "There is no serializer 'nope': kombu knows json, " in str(error)
+    assert world.state(run_id)[0] == "failed"

@@ -51,6 +51,24 @@ def test_asking_for_retries_without_saying_of_what_means_any_error() -> None:
         ({"qqq": 1}, "there are: at_most_once, autoretry_for"),
         ({"autoretry_for": ("ValueError",)}, "is not made of exception classes"),
         ({"autoretry_for": int}, "is not made of exception classes"),
+        ({"autoretry_for": 5}, "is not made of exception classes"),
+        ({"max_retries": "3"}, "neither a number of retries nor None"),
+        ({"max_retries": -1}, "neither a number of retries nor None"),
+        ({"max_retries": 1.5}, "neither a number of retries nor None"),
+        ({"max_retries": True}, "neither a number of retries nor None"),
+        ({"default_retry_delay": -1}, "not a number of seconds, from 0 on"),
+        ({"default_retry_delay": None}, "not a number of seconds, from 0 on"),
+        ({"default_retry_delay": float("nan")}, "not a number of seconds, from 0 on"),
+        ({"retry_backoff": "yes"}, "neither True nor False, and not a number of seconds"),
+        ({"retry_backoff": -2}, "neither True nor False, and not a number of seconds"),
+        ({"retry_backoff_max": "1m"}, "not a number of seconds, from 0 on"),
+        ({"retry_backoff_max": -1}, "not a number of seconds, from 0 on"),
+        ({"retry_jitter": "no"}, "neither True nor False"),
+        ({"at_most_once": "yes"}, "neither True nor False"),
+        ({"serializer": 5}, "not the name of a serializer"),
+        ({"time_limit": "1h"}, "not a positive number of seconds"),
+        ({"time_limit": True}, "not a positive number of seconds"),
+        ({"time_limit": float("inf")}, "not a positive number of seconds"),
         ({"commit": "later"}, "neither 'sync' nor 'async'"),
         ({"time_limit": 0}, "not a positive number of seconds"),
         ({"time_limit": -1.5}, "not a positive number of seconds"),
@@ -71,6 +89,39 @@ def test_an_option_that_cannot_be_meant_is_an_error_where_it_is_written(
 
     with pytest.raises(StepUsageError):
         double.options(**options)
+
+
+@pytest.mark.parametrize("options", [{"time_limit": "x"}, {"database": 5}, {"database": ""}])
+def test_an_option_that_cannot_be_meant_of_a_transaction_is_one_too(options: dict[str, Any]) -> None:
+    with pytest.raises(StepUsageError, match=f"'book': {next(iter(options))}="):
+
+        @transaction(**options)
+        def book(connection: Any) -> None: ...
+
+
+def test_every_option_that_can_be_meant_is_taken() -> None:
+    chosen = step(
+        max_retries=None,
+        default_retry_delay=0,
+        retry_backoff=0.5,
+        retry_backoff_max=60.0,
+        retry_jitter=False,
+        autoretry_for=[OSError, KeyError],
+        time_limit=0.5,
+    )(lambda: None).step_options
+
+    assert (chosen.max_retries, chosen.retry_backoff, chosen.time_limit) == (None, 0.5, 0.5)
+    assert chosen.autoretry_for == (OSError, KeyError)
+
+
+@pytest.mark.parametrize("odd", [5, "charge", classmethod(len)])
+def test_what_is_no_function_is_no_step(odd: Any) -> None:
+    with pytest.raises(StepUsageError, match="is given no function"):
+        step(odd)
+    with pytest.raises(StepUsageError, match="is given no function"):
+        step(odd, name="x")
+    with pytest.raises(StepUsageError, match="is given no function"):
+        transaction(odd)
 
 
 def test_options_count_also_beside_the_function() -> None:
