@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -303,6 +304,16 @@ def test_a_debounced_run_waits_at_most_as_long_as_it_may(world: World, store: St
 
     (run,) = execute(store, "select extract(epoch from due - created_at)::int as seconds from durable.run")
     assert run["seconds"] == 90
+
+
+def test_a_debounced_run_is_where_its_last_call_sends_it(world: World, store: Store) -> None:
+    task = world.task(order)
+    for article, queue in (("x", "first"), ("y", "last")):
+        task.apply_async((article,), debounce_key="k", debounce=60, queue=queue, priority=len(queue))
+
+    (run,) = execute(store, "select queue, priority, message from durable.run")
+    assert json.loads(bytes(run["message"]))["routing_key"] == run["queue"] == "last"
+    assert run["priority"] == 4
 
 
 def test_a_call_that_meets_a_debounced_run_just_being_woken_starts_the_next_one(world: World) -> None:

@@ -34,9 +34,10 @@ returning run
 update durable.run set singleton = %(key)s where id = %(id)s
 
 -- name: postpone
--- A debounced run gets the newest arguments and a later time, but not later than its caller wants to wait at most.
+-- A debounced run gets the newest message, with its queue, and a later time, but not later than its caller wants to
+-- wait at most.
 update durable.run
-set message = %(message)s, body = %(body)s,
+set message = %(message)s, body = %(body)s, queue = %(queue)s, priority = %(priority)s,
     due = least(durable.clock() + %(delay)s::interval, created_at + %(longest)s::interval)
 where id = %(id)s and state = 'waiting' and reason = 'timer' and attempt = 0
 returning id
