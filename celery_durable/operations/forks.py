@@ -13,8 +13,9 @@ from kombu import serialization
 from kombu.utils import json
 
 from celery_durable import chains, envelope
-from celery_durable.checkpoint import CHILDREN, ERROR, OK, STARTED, WAITING
+from celery_durable.checkpoint import CHILDREN, ERROR, OK, SLEEP, STARTED, WAITING
 from celery_durable.exceptions import SerializationError, StepNotFoundError
+from celery_durable.executor.keys import branch
 from celery_durable.executor.rollbacks import is_compensation
 from celery_durable.store.forking import NewFork
 
@@ -77,12 +78,17 @@ def plan(
     """Decide what a fork of `source` keeps.
 
     Without `from_step` it begins at the first overridden step, or at the very beginning.
-    Raises `StepNotFoundError` for a step that the run has not stored, and `SerializationError` for another
-    value of one that cannot have one. Compensations are no steps of the body: a fork takes over none.
+    Raises `StepNotFoundError` for a step that the run has not stored, `TypeError` for what is no key of one,
+    and `SerializationError` for another value of one that cannot have one. Compensations are no steps of the
+    body: a fork takes over none.
     """
     steps = [step for step in steps if not is_compensation(step.key)]
     known = {step.key: step for step in steps}
     for key in (*overrides, *([from_step] if from_step is not None else [])):
+        told: Any = key
+        if not isinstance(told, str):
+            message = f"{key!r} is no key of a step: those are texts, as `durable show` lists them"
+            raise TypeError(message)
         if key not in known:
             raise _no_such_step(source, key, list(known))
     for key in overrides:
@@ -92,6 +98,7 @@ def plan(
     else:
         begin = min((known[key].seq for key in overrides), default=float("-inf"))
     kept = [step for step in steps if step.key in overrides or (step.seq < begin and step.outcome in _KEPT)]
+    _refuse_waits_behind_others([step for step in steps if step.kind is not None], kept, overrides)
     end = max([begin, *(step.seq for step in kept)])
     return Plan(
         kept=tuple(step.key for step in kept),
@@ -103,14 +110,41 @@ def plan(
 
 def _refuse_what_only_the_run_can_give(step: SourceStep) -> None:
     """Raise `SerializationError` for another value of what is no call of a step, and no signal."""
-    if step.outcome != OK or step.codec not in (None, CHILDREN):
+    of_children = step.kind == CHILDREN or (step.outcome == OK and step.codec == CHILDREN)
+    if step.kind != SLEEP and not of_children and (step.outcome != OK or step.codec is not None):
         return
     where = f"the override of step {step.key!r}"
-    value = "what its children returned" if step.codec == CHILDREN else "an id that only the run can give"
+    value = "what its children returned" if of_children else "an id that only the run can give"
     message = f"{where}: this step is no call of yours, its value is {value}"
-    if step.codec == CHILDREN:
+    if step.kind == SLEEP:
+        message = (
+            f"{where}: a sleep has no value; fork from it (`from_step={step.key!r}`) to have it begun anew"
+        )
+    elif of_children:
         message += f"; fork from it (`from_step={step.key!r}`) to have them started anew"
     raise SerializationError(message, where=where)
+
+
+def _refuse_waits_behind_others(
+    waits: Sequence[SourceStep], kept: Sequence[SourceStep], overrides: Mapping[str, Any]
+) -> None:
+    """Raise `SerializationError` for another value of a wait in front of which one is left out.
+
+    The waits of a body, or of each of its asyncio tasks, keep their order: the fork would come to the one
+    that is left out, find the other one stored, and end there.
+    """
+    left_out: dict[str, str] = {}
+    for wait in waits:
+        before = left_out.get(branch(wait.key))
+        if wait.key in overrides and before is not None:
+            where = f"the override of step {wait.key!r}"
+            message = (
+                f"{where}: the fork begins in front of {before!r}, and comes to that wait first. Fork from a "
+                f"step behind it"
+            )
+            raise SerializationError(message, where=where)
+        if wait not in kept:
+            left_out.setdefault(branch(wait.key), wait.key)
 
 
 def _no_such_step(source: Source, key: str, known: list[str]) -> StepNotFoundError:

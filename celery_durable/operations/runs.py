@@ -296,8 +296,8 @@ class Runs(RunsInView):
             actor: who wants it; the user of this process by default.
 
         Raises `RunNotFoundError`, `StepNotFoundError` for a step that the source has not stored,
-        `SerializationError` for a value that cannot be stored, and `TypeError` for arguments that the task
-        does not take.
+        `SerializationError` for a value that cannot be stored, or of a step that cannot have another, and
+        `TypeError` for arguments that the task does not take. A dry run raises the same.
         """
         store, values = self._store, dict(overrides or {})
         found = store.forks.read(run_id)
@@ -307,9 +307,9 @@ class Runs(RunsInView):
         forks.check_arguments(self._app, source, args, kwargs)
         plan = forks.plan(source, steps, from_step, values)
         planned = Fork(None, source.id, plan.kept, plan.overridden, plan.again, taken_back=source.taken_back)
+        new = forks.new_fork(self._app, source, steps, plan, values, args=args, kwargs=kwargs)
         if dry_run:
             return planned
-        new = forks.new_fork(self._app, source, steps, plan, values, args=args, kwargs=kwargs)
         detail = {"from_step": from_step, "overridden": plan.overridden, "reason": reason}
         if not store.forks.fork(source, new, actor=actor or this_user(), detail=detail):
             message = f"The run {run_id} changed while it was being forked, or was deleted: try again"

@@ -46,6 +46,7 @@ class SourceStep:
     outcome: str
     codec: str | None
     clock: tuple[datetime, ...]
+    kind: str | None
 
 
 @dataclass(frozen=True)

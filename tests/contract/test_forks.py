@@ -196,6 +196,59 @@ def test_the_results_of_children_cannot_be_overridden_and_a_dry_run_says_so_too(
         Runs(world.app).fork(source, overrides={"gather": [1]}, dry_run=dry_run)
 
 
+def test_a_sleep_has_no_value_that_could_be_overridden(world: World) -> None:
+    source = world.run(world.task(waiting), "a book")
+
+    with pytest.raises(SerializationError, match=r"a sleep has no value; fork from it"):
+        Runs(world.app).fork(source, overrides={"sleep": 3}, dry_run=True)
+
+
+def approvals() -> list[Any]:
+    return [durable.wait_for_signal(name) for name in ("first", "second", "third")]
+
+
+def test_another_payload_of_a_signal_is_refused_where_a_wait_in_front_of_it_is_begun_anew(
+    world: World,
+) -> None:
+    source = world.task(approvals).delay().id
+    for name in ("first", "second", "third"):
+        durable.send_signal(source, name, name, app=world.app)
+    world.deliver(source)
+    first, second, third = (f"wait_for_signal:{name}" for name in ("first", "second", "third"))
+    runs = Runs(world.app)
+
+    for overrides in ({first: "a", third: "c"}, {third: "c"}):
+        with pytest.raises(SerializationError, match=f"in front of '{second}', and comes to that wait first"):
+            runs.fork(source, from_step=None if first in overrides else second, overrides=overrides)
+    forked = runs.fork(source, overrides={first: "a", second: "b", third: "c"})
+    assert forked.id is not None
+    world.deliver(forked.id)
+
+    assert world.result(forked.id) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize(
+    "given", [{"overrides": {"look_up": object()}}, {"args": [object()]}], ids=["override", "argument"]
+)
+def test_what_cannot_be_stored_is_found_by_a_dry_run_too(
+    world: World, given: dict[str, Any], *, dry_run: bool
+) -> None:
+    source = world.run(world.task(order), "a book")
+
+    with pytest.raises(Exception, match=r"cannot be stored|not JSON serializable"):
+        Runs(world.app).fork(source, **given, dry_run=dry_run)
+
+
+def test_a_key_that_is_no_text_is_an_error_that_says_so(world: World) -> None:
+    source = world.run(world.task(order), "a book")
+
+    with pytest.raises(TypeError, match="5 is no key of a step"):
+        Runs(world.app).fork(source, from_step=5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="5 is no key of a step"):
+        Runs(world.app).fork(source, overrides={5: 1})  # type: ignore[dict-item]
+
+
 def test_a_stored_error_may_be_overridden_with_the_value_that_should_have_been(world: World) -> None:
     source = world.run(world.task(failing), "a book")
     assert world.state(source)[0] == "failed"

@@ -7,7 +7,7 @@ from durable.run where id = %(id)s
 
 -- name: steps
 -- Its stored steps, in the order in which they were first called.
-select key, seq, outcome, codec, clock from durable.checkpoint where run_key = %(run)s order by seq, stored_at
+select key, seq, outcome, codec, clock, kind from durable.checkpoint where run_key = %(run)s order by seq, stored_at
 
 -- name: lock
 -- Keep the source as it was read: whatever would change or delete it waits for this transaction.
