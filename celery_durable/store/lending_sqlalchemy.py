@@ -39,6 +39,31 @@ class _Session(orm.Session):
     def rollback(self) -> None:
         refuse("rollback()")
 
+    def close(self) -> None:
+        refuse("close()")
+
+    reset = invalidate = close
+
+    def __exit__(self, *_: object) -> None:
+        super().close()
+
+
+class _Connection(sqlalchemy.Connection):
+    """A connection whose transaction is not its holder's to end."""
+
+    def commit(self) -> None:
+        refuse("commit()")
+
+    def rollback(self) -> None:
+        refuse("rollback()")
+
+    def close(self) -> None:
+        refuse("close()")
+
+    def returned(self) -> None:
+        """Give it back to its pool."""
+        super().close()
+
 
 class SqlAlchemyLender:
     """Lends `sqlalchemy.Connection`, or an `orm.Session` on one.
@@ -86,12 +111,12 @@ class SqlAlchemyLender:
         finally:
             if lent.pgconn.transaction_status != TransactionStatus.IDLE:
                 connection.invalidate()
-            connection.close()
+            connection.returned()
 
-    def _connected(self) -> sqlalchemy.Connection:
+    def _connected(self) -> _Connection:
         self._connections.begin()
         try:
-            return self.engine.connect()
+            return _Connection(self.engine)
         except sqlalchemy.exc.DBAPIError as error:
             if isinstance(error.orig, Error):
                 raise error.orig from error

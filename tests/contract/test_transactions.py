@@ -515,18 +515,22 @@ def test_an_error_at_the_sessions_flush_is_the_steps_and_leaves_nothing(story: S
 
 
 @pytest.mark.parametrize("kind", ["session", "connection"])
-@pytest.mark.parametrize("end", ["commit", "rollback"])
+@pytest.mark.parametrize("end", ["commit", "rollback", "close"])
 def test_sqlalchemys_handle_refuses_to_end_the_transaction(story: Story, kind: str, end: str) -> None:
+    """At once, in the line that wants it."""
+
     @durable.transaction(handle=kind)
     def ending(handle: Any) -> None:
         handle.execute(sqlalchemy.text("insert into ledger values ('ending', 1)"))
         getattr(handle, end)()
+        begun.append("behind it")
 
-    with pytest.raises(StepUsageError, match="savepoint"):
+    with pytest.raises(StepUsageError, match=rf"^{end}\(\) inside a transaction step.* savepoint"):
         story.attempt(ending)
 
     assert story.ledger() == []
     assert story.steps() == {"ending": ("error", 1)}
+    assert begun == []
 
 
 def test_a_sessions_serialisation_failure_is_tried_again(story: Story) -> None:
