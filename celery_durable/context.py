@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from celery_durable import threads
 from celery_durable.bodies import Body
 from celery_durable.exceptions import DurableError, StepUsageError
+from celery_durable.tokens import checked_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -234,8 +235,9 @@ class RunContext:
             expires: a `timedelta`, or seconds, by the database's clock; it is good for a week by default.
 
         Raises `ConfigurationError` when `durable_signal_secret` is not set, and `StepUsageError` for another
-        `expires`.
+        `expires`, or what is no name of a signal.
         """
+        checked_name(name)
         frame = current() or Frame(self._execution, step=self._step)
         try:
             span = expires if isinstance(expires, timedelta) else timedelta(seconds=expires)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from celery_durable.exceptions import ConfigurationError, SignalTokenError
+from celery_durable.exceptions import ConfigurationError, SignalTokenError, StepUsageError
 
 if TYPE_CHECKING:
     from itsdangerous import URLSafeSerializer
 
 _SALT = "celery-durable.signal"
+_LONGEST_NAME = 200
 
 
 class Token(NamedTuple):
@@ -23,6 +24,15 @@ class Token(NamedTuple):
     name: str
     place: str
     until: datetime
+
+
+def checked_name(name: str) -> str:
+    """Return a signal's name; raise `StepUsageError` for what cannot be one."""
+    told: Any = name
+    if not isinstance(told, str) or not told.isprintable() or not 0 < len(told) <= _LONGEST_NAME:
+        message = f"{name!r} is no name of a signal: a printable string of at most {_LONGEST_NAME} characters"
+        raise StepUsageError(message)
+    return name
 
 
 def sign(token: Token, secret: str | tuple[str, ...] | None) -> str:

@@ -9,11 +9,11 @@ from typing import Any, NoReturn, TypeVar, overload
 from celery_durable import context
 from celery_durable.exceptions import DurableError, StepUsageError
 from celery_durable.serialization import MISSING
+from celery_durable.tokens import checked_name
 
 T = TypeVar("T")
 _Timeout = timedelta | float | None
 
-_LONGEST_NAME = 200
 _NO_LENGTH: Any = MISSING
 
 
@@ -127,15 +127,6 @@ def continue_as(*args: Any, **kwargs: Any) -> NoReturn:
         message = "continue_as() is called outside a run: there is nothing to continue"
         raise DurableError(message)
     frame.execution.continue_as(frame, args, kwargs)
-
-
-def checked_name(name: str) -> str:
-    """Return a signal's name; raise `StepUsageError` for what cannot be one."""
-    told: Any = name
-    if not isinstance(told, str) or not told.isprintable() or not 0 < len(told) <= _LONGEST_NAME:
-        message = f"{name!r} is no name of a signal: a printable string of at most {_LONGEST_NAME} characters"
-        raise StepUsageError(message)
-    return name
 
 
 def _number(value: Any) -> float:

@@ -12,8 +12,7 @@ from celery_durable.envelope import publish_stored
 from celery_durable.exceptions import RunNotFoundError, RunStateError, SignalTokenError, StepUsageError
 from celery_durable.operations.stores import store_of
 from celery_durable.steps import step
-from celery_durable.tokens import read
-from celery_durable.waits import checked_name
+from celery_durable.tokens import checked_name, read
 
 if TYPE_CHECKING:
     from datetime import datetime

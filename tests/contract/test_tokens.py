@@ -100,6 +100,17 @@ def test_a_token_that_would_never_be_good_or_for_ever_is_refused(world: World, e
     assert str(error).startswith("signal_token('approved', expires=")
 
 
+@pytest.mark.parametrize("name", ["", None, "a\0", "a" * 201])
+def test_a_token_for_a_signal_that_nobody_can_wait_for_is_not_made(world: World, name: Any) -> None:
+    def misnamed() -> None:
+        durable.current_run().signal_token(name)
+
+    error = world.result(world.run(world.task(misnamed)))
+
+    assert type(error) is StepUsageError
+    assert "is no name of a signal" in str(error)
+
+
 @pytest.mark.parametrize(
     "damage", [lambda t: t[:-2], lambda t: "x" + t, lambda _: "", lambda _: "a.b"], ids="abcd"
 )

@@ -250,6 +250,13 @@ def test_sql_is_told_what_is_wrong(story: Story, store: Store) -> None:
         sql(story, f"'{story.id}', 'approved', 'null'")
 
 
+@pytest.mark.parametrize("name", ["''", "null", "repeat('a', 201)", "e'a\\nb'"])
+def test_sql_cannot_send_what_no_run_could_wait_for(story: Story, name: str) -> None:
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="is no name of a signal"):
+        sql(story, f"'{story.id}', {name}, 'null'")
+    assert sql(story, f"'{story.id}', repeat('a', 200), 'null'") == "kept"
+
+
 @dataclass
 class Approval:
     """A payload with a type."""
