@@ -117,30 +117,54 @@ def not_a_result(value: object, where: str, takes: Callable[[object], bool]) -> 
         where: Words that begin the message, such as "the result of media.process".
         takes: Says whether the serializer takes a value.
     """
-    path, part = _refused_part(value, takes)
+    path, ways = _refused_part(value, takes)
+    part, shown = ways[-1], value_path(path)
     kind = type_name(type(part))
+    outer = next((depth for depth, way in enumerate(ways[:-1]) if way is part), None)
+    if outer is not None:
+        what = f"the value contains itself and cannot be stored: {shown} is {value_path(path[:outer])} again"
+        advice = "Return a flat form, such as a list of ids."
+    elif len(path) == MAX_DEPTH or _is_deep(part):
+        what = f"{shown} is nested too deep for result_serializer"
+        advice = "Return a flat form, such as a list of ids."
+    else:
+        what = f"{shown} is of type {kind}, which result_serializer cannot store"
+        advice = (
+            "Return plain values from a task (a step may return any supported type), or choose another "
+            "result_serializer."
+        )
     return SerializationError(
-        f"{where}: {value_path(path)} is of type {kind}, which result_serializer cannot store. Return plain "
-        "values from a task (a step may return any supported type), or choose another result_serializer. The "
-        "steps of the run are kept: resume it when the task is mended.",
+        f"{where}: {what}. {advice} The steps of the run are kept: resume it when the task is mended.",
         where=where,
-        path=value_path(path),
+        path=shown,
         type=kind,
     )
 
 
-def _refused_part(value: object, takes: Callable[[object], bool]) -> tuple[list[str], object]:
-    """Return the way to the innermost part that is not taken, and this part."""
+def _refused_part(value: object, takes: Callable[[object], bool]) -> tuple[list[str], list[object]]:
+    """Return the way to the innermost part that is not taken, and the parts on it, from the value on.
+
+    It ends also at a part that is one of those in front of it.
+    """
     path: list[str] = []
-    while len(path) < MAX_DEPTH:
-        for segment, part in _parts(value):
+    ways = [value]
+    while len(path) < MAX_DEPTH and all(way is not ways[-1] for way in ways[:-1]):
+        for segment, part in _parts(ways[-1]):
             if not takes(part):
                 path.append(segment)
-                value = part
+                ways.append(part)
                 break
         else:
             break
-    return path, value
+    return path, ways
+
+
+def _is_deep(value: object) -> bool:
+    """Whether a value without a cycle, whose parts are taken, is nested deeper than a step's could be."""
+    level: dict[int, object] = {id(value): value}
+    for _ in range(MAX_DEPTH):
+        level = {id(part): part for one in level.values() for _, part in _parts(one)}
+    return bool(level)
 
 
 def _parts(value: object) -> Iterator[tuple[str, object]]:

@@ -63,6 +63,43 @@ def test_the_error_names_the_place(world: World, value: Any, path: str, kind: st
     assert world.state(run_id) == ("failed", "SerializationError"), "and it is not retried"
 
 
+def knotted() -> Any:
+    outer: dict[str, Any] = {"clips": [1]}
+    outer["clips"].append(outer)
+    return outer
+
+
+def nested(levels: int) -> Any:
+    value: Any = [1]
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (knotted(), 'the value contains itself and cannot be stored: value["clips"][1] is value again'),
+        (["a", knotted()], 'value[1]["clips"][1] is value[1] again'),
+        (nested(1500), "is nested too deep for result_serializer"),
+        (nested(5000), "is nested too deep for result_serializer"),
+    ],
+    ids=["knotted", "knotted inside", "deep", "deeper"],
+)
+def test_the_error_says_that_a_value_contains_itself_or_is_too_deep(
+    world: World, value: Any, words: str
+) -> None:
+    def returns() -> Any:
+        return value
+
+    run_id = world.run(world.task(returns))
+
+    error = world.result(run_id)
+    assert isinstance(error, durable.SerializationError)
+    assert words in str(error)
+    assert "is of type" not in str(error)
+
+
 def test_the_run_is_resumed_when_the_task_is_mended_and_repeats_no_step(world: World) -> None:
     mended: list[bool] = []
 
