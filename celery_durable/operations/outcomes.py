@@ -48,8 +48,11 @@ def outcomes_of(
     refusal: Callable[[Change], RunStateError | None],
     late: set[str] | frozenset[str] = frozenset(),
 ) -> Sequence[Outcome]:
-    """Do `operation` on runs, batch by batch; return an outcome for each id, in their order."""
-    distinct = tuple(dict.fromkeys(ids))
+    """Do `operation` on runs, batch by batch; return an outcome for each id, in their order.
+
+    Raises `TypeError` or `ValueError`, and does nothing, for what can be no run's id.
+    """
+    distinct = tuple(dict.fromkeys(map(checked_id, ids)))
     known: dict[str, Outcome] = {}
     for start in range(0, len(distinct), AT_ONCE):
         for change in operation(distinct[start : start + AT_ONCE]):
@@ -66,6 +69,19 @@ def outcomes_of(
         known.get(run_id) or Outcome(run_id, None, None, changed=False, error=unknown(run_id))
         for run_id in distinct
     ]
+
+
+def checked_id(run_id: str) -> str:
+    """Return a run's id; raise `TypeError` or `ValueError` for what can be no run's."""
+    told: object = run_id
+    if not isinstance(told, str):
+        hint = "; its id does (`result.id`)" if isinstance(getattr(told, "id", None), str) else ""
+        message = f"{told!r} is no id of a run, which is a text{hint}"
+        raise TypeError(message)
+    if "\0" in told:
+        message = f"{told!r} is no id of a run: it has a NUL character in it"
+        raise ValueError(message)
+    return run_id
 
 
 def only(outcomes: Sequence[Outcome]) -> Outcome:

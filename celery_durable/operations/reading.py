@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from celery_durable.operations.exports import exported
-from celery_durable.operations.outcomes import unknown
+from celery_durable.operations.outcomes import checked_id, unknown
 from celery_durable.operations.stores import store_of
 from celery_durable.run import RunState
 from celery_durable.store.inspection import Filter
@@ -42,7 +42,7 @@ class RunsInView:
 
         Raises `RunNotFoundError` for an id that no run has.
         """
-        run = self._store.inspection.get(run_id)
+        run = self._store.inspection.get(checked_id(run_id))
         if run is None:
             raise unknown(run_id)
         return run
@@ -94,7 +94,7 @@ class RunsInView:
 
     def find(self, prefix: str) -> Sequence[Match]:
         """Return up to six runs whose id begins with `prefix`; only one if that is its whole id."""
-        return self._store.inspection.resolve(prefix)
+        return self._store.inspection.resolve(checked_id(prefix))
 
     def stats(self, *, window: timedelta = timedelta(hours=1)) -> Stats:
         """Return how the system is doing: runs by state, queues, workers, and each task's last `window`."""

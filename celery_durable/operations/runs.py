@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -14,6 +15,7 @@ from celery_durable.operations import forks, selection
 from celery_durable.operations.forks import Fork
 from celery_durable.operations.outcomes import (
     Outcome,
+    checked_id,
     not_cancelled,
     not_resumed,
     not_retried,
@@ -237,7 +239,7 @@ class Runs(RunsInView):
 
     def children_to_resume(self, ids: Sequence[str]) -> dict[str, int]:
         """Return how many children a resume of each run starts again; only those with any."""
-        return selection.children_of(self._store.inspection, ids)
+        return selection.children_of(self._store.inspection, [checked_id(one) for one in ids])
 
     def _each(
         self,
@@ -248,8 +250,10 @@ class Runs(RunsInView):
         dry_run: bool,
         progress: Callable[[int], None] | None,
     ) -> Sequence[Outcome]:
-        if isinstance(runs, str):
-            message = f"{runs!r} is one id: give a list of ids, or a Filter"
+        told: Any = runs
+        if isinstance(told, str) or not isinstance(told, (Filter, Iterable)):
+            what = "one id" if isinstance(told, str) else "no list"
+            message = f"{runs!r} is {what}: give a list of ids, or a Filter"
             raise TypeError(message)
         if isinstance(runs, Filter):
             return selection.in_bulk(
@@ -300,7 +304,7 @@ class Runs(RunsInView):
         `TypeError` for arguments that the task does not take. A dry run raises the same.
         """
         store, values = self._store, dict(overrides or {})
-        found = store.forks.read(run_id)
+        found = store.forks.read(checked_id(run_id))
         if found is None:
             raise unknown(run_id)
         source, steps = found

@@ -10,6 +10,7 @@ from celery import current_app
 from celery_durable import context
 from celery_durable.envelope import publish_stored
 from celery_durable.exceptions import RunNotFoundError, RunStateError, SignalTokenError, StepUsageError
+from celery_durable.operations.outcomes import checked_id
 from celery_durable.operations.stores import store_of
 from celery_durable.steps import step
 from celery_durable.tokens import checked_name, read
@@ -90,6 +91,7 @@ def deliver(
     until: datetime | None = None,
 ) -> bool:
     """Deliver a signal, and publish the message of the run that it wakes."""
+    checked_id(run_id)
     checked_name(name)
     key: Any = once
     if key is not None and not (isinstance(key, str) and key.isprintable() and 0 < len(key) <= _LONGEST_KEY):

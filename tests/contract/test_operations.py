@@ -87,6 +87,28 @@ def test_an_empty_filter_is_refused(runs: Runs) -> None:
         runs.resume_many(["x"], dry_run=True)
 
 
+@pytest.mark.parametrize(("odd", "error"), [(5, TypeError), (None, TypeError), ("a\0b", ValueError)])
+def test_what_can_be_no_runs_id_is_an_error_that_says_so(
+    runs: Runs, odd: Any, error: type[Exception]
+) -> None:
+    for ask in (runs.cancel, runs.resume, runs.retry_now, runs.get, runs.export, runs.fork, runs.find):
+        with pytest.raises(error, match="is no id of a run"):
+            ask(odd)
+    with pytest.raises(error, match="is no id of a run"):
+        runs.signal(odd, "approved")
+    with pytest.raises(error, match="is no id of a run"):
+        runs.cancel_many(["a", odd])
+
+
+def test_a_result_in_the_place_of_an_id_is_told_of_its_own(runs: Runs, world: World) -> None:
+    result: Any = world.task(order).delay("a book")
+
+    with pytest.raises(TypeError, match=r"its id does \(`result.id`\)"):
+        runs.cancel(result)
+    with pytest.raises(TypeError, match="is no list"):
+        runs.cancel_many(result)
+
+
 @pytest.mark.parametrize("told", [{"text": ""}, {"in_errors": False}, {"tags": "{}"}])
 def test_a_filter_is_empty_too_whose_values_say_nothing(
     store: Store, runs: Runs, told: dict[str, Any]
