@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from celery_durable import context
 from celery_durable.exceptions import StepUsageError
 
@@ -24,7 +26,8 @@ def patched(change: str) -> bool:
         ... else:
         ...     send_mail(order)
     """
-    if not change or not change.isprintable():
+    told: Any = change
+    if not isinstance(told, str) or not told or not told.isprintable():
         message = f"patched({change!r}): a change is named by a printable, non-empty text"
         raise StepUsageError(message)
     frame = context.current()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from celery_durable.exceptions import ConfigurationError
 
@@ -107,6 +108,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "pool_size": (int,),
 }
 _SHORTEST_SECRET = 16
+_LONGEST_VERSION = 200
+_DIALECTS = frozenset({"postgresql", "postgres", "django", "embedded"})
 _OPTIONAL = frozenset({"auto_migrate", "databases", "redact", "retention", "signal_secret", "version"})
 
 
@@ -160,12 +163,19 @@ def _checked(name: str, value: Any) -> Any:
         raise _invalid(name, value, f"at least {least:g}")
     if name == "schema" and not value:
         raise _invalid(name, value, "a schema name")
+    if name == "version" and not (0 < len(str(value)) <= _LONGEST_VERSION and str(value).isprintable()):
+        raise _invalid(name, value, f"a printable text of 1 to {_LONGEST_VERSION} characters")
     return value
 
 
 def _databases(name: str, value: Any) -> Any:
     if not isinstance(value, dict) or not all(isinstance(one, str) for one in (*value, *value.values())):
         raise _invalid(name, "…", "a dict of URLs by name")  # they hold passwords
+    for key, url in value.items():
+        dialect = urlsplit(url.removeprefix("durable+")).scheme.partition("+")[0]
+        if dialect not in _DIALECTS:
+            expected = f"for {key!r} a URL such as postgresql://user:password@host:5432/database"
+            raise _invalid(name, "…", expected)
     return value
 
 

@@ -49,6 +49,12 @@ def taken_from(task: DurableTask, args: Any, kwargs: Any, options: dict[str, Any
         message = f"{task.name}: debounce says when the run starts: leave countdown and eta away"
         raise ConfigurationError(message)
     spans = {name: span(task, name, value) for name, value in given.items()}
+    if "debounce_max" in spans and spans["debounce_max"] < spans["debounce"]:
+        message = (
+            f"{task.name}: debounce_max = {given['debounce_max']!r} is shorter than "
+            f"debounce = {given['debounce']!r}: it is the longest that the run is put off"
+        )
+        raise ConfigurationError(message)
     return Key(
         kind,
         key,

@@ -51,9 +51,6 @@ class Schedule:
         moment = _span_or_moment(app, "eta", eta)[1] if eta is not None else None
         span = _span("countdown", countdown) if countdown and moment is None else None
         until = options.pop("deadline", default_deadline)
-        if isinstance(until, bool):
-            message = f"deadline={until!r} is no number of seconds, timedelta or datetime"
-            raise ConfigurationError(message)
         deadline, deadline_at = _span_or_moment(app, "deadline", until)
         return cls(span, moment, expires, expires_at, deadline, deadline_at)
 
@@ -81,6 +78,9 @@ def _span_or_moment(app: Celery, name: str, value: Any) -> tuple[timedelta | Non
 
 
 def _span(name: str, value: Any) -> timedelta:
+    if isinstance(value, bool):
+        message = f"{name}={value!r} is no number of seconds, timedelta or datetime"
+        raise ConfigurationError(message)
     try:
         return value if isinstance(value, timedelta) else timedelta(seconds=float(value))
     except (TypeError, ValueError, OverflowError) as error:

@@ -57,14 +57,22 @@ def taken_from(task: DurableTask, args: Any, kwargs: Any, options: dict[str, Any
     return Slot(key, None if limit is None else _limit(task, limit), count, period)
 
 
-def _limit(task: DurableTask, value: Any) -> int:
+def check(task: type[DurableTask]) -> None:
+    """Raise `ConfigurationError` for limits of a task that cannot be meant."""
+    if task.concurrency_limit is not None:
+        _limit(task, task.concurrency_limit)
+    if task.start_rate is not None:
+        _rate(task, task.start_rate)
+
+
+def _limit(task: DurableTask | type[DurableTask], value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
         message = f"{task.name}: concurrency_limit = {value!r} is not a whole number from 1 on"
         raise ConfigurationError(message)
     return value
 
 
-def _rate(task: DurableTask, value: Any) -> tuple[int, timedelta]:
+def _rate(task: DurableTask | type[DurableTask], value: Any) -> tuple[int, timedelta]:
     match = _RATE.match(f"{value}/s" if isinstance(value, int) else str(value))
     if match is None or not 1 <= int(match[1]) <= _LARGEST:
         message = f"{task.name}: start_rate = {value!r} is not like '10/s', '100/m' or '1000/h'"

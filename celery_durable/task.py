@@ -80,14 +80,25 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
 
     @classmethod
     def on_bound(cls, app: Celery) -> None:
-        """Check the settings and give the app's workers their heartbeat and keeper."""
+        """Check settings and options, and give the app's workers their heartbeat and keeper."""
         settings = config.load(durable_settings(app))
+        cls._check_options(app)
         transport.share_settings(app.conf, settings)
         cls._retries_by_default = settings.autoretry
         if cls.autoretry_for is _DEFAULT_AUTORETRY:
             cls.dont_autoretry_for = (*TERMINAL, *(cls.throws or ()), *cls.dont_autoretry_for)
         steps: Any = app.steps["worker"]
         steps.add(_WORKER_STEP)
+
+    @classmethod
+    def _check_options(cls, app: Celery) -> None:
+        """Raise `ConfigurationError` for an option that no call could be made with."""
+        slots.check(cls)
+        try:
+            outgoing.Schedule.taken_from(app, {}, cls.expires, cls.deadline)
+        except ConfigurationError as error:
+            message = f"{cls.name}: {error}"
+            raise ConfigurationError(message) from error
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body: as an attempt of its run in a worker, as a plain call anywhere else."""

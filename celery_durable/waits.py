@@ -15,18 +15,19 @@ T = TypeVar("T")
 _Timeout = timedelta | float | None
 
 _NO_LENGTH: Any = MISSING
+_SECONDS = (604_800, 86_400, 3600, 60, 1, 0.001)
 
 
 def sleep(
     length: timedelta | float = _NO_LENGTH,
     /,
     *,
-    weeks: float = 0,
-    days: float = 0,
-    hours: float = 0,
-    minutes: float = 0,
-    seconds: float = 0,
-    milliseconds: float = 0,
+    weeks: float | None = None,
+    days: float | None = None,
+    hours: float | None = None,
+    minutes: float | None = None,
+    seconds: float | None = None,
+    milliseconds: float | None = None,
 ) -> None:
     """Wait for a length of time, in the database: until then the run leaves its worker and costs nothing.
 
@@ -43,14 +44,19 @@ def sleep(
         seconds: seconds.
         milliseconds: milliseconds.
 
-    Raises `StepUsageError` inside a step or a thread of the body's own, and for more than a hundred years.
+    Raises `StepUsageError` inside a step or a thread of the body's own, for more than a hundred years, and
+    where no length is given.
 
     >>> sleep(milliseconds=1)
     """
-    whole = weeks * 604_800 + days * 86_400 + hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
+    units = (weeks, days, hours, minutes, seconds, milliseconds)
+    given = [_real(unit) * each for unit, each in zip(units, _SECONDS, strict=True) if unit is not None]
     if length is _NO_LENGTH:
-        length = whole
-    elif whole:
+        if not given:
+            message = "sleep() is given no length of time: say sleep(60), sleep(minutes=1) or a timedelta"
+            raise StepUsageError(message)
+        length = sum(given)
+    elif any(given):
         message = f"sleep({length!r}, …) is given units as well: name one or the others"
         raise StepUsageError(message)
     span = _span(length, "sleep")
@@ -127,6 +133,13 @@ def continue_as(*args: Any, **kwargs: Any) -> NoReturn:
         message = "continue_as() is called outside a run: there is nothing to continue"
         raise DurableError(message)
     frame.execution.continue_as(frame, args, kwargs)
+
+
+def _real(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        message = f"sleep: {value!r} is not a number"
+        raise StepUsageError(message)
+    return value
 
 
 def _number(value: Any) -> float:

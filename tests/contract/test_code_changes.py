@@ -200,6 +200,8 @@ def test_outside_a_run_and_inside_a_step_it_is_the_new_branch(world: World) -> N
     assert world.result(Task(world, asks).start()) is True
     with pytest.raises(durable.StepUsageError, match="a change is named by"):
         durable.patched("")
+    with pytest.raises(durable.StepUsageError, match="a change is named by"):
+        durable.patched(5)  # type: ignore[arg-type]
 
 
 # -- rehearsals -------------------------------------------------------------------------------------------

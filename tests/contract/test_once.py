@@ -385,6 +385,10 @@ def test_a_key_in_a_body_starts_a_child_with_an_id_of_its_own_run(world: World) 
         ({"idempotency_key": "a", "ttl": -1}, "not a positive length of time"),
         ({"idempotency_key": "a", "ttl": "soon"}, "not a positive length of time"),
         ({"debounce_key": "a"}, "needs debounce="),
+        (
+            {"debounce_key": "a", "debounce": 60, "debounce_max": 5},
+            "debounce_max = 5 is shorter than debounce",
+        ),
         ({"throttle_key": "a"}, "needs throttle="),
         ({"idempotency_key": "a", "transaction": object()}, "a transaction of its own"),
         ({"debounce_key": "a", "debounce": 5, "countdown": 5}, "leave countdown and eta away"),

@@ -358,6 +358,10 @@ def test_a_run_sleeps_in_its_body_and_not_in_a_step_or_a_thread(story: Story) ->
         lambda: durable.sleep(None),  # type: ignore[arg-type]
         lambda: durable.sleep(True),  # noqa: FBT003
         lambda: durable.sleep(0, seconds=0.001),
+        durable.sleep,
+        lambda: durable.sleep(seconds=None),
+        lambda: durable.sleep(seconds="1"),  # type: ignore[arg-type]
+        lambda: durable.sleep(minutes=True),
         lambda: durable.sleep_until("2030-01-01"),  # type: ignore[arg-type]
         lambda: durable.sleep(weeks=10_000_000_000),
         lambda: durable.sleep(timedelta.max),
@@ -368,11 +372,17 @@ def test_a_run_sleeps_in_its_body_and_not_in_a_step_or_a_thread(story: Story) ->
         lambda: durable.wait_for_signal("a\0b"),
         lambda: durable.wait_for_signal("approved", timeout=timedelta.max),
     ],
-    ids="abcdefghijklmn",
+    ids="abcdefghijklmnopqr",
 )
 def test_what_cannot_be_meant_is_an_error_of_the_call(wrong: Callable[[], None]) -> None:
     with pytest.raises(StepUsageError):
         wrong()
+
+
+def test_a_length_of_nothing_that_is_said_returns_at_once() -> None:
+    durable.sleep(0)
+    durable.sleep(seconds=0)
+    durable.sleep(hours=1, minutes=-60)
 
 
 def test_a_moment_more_than_a_hundred_years_away_is_refused_and_nothing_is_stored(story: Story) -> None:

@@ -22,6 +22,9 @@ def test_settings_can_be_hashed_also_with_databases() -> None:
     with pytest.raises(ConfigurationError, match="a dict of URLs by name") as refused:
         load({"durable_databases": "postgresql://user:secret@billing/ledger"})
     assert "secret" not in str(refused.value)
+    with pytest.raises(ConfigurationError, match="for 'b' a URL such as postgresql://") as refused:
+        load({"durable_databases": {"a": "durable+postgresql://billing/ledger", "b": "mysql://u:secret@x/y"}})
+    assert "secret" not in str(refused.value)
 
 
 def test_every_default_is_a_valid_value() -> None:
@@ -69,6 +72,8 @@ def test_a_misspelt_setting_names_the_nearest_one(name: str, near: str) -> None:
         ("keeper", 1, "bool"),
         ("schema", "", "a schema name"),
         ("schema", 5, "str"),
+        ("version", "", "a printable text of 1 to 200 characters"),
+        ("version", "v" * 201, "a printable text of 1 to 200 characters"),
         ("retention", -1, "at least 0"),
         ("publish_errors", "ignore", "one of 'store', 'raise'"),
         ("nondeterminism", None, "one of 'error', 'warn', 'ignore'"),
