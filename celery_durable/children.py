@@ -128,12 +128,15 @@ def _outcome(work: Any) -> tuple[bool, Any]:
 
 
 def _tasks(
-    name: str, signatures: Sequence[Any], *, abreast: int | None = None, detached: bool = False
+    name: str, signatures: Sequence[Any], *, abreast: int | None = None, detached: Any = False
 ) -> list[tuple[bool, Any]]:
     for one in signatures:
         if not isinstance(one, Signature):
             message = f"{name}: {one!r} is no signature; write task.s(…), or step.s(…) for a step"
             raise StepUsageError(message)
+    if not isinstance(detached, bool):
+        message = f"{name}: detached={detached!r} is neither True nor False"
+        raise StepUsageError(message)
     frame = context.current()
     if frame is None:
         return [_outcome(lambda one=one: one.apply().get(disable_sync_subtasks=False)) for one in signatures]

@@ -118,6 +118,7 @@ class Performer:
         if journal.out_of_touch:
             yield Note(journal.ask)
         journal.may_go_on()
+        self._seam.codec(options.serializer)  # one that is not known is found out in front of the body
         if options.at_most_once:
             yield Note(partial(journal.save, self._entry(call, this, outcomes.STARTED)))
         try:

@@ -603,6 +603,12 @@ def test_steps_that_were_done_side_by_side_are_replayed_and_the_others_made(worl
     assert sorted(done) == [0, 1, 2, 2, 3]
 
 
+def test_what_is_no_choice_between_detached_and_not_is_refused(world: World) -> None:
+    for calling in (durable.call, durable.gather):
+        with pytest.raises(StepUsageError, match="detached='no' is neither True nor False"):
+            calling(world.task(double).s(1), detached="no")
+
+
 def test_a_long_retry_beside_other_steps_leaves_the_worker_when_they_are_done(
     world: World, store: Store
 ) -> None:

@@ -127,4 +127,5 @@ def test_a_serializer_that_is_not_registered_is_named_with_those_that_are(world:
     error = world.result(run_id)
     assert isinstance(error, durable.ConfigurationError)
     assert "There is no serializer 'nope': kombu knows json, " in str(error)
+    assert done == []
     assert world.state(run_id)[0] == "failed"
