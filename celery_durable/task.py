@@ -187,6 +187,8 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         last call, `debounce` after it and at most `debounce_max` after the first. Lengths of time are seconds
         or a `timedelta`. Raises `ConfigurationError` for options that do not go together.
         """
+        if task_id is not None:
+            _check_id(self.name, task_id)
         app: Celery = self.app
         key = once.taken_from(self, args, kwargs, options)
         slot = slots.taken_from(self, args, kwargs, options)
@@ -327,6 +329,12 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
                 return super().replace(with_its_result(sig))
             finally:
                 execution.successor, execution.outgoing = caught.successor, caught.messages
+
+
+def _check_id(name: str, task_id: Any) -> None:
+    if not isinstance(task_id, str) or not task_id or "\0" in task_id:
+        message = f"{name}: task_id={task_id!r} is no text that could be the id of a run"
+        raise ConfigurationError(message)
 
 
 def with_its_result(sig: Any) -> Any:

@@ -50,3 +50,9 @@ def test_a_call_cannot_say_a_bool_where_a_time_is_meant() -> None:
     for option in ("expires", "countdown", "deadline", "eta"):
         with pytest.raises(ConfigurationError, match=f"{option}=True is no number of seconds"):
             bound().apply_async(**{option: True})
+
+
+@pytest.mark.parametrize("task_id", [5, "", "a\0b"])
+def test_an_id_that_no_run_could_have_is_refused_before_anything_is_stored(task_id: Any) -> None:
+    with pytest.raises(ConfigurationError, match="is no text that could be the id of a run"):
+        bound().apply_async(task_id=task_id)
