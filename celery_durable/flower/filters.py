@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
+from celery_durable.flower.bodies import no_such
 from celery_durable.operations.moments import parse_moment
 from celery_durable.run import RunState
 from celery_durable.store.questions import Filter
@@ -105,19 +106,19 @@ class Wanted:
 
     @classmethod
     def of_document(cls, document: Mapping[str, object]) -> Wanted:
-        """Return what a JSON object with the same names asks for."""
+        """Return what a JSON object with the same names asks for; one that says nothing is refused."""
 
-        def texts(value: object) -> list[str]:
-            many = value if isinstance(value, (list, tuple)) else [value]
-            return [str(one) for one in many if one is not None]
+        def texts(name: str, value: object) -> list[str]:
+            many = value if isinstance(value, list) and name in ("tag", "id") else [value]
+            found = [str(one) for one in many if isinstance(one, (str, int)) and not isinstance(one, bool)]
+            if not found or len(found) < len(many) or not all(one.strip() for one in found):
+                raise FilterError(f"filter: {name} is no text, or says nothing; leave it out to mean all")
+            return found
 
         known = {"state", "task", "q", "since", "until", "worker", "version", "tag", "error", "id"}
         if unknown := sorted(set(document) - known):
-            raise FilterError(f"There is no filter {unknown[0]!r}; known are {', '.join(sorted(known))}")
-        for name, value in document.items():
-            if isinstance(value, (list, tuple)) and not all(map(str.strip, texts(value) or [""])):
-                raise FilterError(f"{name} holds nothing: leave it out where it does not matter")
-        return cls.of({name: texts(value) for name, value in document.items()})
+            raise FilterError(no_such("filter", unknown[0], known))
+        return cls.of({name: texts(name, value) for name, value in document.items()})
 
     def check(self) -> None:
         """Raise `FilterError` for what cannot be meant."""

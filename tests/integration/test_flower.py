@@ -333,16 +333,61 @@ def test_an_action_is_done_once_and_audited_with_its_user_and_reason(
     ]
 
 
+CHANGES = {
+    "resume": {"reason": "x"},
+    "retry": {"reason": "x"},
+    "cancel": {"reason": "x"},
+    "fork": {"reason": "x"},
+    "signal": {"name": "go"},
+}
+MISSPELT: list[tuple[dict[str, Any], str]] = [
+    ({"dryrun": True}, "There is no field 'dryrun'; "),
+    ({"dry_run": "true"}, ""),
+    ({"dry_run": None}, ""),
+    ({"reasno": "x"}, "There is no field 'reasno'; "),
+    ({"100%s": 1}, "There is no field '100%s'; known are "),
+]
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_whose_body_is_misspelt_is_refused_and_changes_nothing(
+    basic: FlowerServer, world: World, store: Store, name: str
+) -> None:
+    run = world.send("plain", "text")
+    Worker(store).claim(run.id)
+    with basic.client(ADA) as client:
+        before = client.get("/api/durable/runs?limit=1").json()["runs"]
+        for wrong, words in MISSPELT:
+            path = f"/api/durable/run/{run.id}/{name}"
+            refused = client.post(path, json={**CHANGES[name], **wrong}, headers=ACTION)
+            assert refused.status_code == 400, (wrong, refused.text)
+            assert words in refused.json()["error"]["message"]
+        told = client.get(f"/api/durable/run/{run.id}").json()
+        assert (told["run"]["state"], told["events"], told["signals"]) == ("running", [], [])
+        assert client.get("/api/durable/runs?limit=1").json()["runs"][0]["id"] == before[0]["id"]
+
+
+def test_a_fork_with_arguments_that_its_task_does_not_take_is_told_so(
+    basic: FlowerServer, world: World
+) -> None:
+    result = world.send("plain", "text")
+    with basic.client(ADA) as client:
+        path = f"/api/durable/run/{result.id}/fork"
+        for body in ({"reason": "x"}, {"dry_run": True}):
+            refused = client.post(path, json={"args": [1, 2, 3], **body}, headers=ACTION)
+            assert refused.status_code == 400
+            assert "The task does not take these arguments: " in refused.json()["error"]["message"]
+
+
 def test_a_fork_says_first_which_steps_run_again(basic: FlowerServer, world: World, store: Store) -> None:
-    world.send("plain", "text")
-    (source,) = execute(store, "select id, key from durable.run where task = 'plain'")
+    source = world.send("plain", "text")
     worker = Worker(store)
-    claim = worker.claim(source["id"])
+    claim = worker.claim(source.id)
     for seq, key in enumerate(("one", "two", "three"), 1):
         worker.step(claim, key, seq)
     worker.fail(claim)
     with basic.client(ADA) as client:
-        path = f"/api/durable/run/{source['id']}/fork"
+        path = f"/api/durable/run/{source.id}/fork"
         plan = client.post(path, json={"from_step": "two", "dry_run": True}, headers=ACTION).json()
         assert (plan["kept"], plan["again"], plan["id"]) == (["one"], ["two", "three"], None)
         assert client.post(path, json={"from_step": "two"}, headers=ACTION).status_code == 400
@@ -417,6 +462,30 @@ def test_bulk_counts_first_changes_what_it_can_and_refuses_an_empty_filter(
         done = bulk(ids=[*failed, "nobody"], reason="the API is back").json()
     assert done["changed"] == 3
     assert done["runs"][-1]["error"]["type"] == "RunNotFoundError"
+
+
+def test_bulk_acts_on_what_is_meant_alone(basic: FlowerServer, store: Store) -> None:
+    worker = Worker(store)
+    failed, done = worker.fail(worker.start(task="meant")), worker.succeed(worker.start(task="meant"))
+    meant = {"action": "resume", "ids": [failed], "reason": "x"}
+    with basic.client(ADA) as client:
+
+        def bulk(**body: Any) -> httpx.Response:
+            return client.post("/api/durable/bulk", json=body, headers=ACTION)
+
+        for wrong, words in [
+            ({"dry_run": "true"}, "dry_run is neither true nor false"),
+            ({"dryrun": True}, "There is no field 'dryrun'; did you mean 'dry_run'?"),
+            ({"filter": {"task": "meant"}}, "one of the two"),
+            ({"ids": failed}, "ids is no JSON array"),
+            ({"action": None}, "action is no JSON string"),
+        ]:
+            refused = bulk(**{**meant, **wrong})
+            assert (refused.status_code, words in refused.text) == (400, True), refused.text
+        assert bulk(action="resume", reason="x").status_code == 400
+        counted = bulk(action="resume", ids=[failed, "nobody", done, failed], dry_run=True).json()
+        assert client.get(f"/api/durable/run/{failed}").json()["run"]["state"] == "failed"
+    assert (counted["count"], counted["ids"], counted["unknown"]) == (1, [failed], ["nobody"])
 
 
 def test_a_redaction_function_applies_to_page_json_download_and_log(world: World) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tornado.web import HTTPError, authenticated
 
+from celery_durable.flower import bodies
 from celery_durable.flower.asking import runs_page
 from celery_durable.flower.filters import MOST, FilterError, Wanted
 from celery_durable.flower.handlers.api import Api
@@ -25,7 +26,6 @@ HEADER = "X-Durable-Action"
 _LONGEST_REASON = 500
 _AT_ONCE = 500
 _LARGEST_BODY = 4 * 1024 * 1024
-_JSON_NAMES: dict[Any, str] = {str: "string", list: "array", dict: "object"}
 
 
 class Change(Api):
@@ -43,12 +43,9 @@ class Change(Api):
         if self.request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
             raise HTTPError(403, "Cross-site request forbidden")
 
-    def body(self) -> dict[str, Any]:
-        """Return the JSON object that was sent."""
-        sent = _json(self.request.body or b"{}")
-        if not isinstance(sent, dict):
-            raise HTTPError(400, "The body is not a JSON object")
-        return sent
+    def body(self, *names: str) -> dict[str, Any]:
+        """Return the JSON object that was sent, which has no other fields than these."""
+        return bodies.checked(_json(self.request.body or b"{}"), names)
 
     def reason(self, sent: dict[str, Any]) -> str:
         """Return why, which people will ask."""
@@ -73,7 +70,7 @@ class RunChange(Change):
     async def post(self, run_id: str, name: str) -> None:
         """Do it; answer with what became of the run."""
         change = self.operation(name)
-        reason = self.reason(self.body())
+        reason = self.reason(self.body("reason"))
         (outcome,) = await self.operate(change, [run_id], reason=reason, actor=self.user)
         if outcome.error is not None:
             self.answer({"error": _error(outcome)}, 404 if outcome.before is None else 409)
@@ -84,20 +81,23 @@ class RunChange(Change):
 class Fork(Change):
     """Fork a run from a step."""
 
+    _GIVEN = ("from_step", "args", "kwargs", "overrides")
+
     @authenticated
     async def post(self, run_id: str) -> None:
         """Start the fork; with `dry_run` only answer which steps it keeps and which run again."""
-        sent = self.body()
-        dry_run = sent.get("dry_run") is True
+        sent = self.body("reason", "dry_run", *self._GIVEN)
+        dry_run = sent.get("dry_run", False)
         reason = None if dry_run else self.reason(sent)
         if not dry_run and not self.site.payloads and ("args" in sent or "kwargs" in sent):
             raise HTTPError(403, "Payloads are hidden here, so they cannot be edited either")
-        given = {
-            name: _typed(sent, name, kind)
-            for name, kind in (("from_step", str), ("args", list), ("kwargs", dict), ("overrides", dict))
-        }
+        given = {name: sent.get(name) for name in self._GIVEN}
         fork = partial(self.site.runs.fork, run_id, dry_run=dry_run, reason=reason, actor=self.user, **given)
-        self.answer(asdict(await self.operate(fork)))
+        try:
+            forked = await self.operate(fork)
+        except TypeError as error:  # as a call of the task says it
+            raise HTTPError(400, "The task does not take these arguments: %s", error) from error
+        self.answer(asdict(forked))
 
 
 class Signal(Change):
@@ -106,11 +106,10 @@ class Signal(Change):
     @authenticated
     async def post(self, run_id: str) -> None:
         """Send the signal that the body names; its payload is what `wait_for_signal` returns."""
-        sent = self.body()
-        name, key = _typed(sent, "name", str), _typed(sent, "idempotency_key", str)
+        sent = self.body("name", "payload", "idempotency_key")
+        name, payload, key = (sent.get(one) for one in ("name", "payload", "idempotency_key"))
         if not name:
             raise HTTPError(400, "Name the signal")
-        payload = sent.get("payload")
         send = partial(self.site.runs.signal, run_id, name, payload, idempotency_key=key, actor=self.user)
         self.answer({"delivered": await self.operate(send)})
 
@@ -140,21 +139,19 @@ class Bulk(Change):
     @authenticated
     async def post(self) -> None:
         """Change them, or with `dry_run` only say which; answer with what became of each."""
-        sent = self.body()
-        name = str(sent.get("action"))
+        sent = self.body("action", "ids", "filter", "dry_run", "reason")
+        name = sent.get("action", "")
         change = self.operation(name)
-        more = False
+        if ("ids" in sent) is ("filter" in sent):
+            raise HTTPError(400, "Name runs in ids, or say which ones in filter: one of the two")
+        if sent.get("dry_run", False):
+            self.answer(await self._counted(sent, name))
+            return
+        reason, more = self.reason(sent), False
         if "filter" in sent:
             ids, more = await self._matching(sent["filter"], name)
         else:
-            ids = _ids(sent.get("ids"))
-        if sent.get("dry_run") is True:
-            counts: dict[str, int] = {}
-            if name == "resume":
-                counts = await self.in_thread(self.site.runs.children_to_resume, ids)
-            self.answer({"count": len(ids), "ids": ids, "children": sum(counts.values()), "more": more})
-            return
-        reason = self.reason(sent)
+            ids = _ids(sent["ids"])
         outcomes: list[Outcome] = []
         for start in range(0, len(ids), _AT_ONCE):
             batch = ids[start : start + _AT_ONCE]
@@ -162,9 +159,22 @@ class Bulk(Change):
         changed = sum(outcome.changed for outcome in outcomes)
         self.answer({"changed": changed, "more": more, "runs": [_document(outcome) for outcome in outcomes]})
 
-    async def _matching(self, sent: Any, name: str) -> tuple[list[str], bool]:
-        if not isinstance(sent, dict):
-            raise HTTPError(400, "filter is not a JSON object")
+    async def _counted(self, sent: dict[str, Any], name: str) -> dict[str, Any]:
+        unknown, more, children = [], False, 0
+        if "filter" in sent:
+            ids, more = await self._matching(sent["filter"], name)
+        else:
+            named = _ids(sent["ids"])
+            page = await runs_page(self.site, Wanted(ids=tuple(named)), limit=MOST)
+            known = {run.id: run for run in page.runs}
+            ids = [one for one in named if one in known and _possible(name, known[one])]
+            unknown = [one for one in named if one not in known]
+        if name == "resume":
+            counts = await self.in_thread(self.site.runs.children_to_resume, ids)
+            children = sum(counts.values())
+        return {"count": len(ids), "ids": ids, "unknown": unknown, "children": children, "more": more}
+
+    async def _matching(self, sent: dict[str, Any], name: str) -> tuple[list[str], bool]:
         wanted = Wanted.of_document(sent)
         if wanted.empty:
             raise FilterError("An empty filter would change every run: say which ones")
@@ -188,19 +198,12 @@ def _possible(name: str, run: RunSummary) -> bool:
     return run.state in (RESUMABLE if name == "resume" else CANCELLABLE)
 
 
-def _ids(sent: Any) -> list[str]:
-    if not isinstance(sent, list) or not sent or not all(isinstance(one, str) for one in sent):
-        raise HTTPError(400, "Name runs in ids, or say which ones in filter")
+def _ids(sent: list[Any]) -> list[str]:
+    if not sent or not all(isinstance(one, str) for one in sent):
+        raise HTTPError(400, "ids is an array of ids, one at least")
     if len(sent) > MOST:
         raise HTTPError(400, f"{len(sent):,} ids are too many for one request; send {MOST:,} at most")
     return [one.replace("\0", "") for one in dict.fromkeys(sent)]
-
-
-def _typed(sent: dict[str, Any], name: str, kind: type) -> Any:
-    value = sent.get(name)
-    if value is not None and not isinstance(value, kind):
-        raise HTTPError(400, f"{name} is no JSON {_JSON_NAMES[kind]}")
-    return value
 
 
 def _error(outcome: Outcome) -> dict[str, str]:

@@ -162,7 +162,8 @@ class Handler(BaseHandler):  # type: ignore[misc]  # Flower ships no types
 def problem_of(error: BaseException | None) -> tuple[int, str, str]:
     """Return status, name and words of what went wrong."""
     if isinstance(error, HTTPError):
-        return error.status_code, "HTTPError", error.log_message or error.reason or str(error.status_code)
+        words = (error.log_message or "") % error.args
+        return error.status_code, "HTTPError", words or error.reason or str(error.status_code)
     if isinstance(error, FilterError):
         return 400, "FilterError", str(error)
     if isinstance(error, DurableError):

@@ -592,7 +592,7 @@ root.addEventListener("click", (event) => {
     const { action, url } = hit.dataset;
     const extra = EXTRA[action]?.(hit);
     confirmAction(action, ACTIONS[action][1], async (reason) => {
-      const answer = await act(url, { reason, ...(extra?.body() ?? {}) });
+      const answer = await act(url, { ...(extra?.silent ? {} : { reason }), ...(extra?.body() ?? {}) });
       extra?.then?.(answer);
     }, extra);
   } else if ((hit = on("[data-bulk-action]"))) bulk(hit.dataset.bulkAction).catch((error) => say("trouble", error.message));
