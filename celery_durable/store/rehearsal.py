@@ -100,9 +100,9 @@ class Rehearsal:
         return row and Stored(**row)
 
     def next_timer(self) -> float | None:
-        """Return the seconds until the next waiting run is due; None when no run waits for a time."""
-        row = self._one("next_timer")
-        return row and float(row["seconds"])
+        """Return the seconds until time makes something happen; None when nothing waits for a time."""
+        seconds: float | None = self._one("next_timer")["seconds"]
+        return seconds
 
     def untold(self) -> bool:
         """Say whether something is left that a worker would have told or sent, had it not died."""

@@ -80,7 +80,7 @@ class Player:
                     ask.again()
                 elif ask.about(run for run in self._rehearsal.unfinished() if run["reason"] == "signal"):
                     continue  # and only if nothing has come does the clock turn
-                elif self._timer() or self._services():
+                elif self._time() or self._services():
                     ask.again()
                 elif not (left := self._rehearsal.unfinished()):
                     return
@@ -163,16 +163,28 @@ class Player:
                         self._trace(dict(message.headers), *message.decode())
         return met
 
-    def _timer(self) -> bool:
-        """Turn the clock to the next timer, and wake whoever waits for it."""
-        seconds = self._rehearsal.next_timer()
-        if seconds is None:
+    def _time(self) -> bool:
+        """Do what it is time for; if that is nothing, turn the clock to the next moment that counts."""
+        done, opens_in = self._keep()
+        if done:
+            return True
+        moments = [seconds for seconds in (self._rehearsal.next_timer(), opens_in) if seconds is not None]
+        if not moments:
             return False
-        if seconds > 0:
-            self._rehearsal.turn_clock(seconds + 0.001)
-        with self.store.connections.dedicated() as connection:
-            services.wake(self.app, self.store.keeper(connection))
+        if min(moments) > 0:
+            self._rehearsal.turn_clock(min(moments) + 0.001)
+        self._keep()
         return True
+
+    def _keep(self) -> tuple[int, float | None]:
+        """Do what the keeper does with time; return to how many runs, and when a slot opens."""
+        with self.store.connections.dedicated() as connection:
+            keeper = self.store.keeper(connection)
+            done = [services.enforce_deadlines(keeper), services.cascade(keeper)]
+            done += [services.wake(self.app, keeper), services.wake_parents(self.app, keeper, 0)[0]]
+            done.append(services.report_endings(self.app, keeper))
+            granted, _, opens_in = services.grant_slots(self.app, keeper, "")
+        return sum(done) + granted, opens_in
 
     def _services(self) -> bool:
         """Do what the keeper does for a worker that died before it had told or sent everything."""

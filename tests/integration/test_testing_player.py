@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import Celery, Task, chain, chord, group
+from celery.exceptions import TaskRevokedError
 
 import celery_durable as durable
 from celery_durable import hooks
@@ -101,6 +103,62 @@ def test_a_signal_with_a_timeout_is_asked_for_before_the_clock_is_turned(
     assert durable_player.run(deadline.s(), when_waiting=approve) == "by ada"
     assert durable_player.run(deadline.s(), when_waiting=asked.append) == "too late"
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("deadline", [3600, timedelta(hours=1)])
+def test_a_run_is_cancelled_at_its_deadline_which_time_brings(
+    durable_player: Player, durable_app: Celery, double: Any, deadline: Any
+) -> None:
+    @durable_app.task(name="played.overslept", shared=False)
+    def overslept() -> None:
+        durable.sleep(days=2)
+
+    @durable_app.task(name="played.parent", shared=False)
+    def parent() -> str:
+        began = durable.now()
+        with pytest.raises(TaskRevokedError):
+            durable.call(overslept.s().set(deadline=deadline))
+        assert 3600 <= (durable.now() - began).total_seconds() < 3700
+        durable.sleep(days=1)
+        return "went on"
+
+    with pytest.raises(TaskRevokedError, match="deadline"):
+        durable_player.run(overslept.s().set(deadline=deadline))
+    assert durable_player.run(parent.s()) == "went on"
+    with pytest.raises(TaskRevokedError, match="deadline"):
+        durable_player.run(chord([double.s(1), overslept.s().set(deadline=deadline)], double.s()))
+    assert [(run.state, run.reason) for run in Runs(durable_app).list(task="played.overslept").runs] == [
+        ("cancelled", "deadline")
+    ] * 3
+
+
+def test_what_is_done_before_its_deadline_is_not_cancelled(
+    durable_player: Player, durable_app: Celery
+) -> None:
+    @durable_app.task(name="played.in.time", shared=False, deadline=3600)
+    def in_time() -> str:
+        durable.sleep(minutes=30)
+        with pytest.raises(durable.SignalTimeout):
+            durable.wait_for_signal("late", timeout=60)
+        return "in time"
+
+    assert durable_player.run(in_time.s()) == "in time"
+
+
+def test_a_wait_for_a_start_that_a_rate_allows_costs_no_time(
+    durable_player: Player, durable_app: Celery
+) -> None:
+    @durable_app.task(name="played.slow", shared=False, start_rate="1/m")
+    def slow(number: int) -> float:
+        return durable.now().timestamp()
+
+    @durable_app.task(name="played.all", shared=False)
+    def all_of_them() -> Any:
+        return durable.map(slow, [1, 2, 3])
+
+    began = durable_player.run(all_of_them.s())
+    assert 60 <= began[1] - began[0] < 70
+    assert 60 <= began[2] - began[1] < 70
 
 
 def test_canvas_and_plain_tasks_are_executed_too(

@@ -8,9 +8,12 @@ where key = (select key from durable.run where state = 'pending' order by due li
 returning id, message, body
 
 -- name: next_timer
--- Seconds until the next waiting run is due, of those that time alone will wake.
-select extract(epoch from due - durable.clock())::float8 as seconds from durable.run
-where state = 'waiting' and due is not null order by due limit 1
+-- Seconds until time alone makes something happen: a run is due or past its deadline, or an ending is told that no
+-- worker was there to tell.
+select extract(epoch from least(
+    (select min(due) from durable.run where state = 'waiting' and due is not null),
+    (select min(deadline) from durable.run where finished_at is null and not cancel_requested and ending is null),
+    (select min(finished_at) + interval '10 s' from durable.run where unreported)) - durable.clock())::float8 as seconds
 
 -- name: unfinished
 -- What is left when nothing can go on by itself.
