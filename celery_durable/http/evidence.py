@@ -15,6 +15,7 @@ from celery_durable import context
 from celery_durable.exceptions import StepTimeLimitError
 from celery_durable.http import redaction
 from celery_durable.http.keys import HEADER, key_of
+from celery_durable.http.passing import Passing
 
 Redact = Callable[[dict[str, Any]], dict[str, Any] | None]
 """Gets the evidence of a call, redacted already; returns what is kept of it, None for nothing."""
@@ -44,7 +45,7 @@ class Evidence:
         method: str,
         url: str,
         headers: Mapping[str, Any],
-        content: bytes,
+        content: bytes | None,
         parts: Iterable[bytes] | None,
     ) -> Call | None:
         """Note a call of the current step; return None outside of one.
@@ -53,7 +54,7 @@ class Evidence:
             method: of the call.
             url: its address.
             headers: those that are sent.
-            content: the body, as far as it is known.
+            content: the body; None for one that is to pass, `Call.request` then takes what does.
             parts: the body, to be read ahead; None if that cannot be.
 
         Raises `StepUsageError` where the step or the call cannot be told from others.
@@ -64,21 +65,27 @@ class Evidence:
         chosen, kind = _header(headers, HEADER), _header(headers, "content-type")
         key = chosen or key_of(frame, method, url, kind, parts)
         call = Call(self, frame.step, key, method, url)
-        call.sent(headers, content)
+        call.sends(headers, content)
         frame.execution.note(frame.step, call.as_json)
         return call
 
 
 class Call:
-    """One call, as it goes on; `as_json` says what is known of it so far."""
+    """One call, as it goes on; `as_json` says what is known of it so far.
+
+    Attributes:
+        key: its idempotency key.
+        request: what has passed of its body, if that was not known before.
+    """
 
     def __init__(self, evidence: Evidence, step: str, key: str, method: str, url: str) -> None:
         self.key = key
+        self.request = Passing()
+        self._received = Passing()
         self._evidence = evidence
         self._began = time.monotonic()
+        self._headers: Mapping[str, Any] | None = {}
         self._response: Mapping[str, Any] = {}
-        self._received = b""
-        self._size = 0
         self._detail: dict[str, Any] = {
             "call": str(uuid.uuid4()),
             "step": step,
@@ -90,35 +97,51 @@ class Call:
             "idempotency_key": key,
         }
 
-    def sent(self, headers: Mapping[str, Any], data: bytes) -> None:
-        """Note what is sent; at once, for its like is not held in memory until the step is stored."""
+    def sends(self, headers: Mapping[str, Any], content: bytes | None) -> None:
+        """Note what is sent, or that it is to pass."""
+        self._headers = headers
+        if content is not None:
+            self.request.begin()
+            self.request.part(content)
+            self._sent()
+
+    def _sent(self) -> None:
+        """Note what was sent; as early as can be, for its like is not held until the step is stored."""
+        headers, self._headers = self._headers, None
+        if headers is None:
+            return
         try:
-            self._detail["request"] = self._body(headers, data, len(data))
+            self._detail["request"] = self._body(headers, self.request)
         except _INTERRUPTIONS:
             raise
         except Exception:
             logger.exception(_LACKING, "body", self._detail["step"])
+        self.request = Passing()
 
     def answered(self, status: int, headers: Mapping[str, Any]) -> None:
         """Note that the head of a response is there."""
         self._detail["status"] = status
         self._response = headers
+        self._sent()
         self._took()
+
+    def receives(self) -> None:
+        """Note that the response's body is read."""
+        if self._received.size is None:
+            self._received.begin()
 
     def received(self, chunk: bytes) -> None:
         """Note a part of the response's body."""
-        self._size += len(chunk)
-        if len(self._received) <= redaction.LARGEST:
-            self._received += chunk
+        self._received.part(chunk)
         self._took()
 
-    def received_whole(self, content: bytes) -> None:
-        """Note the whole body of the response, decompressed."""
+    def decompressed(self) -> None:
+        """Note that the response's body is not received as it came, but decompressed."""
         self._response = {**self._response, "content-encoding": ""}
-        self.received(content)
 
     def failed(self, error: BaseException) -> None:
         """Note that there is no response, or no more of it."""
+        self._sent()
         names = (kind.__name__ for kind in type(error).__mro__)
         # Of the class that users know; its text may quote the URL.
         self._detail["error"] = next(name for name in names if not name.startswith("_"))
@@ -139,22 +162,23 @@ class Call:
             return json.dumps(_storable({**measured, "url": measured["url"].partition("?")[0]}))
 
     def _kept(self) -> dict[str, Any]:
+        self._sent()
         detail = dict(self._detail)
         if detail["status"] is not None:
-            detail["response"] = self._body(self._response, self._received, self._size)
+            detail["response"] = self._body(self._response, self._received)
         if self._evidence.redact is None:
             return detail
         there_was_one = {name: detail[name] for name in ("call", "step")}
         redacted = self._evidence.redact(detail)
         return there_was_one if redacted is None else {**redacted, "call": there_was_one["call"]}
 
-    def _body(self, headers: Mapping[str, Any], data: bytes, size: int) -> dict[str, Any]:
+    def _body(self, headers: Mapping[str, Any], body: Passing) -> dict[str, Any]:
         kind, encoding = _header(headers, "content-type"), _header(headers, "content-encoding").lower()
-        found: dict[str, Any] = {"bytes": size}
+        found: dict[str, Any] = {"bytes": body.size}
         if kind:
             found["content_type"] = kind
-        if self._evidence.bodies and size and size == len(data):
-            text = redaction.body(data, kind, encoding, self._evidence.max_body)
+        if self._evidence.bodies and body.data:
+            text = redaction.body(body.data, kind, encoding, self._evidence.max_body)
             if text is not None:
                 found["body"] = text
         return found

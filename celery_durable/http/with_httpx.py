@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -11,6 +12,8 @@ from celery_durable.http.keys import HEADER, is_read_again
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
+
+    from celery_durable.http.passing import Passing
 
 
 class DurableTransport(httpx.BaseTransport):
@@ -36,13 +39,14 @@ class DurableTransport(httpx.BaseTransport):
         if call is None:
             return self._transport.handle_request(request)
         try:
-            response = self._transport.handle_request(request)
+            with _overheard(request, call):
+                response = self._transport.handle_request(request)
         except BaseException as error:
             call.failed(error)
             raise
         call.answered(response.status_code, response.headers)
         stream: Any = response.stream
-        response.stream = _Overheard(stream, call)
+        response.stream = _Received(stream, call)
         return response
 
     def close(self) -> None:
@@ -67,13 +71,14 @@ class AsyncDurableTransport(httpx.AsyncBaseTransport):
         if call is None:
             return await self._transport.handle_async_request(request)
         try:
-            response = await self._transport.handle_async_request(request)
+            with _overheard(request, call):
+                response = await self._transport.handle_async_request(request)
         except BaseException as error:
             call.failed(error)
             raise
         call.answered(response.status_code, response.headers)
         stream: Any = response.stream
-        response.stream = _AsyncOverheard(stream, call)
+        response.stream = _AsyncReceived(stream, call)
         return response
 
     async def aclose(self) -> None:
@@ -82,15 +87,22 @@ class AsyncDurableTransport(httpx.AsyncBaseTransport):
 
 
 def _begin(evidence: Evidence, request: httpx.Request) -> Call | None:
-    try:
-        content = request.content
-    except httpx.RequestNotRead:
-        call = evidence.begin(request.method, str(request.url), request.headers, b"", _parts(request.stream))
-    else:
-        call = evidence.begin(request.method, str(request.url), request.headers, content, (content,))
+    content, parts = _content(request)
+    call = evidence.begin(request.method, str(request.url), request.headers, content, parts)
     if call is not None and HEADER not in request.headers:
         request.headers[HEADER] = call.key
     return call
+
+
+def _content(request: httpx.Request) -> tuple[bytes | None, Iterable[bytes] | None]:
+    """Return a body if it is known, and its parts to be read ahead, None if that cannot be."""
+    try:
+        content = request.content
+    except httpx.RequestNotRead:
+        if not isinstance(request.stream, httpx.ByteStream):
+            return None, _parts(request.stream)
+        content = b"".join(request.stream)  # of a request that is sent again, as a redirect wants it
+    return content, (content,)
 
 
 def _parts(stream: Any) -> Iterable[bytes] | None:
@@ -104,11 +116,50 @@ def _parts(stream: Any) -> Iterable[bytes] | None:
     return parts if again else None
 
 
-class _Overheard(httpx.SyncByteStream):
+@contextmanager
+def _overheard(request: httpx.Request, call: Call) -> Iterator[None]:
+    """Have a call take note of a body that passes, while the request is sent."""
+    stream: Any = request.stream
+    if isinstance(stream, httpx.ByteStream):
+        yield
+        return
+    request.stream = overheard = _Sent(stream, call.request)
+    try:
+        yield
+    finally:
+        if request.stream is overheard:
+            request.stream = stream
+
+
+class _Sent(httpx.SyncByteStream, httpx.AsyncByteStream):
+    def __init__(self, stream: Any, passing: Passing) -> None:
+        self._stream, self._passing = stream, passing
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._passing.begin()
+        for chunk in self._stream:
+            self._passing.part(chunk)
+            yield chunk
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        self._passing.begin()
+        async for chunk in self._stream:
+            self._passing.part(chunk)
+            yield chunk
+
+    def close(self) -> None:
+        self._stream.close()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class _Received(httpx.SyncByteStream):
     def __init__(self, stream: httpx.SyncByteStream, call: Call) -> None:
         self._stream, self._call = stream, call
 
     def __iter__(self) -> Iterator[bytes]:
+        self._call.receives()
         try:
             for chunk in self._stream:
                 self._call.received(chunk)
@@ -121,11 +172,12 @@ class _Overheard(httpx.SyncByteStream):
         self._stream.close()
 
 
-class _AsyncOverheard(httpx.AsyncByteStream):
+class _AsyncReceived(httpx.AsyncByteStream):
     def __init__(self, stream: httpx.AsyncByteStream, call: Call) -> None:
         self._stream, self._call = stream, call
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        self._call.receives()
         try:
             async for chunk in self._stream:
                 self._call.received(chunk)

@@ -31,6 +31,7 @@ class Server:
         self.received: list[Received] = []
         self.refusals = 0
         self.answers: dict[str, bytes] = {}
+        self.elsewhere: dict[str, str] = {}
         handler: Any = type("Handler", (_Handler,), {"server_of_test": self})
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
@@ -66,7 +67,11 @@ class _Handler(BaseHTTPRequestHandler):
             kind, data = "text/plain", b"x" * 10_000
         elif self.path.startswith("/picture"):
             kind, data = "image/png", b"\x89PNG\0"
+        if self.path in server.elsewhere:
+            status = 307
         self.send_response(status)
+        if self.path in server.elsewhere:
+            self.send_header("Location", server.elsewhere[self.path])
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         if encoding:

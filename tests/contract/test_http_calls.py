@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-import requests
 from calling import calls, libraries, run, with_httpx
 from contending import step_write
 from delivering import World, delivering
 from inspecting import Worker, execute
 
 from celery_durable.exceptions import LeaseLostError
-from celery_durable.http import DurableAdapter, DurableTransport, redaction
+from celery_durable.http import DurableTransport, redaction
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -188,21 +187,6 @@ def test_a_streamed_answer_is_passed_on_piece_by_piece(world: World, server: Ser
 
     assert world.result(run_id) == [4000, 4000, 2000]
     assert calls(world, run_id)[0]["response"]["bytes"] == 10_000
-
-
-def test_a_streamed_request_and_a_streamed_answer_of_requests_are_kept_without_bodies(
-    world: World, server: Server
-) -> None:
-    def stream() -> int:
-        with requests.Session() as session:
-            session.mount("http://", DurableAdapter())
-            with session.post(server.url, data=iter([b"a", b"b"]), stream=True, timeout=10) as response:
-                return len(response.content)
-
-    kept = calls(world, run(world, stream))
-
-    assert kept[0]["request"]["bytes"] == 0
-    assert "body" not in kept[0]["response"]
 
 
 def test_evidence_is_stored_once_also_when_the_answer_of_its_write_was_lost(store: Store) -> None:
