@@ -16,6 +16,7 @@ from celery_durable import (
     context,
     driving,
     envelope,
+    misspelt,
     once,
     outgoing,
     slots,
@@ -81,6 +82,7 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
     @classmethod
     def on_bound(cls, app: Celery) -> None:
         """Check settings and options, and give the app's workers their heartbeat and keeper."""
+        misspelt.refuse_attributes(cls)
         settings = config.load(durable_settings(app))
         cls._check_options(app)
         transport.share_settings(app.conf, settings)
@@ -192,6 +194,7 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         app: Celery = self.app
         key = once.taken_from(self, args, kwargs, options)
         slot = slots.taken_from(self, args, kwargs, options)
+        misspelt.refuse_options(self.name, options)
         if app.conf.task_always_eager:
             return super().apply_async(args, kwargs, task_id, producer, link, link_error, shadow, **options)
         durable_backend(app)
