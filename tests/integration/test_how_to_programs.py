@@ -23,6 +23,7 @@ PAGES = {
     "encode_video": "patterns.md",
     "fork_orders": "resume-fork-edit.md",
     "hourly_report": "patterns.md",
+    "in_threads": "swap-the-base-class.md",
     "limit_exports": "limit-concurrency.md",
     "pay_once": "transactions.md",
     "place_orders": "sqlalchemy.md",
