@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from celery import Task
+
 from celery_durable.backend import durable_backend
 from celery_durable.store.rehearsal import Rehearsal
 from celery_durable.testing.boundaries import Boundaries, Boundary, Crash, Transactions
@@ -125,6 +127,7 @@ class Crashes:
 
         Raises what the task raised, and `CrashDifferenceError` when no such step was stored.
         """
+        _check(signature, side)
         place = Place(side, key=step, kill=self._kill)
         result = self._executed(signature, place, when_waiting)
         if not place.struck:
@@ -154,6 +157,7 @@ class Crashes:
             sides: which sides of a checkpoint: `before` and `after` it is stored.
             when_waiting: see `Player.run`.
         """
+        _check(signature, *sides)
         undisturbed = Place("after")
         expected = self._outcome(signature, undisturbed, effects, reset, when_waiting)
         problems = []
@@ -197,6 +201,17 @@ class Crashes:
             else:
                 player.play(when_waiting=when_waiting)
         return result
+
+
+def _check(signature: Any, *sides: str) -> None:
+    """Raise `TypeError` for what is no signature, and `ValueError` for what is no side of a write."""
+    if not callable(getattr(signature, "apply_async", None)) or isinstance(signature, Task):
+        message = f"{signature!r} is no signature: give task.s(...), the call that is to be executed"
+        raise TypeError(message)
+    for side in sides:
+        if side not in _SIDES:
+            message = f"A checkpoint has no side {side!r}: the worker dies 'before' or 'after' it is stored"
+            raise ValueError(message)
 
 
 @contextmanager

@@ -231,6 +231,25 @@ def test_a_step_that_is_never_stored_is_an_error_that_says_what_was(
         crash_after("chrage", fulfil.s(7))
 
 
+def test_a_side_that_a_checkpoint_does_not_have_is_named(
+    crash_after: Callable[..., Any], crash_everywhere: Callable[..., Any], fulfil: Any
+) -> None:
+    with pytest.raises(ValueError, match="no side 'middle': the worker dies 'before' or 'after'"):
+        crash_after("charge", fulfil.s(7), side="middle")
+    with pytest.raises(ValueError, match="no side 'befor'"):
+        crash_everywhere(fulfil.s(7), sides=("after", "befor"))
+
+
+def test_what_is_no_signature_is_named(
+    crash_after: Callable[..., Any], crash_everywhere: Callable[..., Any], fulfil: Any
+) -> None:
+    for wrong in (fulfil, fulfil.run, "dying.fulfil", None):
+        with pytest.raises(TypeError, match="is no signature: give task.s"):
+            crash_everywhere(wrong)
+        with pytest.raises(TypeError, match="is no signature: give task.s"):
+            crash_after("charge", wrong)
+
+
 def test_a_database_that_is_not_for_tests_is_left_alone(
     postgres_url: str, tmp_path: Path, durable_app: Celery, fulfil: Any
 ) -> None:
