@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
@@ -81,21 +81,24 @@ class Diagnosis:
     """Why a run does or does not move.
 
     Attributes:
-        tone: `good` (succeeded), `busy` (executing), `calm` (waits as it should), `warning`, `bad` (stuck).
+        tone: `good` (succeeded), `busy` (executing), `calm` (waits as it should), `warning`, `bad` (stuck, or
+            failed).
         sentence: the reason.
         because: facts it rests on.
         advice: what to do; None when there is nothing to do.
+        over: whether the run is.
     """
 
     tone: Tone
     sentence: str
     because: tuple[str, ...] = field(default=())
     advice: str | None = None
+    over: bool = False
 
     @property
     def stuck(self) -> bool:
-        """Whether the run needs somebody."""
-        return self.tone == "bad"
+        """Whether something should have moved the run on; one that is over moves no more."""
+        return self.tone == "bad" and not self.over
 
 
 def diagnose(facts: Facts, zone: tzinfo | None = None) -> Diagnosis:
@@ -107,7 +110,7 @@ def diagnose(facts: Facts, zone: tzinfo | None = None) -> Diagnosis:
         return _pending(facts, zone)
     if state is RunState.WAITING:
         return _waiting(facts, zone)
-    return _final(facts, zone)
+    return replace(_final(facts, zone), over=True)
 
 
 def _executing(facts: Facts, zone: tzinfo | None) -> Diagnosis:

@@ -185,6 +185,14 @@ def test_the_head_says_until_when_a_run_may_go_on_and_until_when_it_may_begin(
         assert client.get(f"/api/durable/run/{claim.id}").json()["run"]["deadline"]
 
 
+def test_a_failed_run_is_not_stuck_wherever_that_is_said(basic: FlowerServer) -> None:
+    with basic.client(ADA) as client:
+        why = client.get("/api/durable/run/story").json()["why"]
+        assert (why["tone"], why["stuck"]) == ("bad", False)
+        listed = client.get("/api/durable/runs?state=stuck&id=story").json()["runs"]
+        assert [run["id"] for run in listed] == []
+
+
 def test_a_run_is_told_in_json_with_why_it_does_not_move(basic: FlowerServer) -> None:
     with basic.client(ADA) as client:
         told = client.get("/api/durable/run/waiting").json()

@@ -244,9 +244,9 @@ def test_what_is_no_signature_is_named(
     crash_after: Callable[..., Any], crash_everywhere: Callable[..., Any], fulfil: Any
 ) -> None:
     for wrong in (fulfil, fulfil.run, "dying.fulfil", None):
-        with pytest.raises(TypeError, match="is no signature: give task.s"):
+        with pytest.raises(TypeError, match=r"is no signature: give task\.s"):
             crash_everywhere(wrong)
-        with pytest.raises(TypeError, match="is no signature: give task.s"):
+        with pytest.raises(TypeError, match=r"is no signature: give task\.s"):
             crash_after("charge", wrong)
 
 
