@@ -182,6 +182,22 @@ def test_a_run_is_forked_from_the_step_that_failed_with_other_arguments(
     expect(page.get_by_role("dialog").get_by_text("right")).to_be_visible()
 
 
+def test_a_run_that_waits_for_a_signal_is_sent_it_from_its_page(
+    world: World, basic: FlowerServer, open_page: Callable[..., Page]
+) -> None:
+    run_id = hand(world).retry(hand(world).start(task="asks.somebody"))
+    execute(store_of(world), "update durable.run set reason = 'signal', due = null where id = %s", run_id)
+    page = open_page(basic, f"/durable/run/{run_id}")
+    page.get_by_role("button", name="Send signal").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Signal").fill("approved")
+    dialog.get_by_label("Payload, as JSON").fill('{"by": "ada"}')
+    dialog.get_by_role("button", name="Send signal").click()
+    expect(dialog).to_be_hidden()
+    sent = execute(store_of(world), "select name, actor from durable.signal")
+    assert [(one["name"], one["actor"]) for one in sent] == [("approved", "ada")]
+
+
 def test_the_failed_tries_of_a_step_and_its_calls_are_where_they_were_and_told_in_its_drawer(
     world: World, basic: FlowerServer, open_page: Callable[..., Page]
 ) -> None:
