@@ -102,7 +102,7 @@ def no_sleep_ends_early(world: World) -> list[str]:
         "select r.id, s.key, s.due, c.key as step, c.stored_at"
         " from durable.checkpoint s join durable.run r on r.key = s.run_key"
         " join durable.checkpoint c on c.run_key = s.run_key and c.seq > s.seq and c.kind is null"
-        " and not starts_with(c.key, 'rollback:') and r.task not in ('weave', 'hurried')"  # whose branches go on
+        " and not starts_with(c.key, 'rollback:') and r.task not in ('weave', 'hurried')"  # branches
         " where s.kind = 'sleep' and c.stored_at < s.due"
     )
     return [
