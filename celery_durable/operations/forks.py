@@ -173,25 +173,35 @@ def check_arguments(app: Celery, source: Source, args: Any, kwargs: Any) -> None
     header(*(stored_args if args is None else args), **(stored_kwargs if kwargs is None else kwargs))
 
 
-def new_fork(
-    app: Celery,
-    source: Source,
-    steps: Sequence[SourceStep],
-    chosen: Plan,
-    values: Mapping[str, Any],
-    *,
-    args: Sequence[Any] | None,
-    kwargs: Mapping[str, Any] | None,
-) -> NewFork:
-    """Return a fork as it is to be stored, its values encoded with the codecs of their steps."""
+def encoded(
+    app: Celery, steps: Sequence[SourceStep], values: Mapping[str, Any]
+) -> dict[str, tuple[bytes, str]]:
+    """Return values as they are stored, with the codecs of their steps.
+
+    Raises `SerializationError` for one that cannot be.
+    """
     backend: Any = app.backend
     known = {step.key: step for step in steps}
 
-    def encoded(key: str, value: Any) -> tuple[bytes, str]:
+    def stored(key: str, value: Any) -> tuple[bytes, str]:
         step, where = known[key], f"the override of step {key!r}"
         name, codec = backend.codec(step.codec if step.outcome == OK else None)
         return codec.encode(value, where=where), name
 
+    return {key: stored(key, value) for key, value in values.items()}
+
+
+def new_fork(
+    app: Celery,
+    source: Source,
+    chosen: Plan,
+    values: dict[str, tuple[bytes, str]],
+    *,
+    args: Sequence[Any] | None,
+    kwargs: Mapping[str, Any] | None,
+) -> NewFork:
+    """Return a fork as it is to be stored."""
+    backend: Any = app.backend
     new_id = str(uuid.uuid4())
     message, body = message_of_fork(app, source, new_id, args=args, kwargs=kwargs)
     return NewFork(
@@ -200,7 +210,7 @@ def new_fork(
         body=body,
         version=backend.store.settings.version,
         kept=chosen.kept,
-        values={key: encoded(key, value) for key, value in values.items()},
+        values=values,
         clock=chosen.clock,
         carrier=chosen.kept[-1] if chosen.kept else None,
     )

@@ -311,7 +311,10 @@ class Runs(RunsInView):
         forks.check_arguments(self._app, source, args, kwargs)
         plan = forks.plan(source, steps, from_step, values)
         planned = Fork(None, source.id, plan.kept, plan.overridden, plan.again, taken_back=source.taken_back)
-        new = forks.new_fork(self._app, source, steps, plan, values, args=args, kwargs=kwargs)
+        encoded = forks.encoded(self._app, steps, values)
+        if dry_run and args is None and kwargs is None:
+            return planned
+        new = forks.new_fork(self._app, source, plan, encoded, args=args, kwargs=kwargs)
         if dry_run:
             return planned
         detail = {"from_step": from_step, "overridden": plan.overridden, "reason": reason}
