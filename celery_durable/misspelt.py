@@ -35,9 +35,10 @@ def refuse_attributes(task: type[DurableTask]) -> None:
     own = vars(task)
     if not own.get("_decorated"):
         return  # attributes of a class of the user's are the user's
+    # Looked up without asking for it: a class whose `app` is asked for is bound to the app that is current.
+    of_bases = {name for base in task.__mro__[1:] for name in vars(base)}
     for option in own:
-        known = any(hasattr(base, option) for base in task.__bases__)
-        if not known and (meant := _meant(option, _OF_TASKS)) is not None:
+        if option not in of_bases and (meant := _meant(option, _OF_TASKS)) is not None:
             message = f"{task.name}: a task has no option {option!r}; did you mean {meant!r}?"
             raise ConfigurationError(message)
 

@@ -97,3 +97,21 @@ def test_attributes_that_a_base_class_has_are_the_users_own() -> None:
     task: Any = app.task(order, lazy=False, base=WithDeadlines, deadlines=(5,), tenant="a")
 
     assert (task.deadlines, task.tenant) == ((5,), "a")
+
+
+def test_looking_at_a_task_binds_no_class_but_its_own(world: World) -> None:
+    """Else what one app is configured with would be every other one's default."""
+
+    class Base(DurableTask):
+        abstract = True
+
+    world.app.task(order, base=Base, name="shop.order")
+    assert world.app.tasks["shop.order"].serializer == "json"
+
+    with Celery(
+        "other", broker="memory://", backend=f"durable+{world.store.url}", set_as_current=False
+    ) as other:
+        other.conf.task_serializer = "pickle"
+        other.task(order, base=Base, name="shop.order")
+        assert other.tasks["shop.order"].serializer == "pickle"
+    assert not vars(Base).get("__bound__")
