@@ -126,6 +126,15 @@ class Attempt:
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         claim, history = self._claim(args, kwargs)
+        try:
+            return self._execute(claim, history, args, kwargs)
+        finally:
+            if claim.slot is not None:
+                slots.hand_on(self.task.app, self.backend.store, claim.slot)
+
+    def _execute(
+        self, claim: Claim, history: list[Checkpoint], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         execution = Execution(
             claim,
             history,
@@ -137,21 +146,18 @@ class Attempt:
         try:
             if claim.attempt == 1 and execution.overdue:
                 raise settlement.cancelled()
-            return self._execute(settlement, args, kwargs)
+            return self._settled(settlement, args, kwargs)
         except (SystemExit, KeyboardInterrupt) as error:
             if self._ends_the_process(error):
                 raise
             raise settlement.exited(error) from error
-        finally:
-            if claim.slot is not None:
-                slots.hand_on(self.task.app, self.backend.store, claim.slot)
 
     @staticmethod
     def _ends_the_process(error: BaseException) -> bool:
         """Whether what a body raised ends a pool child, or a worker that is told to stop: not a thread."""
         return isinstance(error, (WorkerShutdown, WorkerTerminate)) or current_process().name != _MAIN
 
-    def _execute(self, settlement: Settlement, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _settled(self, settlement: Settlement, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         execution, claim = settlement.execution, settlement.claim
         try:
             args, kwargs = self._as_stored(claim, args, kwargs)

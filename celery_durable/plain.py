@@ -20,7 +20,7 @@ from celery_durable.children import PLAIN
 from celery_durable.exceptions import TERMINAL, DurableError
 from celery_durable.retry import backoff
 from celery_durable.seam import Suspended
-from celery_durable.task import DurableTask, with_its_result
+from celery_durable.task import DurableTask, replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -204,13 +204,7 @@ def _lend_replace(task: Any) -> None:
         frame = context.here()
         if frame is None or task.request.called_directly or frame.execution.id != task.request.id:
             return celerys(sig)
-        execution = frame.execution
-        with outgoing.collecting(execution.id, everything_of=task.app) as caught:
-            execution.replaced = True
-            try:
-                return celerys(with_its_result(sig))
-            finally:
-                execution.successor, execution.outgoing = caught.successor, caught.messages
+        return replaced(frame.execution, task.app, celerys, sig)
 
     replace.of_runs = True  # type: ignore[attr-defined]
     task.replace = replace

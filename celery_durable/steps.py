@@ -63,7 +63,7 @@ class Step(Generic[P, R]):
     """A function whose calls inside a run are checkpointed."""
 
     def __init__(self, function: Callable[P, R], options: StepOptions) -> None:
-        name: str = named(function, {"name": options.name})
+        name: str = named(function, options.name)
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             message = f"{name} is a generator: a step is a function, or an `async def` one"
             raise StepUsageError(message)
@@ -133,7 +133,7 @@ def positional_names(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)
 
 
-def named(function: Callable[..., Any], options: dict[str, Any]) -> Any:
+def named(function: Callable[..., Any], chosen: Any) -> Any:
     """Return the name of a function's step; raise `StepUsageError` for what has none, or is none."""
     told: Any = function
     if not callable(told):
@@ -142,7 +142,7 @@ def named(function: Callable[..., Any], options: dict[str, Any]) -> Any:
             f"name, as in @step(max_retries=5)"
         )
         raise StepUsageError(message)
-    name = options.get("name") or getattr(function, "__name__", None)
+    name = chosen or getattr(function, "__name__", None)
     if name is None:
         message = f"{function!r} has no name of its own: give the step one, step(…, name='charge')"
         raise StepUsageError(message)
@@ -250,6 +250,6 @@ def step(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """
 
     def decorate(function: Callable[..., Any]) -> Step[..., Any]:
-        return Step(function, checked(named(function, options), StepOptions(), dict(options)))
+        return Step(function, checked(named(function, options.get("name")), StepOptions(), dict(options)))
 
     return decorate if function is None else decorate(function)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from celery import Celery
     from celery.result import AsyncResult
 
+    from celery_durable.executor import Execution
     from celery_durable.store import Store
     from celery_durable.store.writes import NewRun
 
@@ -325,13 +326,8 @@ class DurableTask(Task):  # type: ignore[type-arg]  # (not generic at run time b
         frame = context.current()
         if frame is None or self.request.called_directly:
             return super().replace(sig)
-        execution = frame.execution
-        with outgoing.collecting(execution.id, everything_of=self.app) as caught, driving.known_to_celery():
-            execution.replaced = True
-            try:
-                return super().replace(with_its_result(sig))
-            finally:
-                execution.successor, execution.outgoing = caught.successor, caught.messages
+        with driving.known_to_celery():
+            return replaced(frame.execution, self.app, super().replace, sig)
 
 
 def _check_id(name: str, task_id: Any) -> None:
@@ -340,7 +336,17 @@ def _check_id(name: str, task_id: Any) -> None:
         raise ConfigurationError(message)
 
 
-def with_its_result(sig: Any) -> Any:
+def replaced(execution: Execution, app: Celery, celerys: Callable[[Any], Any], sig: Any) -> Any:
+    """Have Celery's `replace` let another task take a run's place; what it would send is kept for that."""
+    with outgoing.collecting(execution.id, everything_of=app) as caught:
+        execution.replaced = True
+        try:
+            return celerys(_with_its_result(sig))
+        finally:
+            execution.successor, execution.outgoing = caught.successor, caught.messages
+
+
+def _with_its_result(sig: Any) -> Any:
     """Return a signature whose last task stores what it returns, as the run that waits for it needs."""
     sig = sig.clone()
     last = sig

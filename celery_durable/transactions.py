@@ -154,7 +154,7 @@ def transaction(function: Callable[..., Any] | None = None, /, **options: Any) -
     """
 
     def decorate(function: Callable[..., Any]) -> TransactionStep[..., Any]:
-        name = named(function, options)
+        name = named(function, options.get("name"))
         return TransactionStep(function, checked(name, TransactionOptions(), dict(options)))
 
     return decorate if function is None else decorate(function)

@@ -78,7 +78,8 @@ class Execution:
         self._journal = Journal(claim, runs, seam, self._chance, last_seq=self._history.last_seq)
         self._journal.cancelled = claim.cancel_requested or self.overdue
         self._journal.at_stop = self._note_what_is_left
-        self._journal.unmet = lambda: bool(self._history.left)
+        self._journal.compensates = lambda: self.compensates
+        self._expects: Callable[[], bool] = lambda: False  # an outcome that is stored, and not heard of yet
         self._left_at_stop: int | None = None
         self._performer = Performer(self._journal, settings, seam)
         self._branches: dict[str, bool] = {}
@@ -209,7 +210,7 @@ class Execution:
         journal = self._journal
         before, journal.thread = journal.thread, threading.get_ident()
         journal.in_flight = lambda: bool(muster.steps)
-        journal.unmet = lambda: bool(self._history.left) or muster.order.expects
+        self._expects = lambda: muster.order.expects
         try:
             return await muster.lead(coroutine, frame, self.claim.seed)
         finally:
@@ -259,15 +260,16 @@ class Execution:
         self, frame: context.Frame, step: Step[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         """Note what takes back what the body has done so far."""
+        if not self._rollbacks and not self.standing:
+            self._journal.to_note = True  # else everybody knows that it may have some, by its finished step
         self._rollbacks.register(frame.scope, step, args, kwargs)
-        if not self._journal.registered:
-            # A run with a finished step may have compensations, as everybody knows.
-            self._journal.registered, self._journal.to_note = True, not self.standing
 
     @property
     def compensates(self) -> bool | None:
-        """Whether the body has registered compensations; None when it has not come by all that is stored."""
-        return self._journal.compensates
+        """Whether the body has registered compensations; None when it has not heard of all that is done."""
+        if self._rollbacks:
+            return True
+        return None if self._journal.left_beside or self._history.left or self._expects() else False
 
     @property
     def compensations(self) -> list[str]:

@@ -41,9 +41,9 @@ class Journal:
         thread: the thread that executes the body itself.
         in_flight: says whether steps are being executed beside the body.
         replaying: whether the body only replays, to find out what it has registered.
-        registered: whether it has registered compensations.
+        compensates: says whether the run has compensations; None while that is not known.
         to_note: whether the store has to know that before the next step begins.
-        unmet: says whether the body has yet to come by, or to hear of, something that is stored.
+        left_beside: whether steps were being executed beside the body when it left its worker.
         cleans: whether the body has been told to stop.
         cleaned: whether it has begun something after that.
         at_stop: called when it is told to stop first.
@@ -73,10 +73,9 @@ class Journal:
         self.thread = threading.get_ident()
         self.in_flight: Callable[[], bool] = lambda: False
         self.replaying = False
-        self.registered = False
+        self.compensates: Callable[[], bool | None] = lambda: False
         self.to_note = False
-        self._left_beside = False
-        self.unmet: Callable[[], bool] = lambda: False
+        self.left_beside = False
         self.cleans = False
         self.cleaned = False
         self.at_stop: Callable[[], None] = lambda: None
@@ -141,11 +140,6 @@ class Journal:
         """Keep what is stored only if the body goes on, to a next step or wait."""
         self._owed.append(entry)
 
-    @property
-    def compensates(self) -> bool | None:
-        """Whether the run has compensations; None when its body has not heard of all that is done."""
-        return True if self.registered else None if self._left_beside or self.unmet() else False
-
     def _pay(self) -> None:
         if self.to_note:
             self.to_note = False
@@ -156,7 +150,7 @@ class Journal:
     def leave(self, suspended: Suspended) -> Suspended:
         """Note how the run leaves its worker: a body that catches it all the same gets no further."""
         self.leaving = self.leaving or suspended
-        self._left_beside = self._left_beside or self.in_flight()
+        self.left_beside = self.left_beside or self.in_flight()
         return self.leaving
 
     @property
@@ -269,7 +263,7 @@ class Journal:
         """Store a wait, start its children, and leave the worker for it if that is wanted."""
         self._pay()
         waits, claim = self.runs.waits, self.claim
-        wait = replace(wait, compensates=self.compensates)
+        wait = replace(wait, compensates=self.compensates())
         try:
             if wait.again:
                 waited = waits.take_up(claim.key, claim.fence, wait)

@@ -59,10 +59,7 @@ class Keys:
 
 
 def _taken(key: str) -> StepUsageError:
-    message = (
-        f"The step key {key!r} is used twice in this run: give each call its own, and none that ends in a "
-        f"number sign and a number, which calls of one name get by their order"
-        if "#" in key
-        else f"The step key {key!r} is used twice in this run: give each call its own"
-    )
+    message = f"The step key {key!r} is used twice in this run: give each call its own"
+    if "#" in key:
+        message += ", and none that ends in a number sign and a number, which calls get by their order"
     return StepUsageError(message, step=key)

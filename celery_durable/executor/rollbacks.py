@@ -40,6 +40,9 @@ class Rollbacks:
         self._keys = keys
         self._registered: dict[str, Compensation] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self._registered)
+
     def register(
         self, scope: str, step: Step[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from celery_durable.http import redaction
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 
 class Passing:
@@ -35,6 +40,13 @@ class Passing:
             self._kept += view
         else:
             self._kept.clear()  # too large to be judged
+
+    def through(self, parts: Iterable[Any]) -> Iterator[Any]:
+        """Hand on the parts of a body, from its beginning, and note each."""
+        self.begin()
+        for part in parts:
+            self.part(part)
+            yield part
 
     @property
     def data(self) -> bytes:

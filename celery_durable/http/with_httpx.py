@@ -136,10 +136,7 @@ class _Sent(httpx.SyncByteStream, httpx.AsyncByteStream):
         self._stream, self._passing = stream, passing
 
     def __iter__(self) -> Iterator[bytes]:
-        self._passing.begin()
-        for chunk in self._stream:
-            self._passing.part(chunk)
-            yield chunk
+        return self._passing.through(self._stream)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         self._passing.begin()

@@ -102,10 +102,7 @@ class _Parts:
         self._parts, self._passing = parts, passing
 
     def __iter__(self) -> Iterator[Any]:
-        self._passing.begin()
-        for part in self._parts:
-            self._passing.part(part)
-            yield part
+        return self._passing.through(self._parts)
 
 
 class _File:

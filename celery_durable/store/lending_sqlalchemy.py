@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class _Session(orm.Session):
-    """A session whose transaction is not its holder's to end."""
+class _Lent:
+    """A handle whose transaction is not its holder's to end."""
 
     def commit(self) -> None:
         refuse("commit()")
@@ -42,27 +42,18 @@ class _Session(orm.Session):
     def close(self) -> None:
         refuse("close()")
 
-    reset = invalidate = close
+
+class _Session(_Lent, orm.Session):
+    reset = invalidate = _Lent.close
 
     def __exit__(self, *_: object) -> None:
-        super().close()
+        orm.Session.close(self)
 
 
-class _Connection(sqlalchemy.Connection):
-    """A connection whose transaction is not its holder's to end."""
-
-    def commit(self) -> None:
-        refuse("commit()")
-
-    def rollback(self) -> None:
-        refuse("rollback()")
-
-    def close(self) -> None:
-        refuse("close()")
-
+class _Connection(_Lent, sqlalchemy.Connection):
     def returned(self) -> None:
         """Give it back to its pool."""
-        super().close()
+        sqlalchemy.Connection.close(self)
 
 
 class SqlAlchemyLender:

@@ -179,26 +179,24 @@ class RunStore(RunsFromOutside):
 
     def note_too_late(self, run: int, fence: uuid.UUID, step: str) -> bool:
         """Note that a step was cancelled as its outcome was being stored; return as `checkpoint` does."""
-        row = self._one("note_too_late", {"run": run, "fence": fence, "key": step})
-        if row is None:
-            raise LeaseLostError(step=step)
-        return bool(row["cancel_requested"])
+        return self._told("note_too_late", {"run": run, "fence": fence, "key": step}, step=step)
 
     def note_compensates(self, run: int, fence: uuid.UUID) -> bool:
         """Note that the run has registered compensations; return whether it is asked to stop.
 
         Raises `LeaseLostError` when another attempt owns it.
         """
-        row = self._one("note_compensates", {"run": run, "fence": fence})
-        if row is None:
-            raise LeaseLostError
-        return bool(row["cancel_requested"])
+        return self._told("note_compensates", {"run": run, "fence": fence})
 
     def asked_to_stop(self, run: int, fence: uuid.UUID) -> bool:
         """Return whether the run is asked to stop; raise `LeaseLostError` when another attempt owns it."""
-        row = self._one("asked_to_stop", {"run": run, "fence": fence})
+        return self._told("asked_to_stop", {"run": run, "fence": fence})
+
+    def _told(self, statement: str, parameters: dict[str, Any], **facts: Any) -> bool:
+        """Return what a statement of the run's holder says of a cancel."""
+        row = self._one(statement, parameters)
         if row is None:
-            raise LeaseLostError
+            raise LeaseLostError(**facts)
         return bool(row["cancel_requested"])
 
     def _stored_at_once(self, parameters: dict[str, Any]) -> bool:
