@@ -214,7 +214,6 @@ class Fetching:
             for one in self._fetcher.subscriptions:
                 if one.hungry:
                     groups.setdefault((one.channel, one.no_ack), []).append(one)
-        self._turns += 1
         found = []
         for members in groups.values():
             room = self._room(members[0])
@@ -222,6 +221,7 @@ class Fetching:
                 queues = list(dict.fromkeys(one.queue for one in members))
                 first = self._turns % len(queues)
                 found.append((queues[first:] + queues[:first], room, members))
+        self._turns += bool(found)  # a look that claims nothing takes nobody's turn
         return found
 
     def _room(self, subscription: Subscription) -> int:
